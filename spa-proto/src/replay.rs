@@ -1,0 +1,167 @@
+//! The replay window of one client (§6.5).
+//!
+//! The rules, which hold together through restarts and clocks that jump:
+//!
+//! - The *floor* is H - 2W, where H is the highest timestamp accepted from the client and W the
+//!   freshness window. It never falls.
+//! - A knock whose timestamp is not above the floor is refused; a knock above it is refused when
+//!   its nonce is in the window.
+//! - A nonce leaves the window only when its timestamp is not above the floor, never by age.
+//! - A window that is full refuses; it never evicts.
+
+use crate::client::ClientId;
+use crate::drop_reason::DropReason;
+use crate::item::Port;
+use crate::packet::Nonce;
+use crate::request::MessageType;
+use crate::time::{Freshness, UnixMicros};
+use alloc::vec::Vec;
+use hashbrown::HashMap;
+
+/// What an accepted knock leaves behind; made durable before a port opens, and given back to
+/// [`Receiver::restore`](crate::Receiver::restore) after a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// Whose knock it was.
+    pub client: ClientId,
+    /// Its id.
+    pub nonce: Nonce,
+    /// Its timestamp.
+    pub stamp: UnixMicros,
+    /// The ports that it closed; empty for an open.
+    pub closed: Vec<Port>,
+}
+
+/// A port that a client closed, and the timestamp of the knock that did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// The port.
+    pub port: Port,
+    /// The timestamp; opens that are not later are refused.
+    pub stamp: UnixMicros,
+}
+
+/// All that a client's replay window holds, for a store that writes itself anew.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WindowState {
+    /// No knock with a timestamp up to and including this one is accepted any more.
+    pub floor: UnixMicros,
+    /// The accepted knocks above the floor.
+    pub accepted: Vec<(Nonce, UnixMicros)>,
+    /// The closes above the floor.
+    pub closed: Vec<Closed>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct ReplayWindow {
+    floor: UnixMicros,
+    accepted: HashMap<Nonce, UnixMicros>,
+    closed: HashMap<Port, UnixMicros>,
+    /// Forgetting walks the whole window, so it waits until the window has grown to this.
+    prune_at: usize,
+}
+
+/// A window that holds fewer is not worth a walk.
+const PRUNE_AT_LEAST: usize = 64;
+
+impl ReplayWindow {
+    pub(crate) fn holds(&self, nonce: &Nonce) -> bool {
+        self.accepted.contains_key(nonce)
+    }
+
+    pub(crate) fn floor(&self) -> UnixMicros {
+        self.floor
+    }
+
+    /// Judges a knock and, if nothing speaks against it, enters it: the one atomic step.
+    pub(crate) fn enter(
+        &mut self,
+        nonce: Nonce,
+        stamp: UnixMicros,
+        message_type: MessageType,
+        ports: &[Port],
+        freshness: Freshness,
+        capacity: usize,
+    ) -> Result<(), DropReason> {
+        if self.holds(&nonce) {
+            return Err(DropReason::Replay);
+        }
+        if stamp <= self.floor {
+            return Err(DropReason::Floor);
+        }
+        let superseded = |port: &Port| self.closed.get(port).is_some_and(|close| stamp <= *close);
+        if message_type == MessageType::Open && ports.iter().any(superseded) {
+            return Err(DropReason::Superseded);
+        }
+        let floor = self.floor.max(floor_under(stamp, freshness));
+        if self.accepted.len() >= capacity.min(self.prune_at.max(PRUNE_AT_LEAST)) {
+            let stays = self.accepted.values().filter(|accepted| **accepted > floor).count();
+            if stays >= capacity {
+                return Err(DropReason::WindowFull);
+            }
+            self.accepted.retain(|_, accepted| *accepted > floor);
+            self.closed.retain(|_, close| *close > floor);
+            self.prune_at = stays.saturating_mul(2);
+        }
+        self.insert(nonce, stamp, floor);
+        if message_type == MessageType::Close {
+            for port in ports {
+                self.close(*port, stamp);
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters what was accepted in an earlier life, unjudged.
+    pub(crate) fn restore(&mut self, accepted: &Accepted, freshness: Freshness) {
+        let floor = self.floor.max(floor_under(accepted.stamp, freshness));
+        self.insert(accepted.nonce, accepted.stamp, floor);
+        for port in &accepted.closed {
+            self.close(*port, accepted.stamp);
+        }
+    }
+
+    pub(crate) fn restore_close(&mut self, closed: Closed) {
+        self.close(closed.port, closed.stamp);
+    }
+
+    pub(crate) fn raise_floor(&mut self, floor: UnixMicros) {
+        self.floor = self.floor.max(floor);
+    }
+
+    pub(crate) fn state(&self) -> WindowState {
+        let above = |stamp: &UnixMicros| *stamp > self.floor;
+        WindowState {
+            floor: self.floor,
+            accepted: self
+                .accepted
+                .iter()
+                .map(|(n, s)| (*n, *s))
+                .filter(|(_, s)| above(s))
+                .collect(),
+            closed: self
+                .closed
+                .iter()
+                .map(|(port, stamp)| Closed { port: *port, stamp: *stamp })
+                .filter(|closed| above(&closed.stamp))
+                .collect(),
+        }
+    }
+
+    fn insert(&mut self, nonce: Nonce, stamp: UnixMicros, floor: UnixMicros) {
+        self.floor = floor;
+        if stamp > floor {
+            self.accepted.insert(nonce, stamp);
+        }
+    }
+
+    fn close(&mut self, port: Port, stamp: UnixMicros) {
+        let latest = self.closed.entry(port).or_insert(stamp);
+        *latest = stamp.max(*latest);
+    }
+}
+
+/// The floor that a knock of this timestamp gives.
+fn floor_under(stamp: UnixMicros, freshness: Freshness) -> UnixMicros {
+    stamp.saturating_sub(freshness.get()).saturating_sub(freshness.get())
+}
