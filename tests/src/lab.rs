@@ -364,8 +364,6 @@ fn remove(namespace: &str) {
     }
     let _ = finish(Command::new(&ip).args(["netns", "del", namespace]));
     let _ = fs::remove_dir_all(Path::new(OVERLAYS).join(namespace));
-    // Only goes when it is empty.
-    let _ = fs::remove_dir(OVERLAYS);
 }
 
 fn ip_batch(namespace: &str, lines: &str) -> Result<()> {
