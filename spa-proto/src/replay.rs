@@ -33,7 +33,7 @@ pub struct Accepted {
 }
 
 /// A port that a client closed, and the timestamp of the knock that did it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Closed {
     /// The port.
     pub port: Port,

@@ -1,1 +1,4 @@
-//! Under construction.
+//! The single-packet authorization daemon.
+
+pub mod clock;
+pub mod replay_store;
