@@ -1,1 +1,5 @@
-//! Under construction.
+//! The daemon of single-packet authorization, and the commands that administer it.
+
+pub mod control;
+pub mod limits;
+pub mod policy;
