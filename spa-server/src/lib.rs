@@ -1,1 +1,16 @@
-//! Under construction.
+//! The daemon of single-packet authorization, and the commands that administer it.
+//!
+//! A knock walks one straight line, and nothing calls back upstream:
+//!
+//! ```text
+//! NIC -> capture -> frame -> pipeline (receiver, policy) -> authorizer (limits, replay store, grants) -> gate
+//! ```
+//!
+//! What fails is dropped on the capture side of the one channel, which lies between pipeline and
+//! authorizer.
+
+pub mod clock;
+pub mod control;
+pub mod limits;
+pub mod policy;
+pub mod replay_store;

@@ -1,0 +1,223 @@
+//! The control socket over a real socket, with hostile peers.
+
+use super::super::{CallError, call};
+use super::*;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream as Peer;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A daemon that counts the requests and answers them; it ends with the value.
+struct Daemon {
+    socket: PathBuf,
+    handled: Arc<AtomicUsize>,
+    _runtime: tokio::runtime::Runtime,
+    _directory: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start(idle: Duration) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("run/control.sock");
+        let handled = Arc::new(AtomicUsize::new(0));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.unwrap();
+        let listener = runtime.block_on(async { bind(&socket).unwrap() });
+        let count = Arc::clone(&handled);
+        let handler = move |request| {
+            count.fetch_add(1, Ordering::SeqCst);
+            async move {
+                match request {
+                    ControlRequest::GrantsList => ControlResponse::Grants(Vec::new()),
+                    ControlRequest::Reload => ControlResponse::error(&"server.toml is no TOML"),
+                    _ => ControlResponse::Done,
+                }
+            }
+        };
+        runtime.spawn(serve_within(listener, handler, idle));
+        Self { socket, handled, _runtime: runtime, _directory: directory }
+    }
+
+    fn peer(&self) -> Peer {
+        let peer = Peer::connect(&self.socket).unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        peer.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        peer
+    }
+
+    fn answers(&self) -> bool {
+        matches!(call(&self.socket, &ControlRequest::GrantsList), Ok(ControlResponse::Grants(_)))
+    }
+
+    fn handled(&self) -> usize {
+        self.handled.load(Ordering::SeqCst)
+    }
+}
+
+/// All that the daemon sends until it hangs up.
+fn rest(mut peer: &Peer) -> String {
+    let mut bytes = Vec::new();
+    // A hang-up with bytes of ours unread may come as a reset after what was sent.
+    if let Err(error) = peer.read_to_end(&mut bytes) {
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+/// One line that the daemon sends.
+fn read_one(mut peer: &Peer) -> String {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while peer.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
+}
+
+#[test]
+fn requests_are_answered_and_refusals_are_errors() {
+    let daemon = Daemon::start(IDLE);
+    assert!(daemon.answers());
+    let error = call(&daemon.socket, &ControlRequest::Reload).unwrap_err();
+    assert!(matches!(error, CallError::Refused { .. }));
+    assert_eq!(error.to_string(), "server.toml is no TOML");
+}
+
+#[test]
+fn one_connection_may_ask_often_and_in_pieces() {
+    let daemon = Daemon::start(IDLE);
+    let mut peer = daemon.peer();
+    peer.write_all(b"\"grants-list\"\n\"stat").unwrap();
+    assert_eq!(read_one(&peer), r#"{"grants":[]}"#);
+    peer.write_all(b"us\"\n").unwrap();
+    assert_eq!(read_one(&peer), r#""done""#);
+}
+
+#[test]
+fn the_socket_is_for_its_owner_alone() {
+    let daemon = Daemon::start(IDLE);
+    let mode = std::fs::metadata(&daemon.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let beside = std::fs::read_dir(daemon.socket.parent().unwrap()).unwrap().count();
+    assert_eq!(beside, 1, "the temporary name is gone");
+}
+
+#[test]
+fn only_root_and_the_daemon_itself_may_speak() {
+    assert_eq!(may_speak(0, 0), Ok(()));
+    assert_eq!(may_speak(0, 990), Ok(()));
+    assert_eq!(may_speak(990, 990), Ok(()));
+    assert_eq!(
+        may_speak(1000, 0).unwrap_err().to_string(),
+        "user id 1000 may not speak to the daemon; run the command as root"
+    );
+    assert_eq!(may_speak(1000, 990), Err(PeerRefused { uid: 1000 }));
+}
+
+#[test]
+fn garbage_is_answered_with_an_error_and_reaches_no_handler() {
+    let daemon = Daemon::start(IDLE);
+    for garbage in [&b"\n"[..], b"hello\n", b"\xff\xfe\x00\n", b"{\"status\":1}\n", b"[[[[[[\n"] {
+        let mut peer = daemon.peer();
+        peer.write_all(garbage).unwrap();
+        let answer = read_one(&peer);
+        assert!(
+            answer.starts_with(r#"{"error":{"message":"the daemon does not understand"#),
+            "{answer}"
+        );
+    }
+    let mut deep = vec![b'['; 60_000];
+    deep.push(b'\n');
+    let mut peer = daemon.peer();
+    peer.write_all(&deep).unwrap();
+    assert!(read_one(&peer).contains("does not understand"));
+    assert_eq!(daemon.handled(), 0);
+    assert!(daemon.answers());
+}
+
+#[test]
+fn a_line_without_end_is_cut_off() {
+    let daemon = Daemon::start(IDLE);
+    let mut fits = b"\"status\"".to_vec();
+    fits.resize(MAX_REQUEST - 1, b' ');
+    fits.push(b'\n');
+    let mut peer = daemon.peer();
+    peer.write_all(&fits).unwrap();
+    assert_eq!(read_one(&peer), r#""done""#);
+
+    let mut peer = daemon.peer();
+    let endless = vec![b' '; 4 * 1024 * 1024];
+    peer.write_all(&endless).unwrap_err();
+    assert_eq!(rest(&peer), "{\"error\":{\"message\":\"a request has at most 65536 bytes\"}}\n");
+    assert_eq!(daemon.handled(), 1);
+}
+
+#[test]
+fn half_a_request_is_no_request() {
+    let daemon = Daemon::start(IDLE);
+    let mut peer = daemon.peer();
+    peer.write_all(b"\"status\"").unwrap();
+    peer.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(rest(&peer), "");
+    assert_eq!(daemon.handled(), 0);
+}
+
+#[test]
+fn the_seventeenth_connection_is_turned_away_and_room_comes_back() {
+    let daemon = Daemon::start(IDLE);
+    let mut peers: Vec<_> = (0..MAX_CONNECTIONS).map(|_| daemon.peer()).collect();
+    for peer in &mut peers {
+        peer.write_all(b"\"status\"\n").unwrap();
+        assert_eq!(read_one(peer), r#""done""#);
+    }
+    assert!(rest(&daemon.peer()).contains("too many connections"));
+    let error = call(&daemon.socket, &ControlRequest::Status).unwrap_err();
+    assert!(error.to_string().contains("too many connections"), "{error}");
+    // Those that are in are still served.
+    peers[0].write_all(b"\"status\"\n").unwrap();
+    assert_eq!(read_one(&peers[0]), r#""done""#);
+    drop(peers);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !daemon.answers() {
+        assert!(std::time::Instant::now() < deadline, "room does not come back");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_silent_peer_is_hung_up_on() {
+    let daemon = Daemon::start(Duration::from_millis(50));
+    let mut peer = daemon.peer();
+    assert_eq!(rest(&peer), "");
+    let mut slow = daemon.peer();
+    slow.write_all(b"\"sta").unwrap();
+    assert_eq!(rest(&slow), "");
+    drop(peer.write_all(b"\"status\"\n"));
+    assert_eq!(daemon.handled(), 0);
+    assert!(daemon.answers());
+}
+
+#[test]
+fn a_socket_left_behind_is_replaced_and_a_living_one_is_not() {
+    let daemon = Daemon::start(IDLE);
+    let error = bind(&daemon.socket).unwrap_err();
+    assert!(matches!(error, BindError::InUse { .. }), "{error}");
+    assert!(daemon.answers());
+    let socket = daemon.socket.clone();
+    let Daemon { _directory: directory, _runtime: runtime, .. } = daemon;
+    drop(runtime);
+    assert!(socket.exists(), "the daemon died without cleaning up");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { bind(&socket).unwrap() });
+    drop(directory);
+}
+
+#[test]
+fn a_file_in_the_sockets_place_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control.sock");
+    std::fs::write(&path, "precious").unwrap();
+    let error = bind(&path).unwrap_err();
+    assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+}

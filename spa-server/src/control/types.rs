@@ -1,0 +1,242 @@
+//! What is asked and answered over the control socket.
+
+use serde::{Deserialize, Serialize};
+use spa_proto::{Item, Port, UnixMicros};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// What an administrator asks of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum ControlRequest {
+    /// How the daemon is: answered by [`ControlResponse::Status`].
+    Status,
+    /// What is open: answered by [`ControlResponse::Grants`].
+    GrantsList,
+    /// Close what is open, before its time: answered by [`ControlResponse::Revoked`].
+    ///
+    /// A grant is revoked when it matches all of the given criteria. Without any, `all` has to be
+    /// set.
+    #[serde(rename_all = "kebab-case")]
+    GrantsRevoke {
+        /// The client's name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        client: Option<String>,
+        /// The address that the grant is for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<IpAddr>,
+        /// The service, or the single port, as it was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<Item>,
+        /// Every grant.
+        #[serde(default)]
+        all: bool,
+    },
+    /// Read the configuration anew: answered by [`ControlResponse::Reloaded`].
+    Reload,
+    /// Forget a client's accepted knocks and its floor: answered by [`ControlResponse::Done`].
+    #[serde(rename_all = "kebab-case")]
+    ResetReplayWindow {
+        /// The client's name; none: all clients, and the barrier.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        client: Option<String>,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ControlResponse {
+    /// How the daemon is.
+    Status(Box<Status>),
+    /// What is open.
+    Grants(Vec<GrantView>),
+    /// What was closed.
+    Revoked(Vec<GrantView>),
+    /// The configuration was read and is in force.
+    Reloaded(Reloaded),
+    /// It was done.
+    Done,
+    /// It was not done.
+    #[serde(rename_all = "kebab-case")]
+    Error {
+        /// Why not, and what to do about it.
+        message: String,
+    },
+}
+
+impl ControlResponse {
+    /// An [`Error`](Self::Error) that says what `error` says.
+    pub fn error(error: &dyn std::fmt::Display) -> Self {
+        Self::Error { message: error.to_string() }
+    }
+}
+
+/// How the daemon is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// The version of the program.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// When it started.
+    pub started: UnixMicros,
+    /// For how many seconds it has run.
+    pub uptime: u64,
+    /// What it captures on.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// The UDP ports whose datagrams are looked at.
+    pub knock_ports: Vec<u16>,
+    /// `guard` or `open`.
+    pub mode: String,
+    /// `drop` or `reject`.
+    pub refuse: String,
+    /// `installed`, or what is wrong with the rules and sets in the kernel.
+    pub gate: String,
+    /// How many clients there are.
+    pub clients: StatusClients,
+    /// How many grants are live.
+    pub grants: u64,
+    /// Knocks that passed every check.
+    pub accepted: u64,
+    /// Grants that the kernel took, refreshed ones included.
+    pub opened: u64,
+    /// Grants closed before their time, by a knock or by an administrator.
+    pub closed: u64,
+    /// Accepted knocks that the kernel or the store failed.
+    pub failed: u64,
+    /// Datagrams that opened nothing, by reason; every reason there is, those never met too.
+    pub dropped: BTreeMap<String, u64>,
+    /// Datagrams that the kernel dropped before the daemon saw them.
+    pub kernel_drops: u64,
+    /// The instant up to which a barrier stands, after an unclean start or a step of the clock.
+    pub barrier_until: Option<UnixMicros>,
+    /// Why the last reload was refused; none when it was not.
+    pub last_reload: Option<String>,
+}
+
+/// One interface that the daemon captures on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// `running`, or what is wrong.
+    pub state: String,
+}
+
+/// How many clients there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StatusClients {
+    /// All in the configuration.
+    pub total: u64,
+    /// Those that are not disabled.
+    pub enabled: u64,
+}
+
+/// One grant, as an administrator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GrantView {
+    /// The client's name; its key in hexadecimal digits when it is configured no more.
+    pub client: String,
+    /// The address that is admitted.
+    pub source: IpAddr,
+    /// What was asked for.
+    pub service: Item,
+    /// What is open.
+    pub ports: Vec<Port>,
+    /// When it was opened, or refreshed last.
+    pub opened: UnixMicros,
+    /// For how many seconds new connections are still admitted.
+    pub seconds_left: u64,
+    /// The id of the knock, as the audit log has it.
+    pub request_id: String,
+}
+
+/// What a reload did.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Reloaded {
+    /// How many clients there are now.
+    pub clients: u64,
+    /// How many services there are now.
+    pub services: u64,
+    /// The grants that the new policy forbids, and that were closed.
+    pub revoked: Vec<GrantView>,
+    /// Settings that differ and take effect only at the next start.
+    pub restart_needed: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_one_short_line_each() {
+        let revoke = |client: Option<&str>, source: Option<&str>, service: Option<&str>, all| {
+            ControlRequest::GrantsRevoke {
+                client: client.map(Into::into),
+                source: source.map(|source| source.parse().unwrap()),
+                service: service.map(|service| service.parse().unwrap()),
+                all,
+            }
+        };
+        for (request, text) in [
+            (ControlRequest::Status, r#""status""#),
+            (ControlRequest::GrantsList, r#""grants-list""#),
+            (revoke(None, None, None, true), r#"{"grants-revoke":{"all":true}}"#),
+            (
+                revoke(Some("laptop"), Some("192.0.2.7"), Some("ssh"), false),
+                r#"{"grants-revoke":{"client":"laptop","source":"192.0.2.7","service":"ssh","all":false}}"#,
+            ),
+            (ControlRequest::Reload, r#""reload""#),
+            (ControlRequest::ResetReplayWindow { client: None }, r#"{"reset-replay-window":{}}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+            assert_eq!(serde_json::from_str::<ControlRequest>(text).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        for text in [
+            "",
+            "{}",
+            r#""reboot""#,
+            r#"{"grants-revoke":{"everything":true}}"#,
+            r#"{"grants-revoke":{"source":"example.org"}}"#,
+            r#"{"status":{},"reload":{}}"#,
+        ] {
+            assert!(serde_json::from_str::<ControlRequest>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn responses_come_back_as_they_were() {
+        let grant = GrantView {
+            client: "laptop".into(),
+            source: "2001:db8::7".parse().unwrap(),
+            service: "ssh".parse().unwrap(),
+            ports: vec!["tcp/22".parse().unwrap()],
+            opened: UnixMicros(5),
+            seconds_left: 29,
+            request_id: "0a1b".into(),
+        };
+        for response in [
+            ControlResponse::Grants(vec![grant.clone()]),
+            ControlResponse::Revoked(Vec::new()),
+            ControlResponse::Reloaded(Reloaded { revoked: vec![grant], ..Reloaded::default() }),
+            ControlResponse::Done,
+            ControlResponse::error(&"no such client"),
+        ] {
+            let text = serde_json::to_string(&response).unwrap();
+            assert!(!text.contains('\n'));
+            assert_eq!(serde_json::from_str::<ControlResponse>(&text).unwrap(), response);
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! Which client may open which services, from where, for how long.
+//!
+//! Pure: it judges an authentic knock by what the configuration says, and knows nothing of files,
+//! of the clock (the time is passed in), of what is open already, or of the firewall.
+
+use ipnet::IpNet;
+use spa_proto::{ClientId, Item, Knock, MessageType, Port, ServiceName, UnixMicros};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The services of the server: names, and the ports behind each.
+pub type Services = BTreeMap<ServiceName, BTreeSet<Port>>;
+
+/// What one client may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientRules {
+    /// The name that the administrator gave it.
+    pub name: Arc<str>,
+    /// Whether its knocks count at all.
+    pub enabled: bool,
+    /// The services that it may open, or single ports of them.
+    pub allow: BTreeSet<ServiceName>,
+    /// The longest lifetime that it may ask for; a longer one is refused, not clipped.
+    pub max_lifetime: Duration,
+    /// The lifetime of a request that names none; at most `max_lifetime`.
+    pub default_lifetime: Duration,
+    /// The networks that it may knock from; empty: from anywhere.
+    pub sources: Vec<IpNet>,
+    /// The instant before which its knocks are refused.
+    pub not_before: Option<UnixMicros>,
+    /// The instant from which on its knocks are refused.
+    pub expires: Option<UnixMicros>,
+    /// Whether its knocks have to be bound to the address that they come from.
+    pub require_bound_source: bool,
+    /// How often it may knock.
+    pub rate: Rate,
+    /// The most source addresses that it may have grants for at a time.
+    pub max_sources: u32,
+}
+
+/// How often a client may knock; accepted knocks alone are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// In the long run, knocks a minute.
+    pub per_minute: u32,
+    /// Knocks at once.
+    pub burst: u32,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { per_minute: 60, burst: 30 }
+    }
+}
+
+/// The rules of all clients.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    services: Services,
+    clients: HashMap<ClientId, ClientRules>,
+}
+
+/// What a knock may have: the answer of [`Policy::judge`].
+#[must_use]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    /// The client's name.
+    pub client: Arc<str>,
+    /// Each item that was asked for, with the ports that it stands for.
+    pub grants: Vec<(Item, Vec<Port>)>,
+    /// For how long; for a close it says nothing.
+    pub lifetime: Duration,
+}
+
+/// Why an authentic knock opened nothing.
+///
+/// The last three are not judged here, since they depend on what is open already: the limits
+/// speak the same language, so that `status` counts all refusals alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The client was taken out of the configuration after the receiver had found its key.
+    UnknownClient,
+    /// The client is disabled.
+    Disabled,
+    /// The client's `not-before` lies ahead.
+    NotYetValid,
+    /// The client's `expires` has passed.
+    Expired,
+    /// The knock came from none of the client's networks.
+    SourceNotAllowed,
+    /// The client's knocks must be bound to an address; this one is not.
+    BoundSourceRequired,
+    /// The client may not open this, or there is no such service.
+    ServiceNotAllowed(Item),
+    /// A longer lifetime was asked for than the client may have.
+    Lifetime {
+        /// What was asked for.
+        asked: Duration,
+        /// What may be had.
+        max: Duration,
+    },
+    /// The client knocks too often.
+    Rate,
+    /// The client has grants for as many addresses as it may.
+    MaxSources,
+    /// The server has as many grants as it may.
+    MaxGrants,
+}
+
+impl Policy {
+    /// The policy of a server with these services and clients.
+    pub fn new(
+        services: Services,
+        clients: impl IntoIterator<Item = (ClientId, ClientRules)>,
+    ) -> Self {
+        Self { services, clients: clients.into_iter().collect() }
+    }
+
+    /// The rules of one client.
+    pub fn client(&self, client: &ClientId) -> Option<&ClientRules> {
+        self.clients.get(client)
+    }
+
+    /// Judges an authentic knock; `now` is the server's clock.
+    pub fn judge(&self, knock: &Knock, now: UnixMicros) -> Result<Permit, Refusal> {
+        let request = &knock.request;
+        let rules = self.standing(&knock.client, knock.source, now)?;
+        if rules.require_bound_source && request.bound_source.is_none() {
+            return Err(Refusal::BoundSourceRequired);
+        }
+        let grants = request
+            .items
+            .iter()
+            .map(|item| match self.resolve(rules, item) {
+                Some(ports) => Ok((item.clone(), ports)),
+                None => Err(Refusal::ServiceNotAllowed(item.clone())),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let lifetime = match request.lifetime {
+            Some(seconds) => Duration::from_secs(seconds.get().into()),
+            None => rules.default_lifetime,
+        };
+        if request.message_type == MessageType::Open && lifetime > rules.max_lifetime {
+            return Err(Refusal::Lifetime { asked: lifetime, max: rules.max_lifetime });
+        }
+        Ok(Permit { client: Arc::clone(&rules.name), grants, lifetime })
+    }
+
+    /// Whether a grant that an earlier policy made stands under this one: the client may still
+    /// open the item from that address, and the item still stands for these ports.
+    pub fn upholds(
+        &self,
+        client: &ClientId,
+        source: IpAddr,
+        item: &Item,
+        ports: &[Port],
+        now: UnixMicros,
+    ) -> Result<(), Refusal> {
+        let rules = self.standing(client, source, now)?;
+        let resolved = self.resolve(rules, item).unwrap_or_default();
+        if ports.iter().all(|port| resolved.contains(port)) {
+            Ok(())
+        } else {
+            Err(Refusal::ServiceNotAllowed(item.clone()))
+        }
+    }
+
+    /// The rules of a client whose knocks from `source` count now.
+    fn standing(
+        &self,
+        client: &ClientId,
+        source: IpAddr,
+        now: UnixMicros,
+    ) -> Result<&ClientRules, Refusal> {
+        let rules = self.clients.get(client).ok_or(Refusal::UnknownClient)?;
+        if !rules.enabled {
+            return Err(Refusal::Disabled);
+        }
+        if rules.not_before.is_some_and(|not_before| now < not_before) {
+            return Err(Refusal::NotYetValid);
+        }
+        if rules.expires.is_some_and(|expires| now >= expires) {
+            return Err(Refusal::Expired);
+        }
+        let source = source.to_canonical();
+        if !rules.sources.is_empty() && !rules.sources.iter().any(|net| net.contains(&source)) {
+            return Err(Refusal::SourceNotAllowed);
+        }
+        Ok(rules)
+    }
+
+    /// The ports that an item stands for; `None` when the client may not open it.
+    fn resolve(&self, rules: &ClientRules, item: &Item) -> Option<Vec<Port>> {
+        match item {
+            Item::Service(name) if rules.allow.contains(name) => {
+                self.services.get(name).map(|ports| ports.iter().copied().collect())
+            }
+            Item::Service(_) => None,
+            Item::Port(port) => rules
+                .allow
+                .iter()
+                .filter_map(|name| self.services.get(name))
+                .any(|ports| ports.contains(port))
+                .then(|| vec![*port]),
+        }
+    }
+}
+
+impl Refusal {
+    /// The names of all refusals, as [`as_str`](Self::as_str) gives them.
+    pub const ALL: &'static [&'static str] = &[
+        "unknown-client",
+        "disabled",
+        "not-yet-valid",
+        "expired",
+        "source-not-allowed",
+        "bound-source-required",
+        "service-not-allowed",
+        "lifetime",
+        "rate",
+        "max-sources",
+        "max-grants",
+    ];
+
+    /// The refusal's name in `status` and the log.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::UnknownClient => "unknown-client",
+            Self::Disabled => "disabled",
+            Self::NotYetValid => "not-yet-valid",
+            Self::Expired => "expired",
+            Self::SourceNotAllowed => "source-not-allowed",
+            Self::BoundSourceRequired => "bound-source-required",
+            Self::ServiceNotAllowed(_) => "service-not-allowed",
+            Self::Lifetime { .. } => "lifetime",
+            Self::Rate => "rate",
+            Self::MaxSources => "max-sources",
+            Self::MaxGrants => "max-grants",
+        }
+    }
+}
+
+/// The name, and what there is to add to it.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())?;
+        match self {
+            Self::ServiceNotAllowed(item) => write!(f, " ({item})"),
+            Self::Lifetime { asked, max } => {
+                write!(f, " (asked {} s, maximum {} s)", asked.as_secs(), max.as_secs())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spa_proto::{Items, Nonce, Request};
+    use std::num::NonZeroU32;
+
+    const CLIENT: ClientId = ClientId([1; 32]);
+    const NOW: UnixMicros = UnixMicros::from_secs(1_800_000_000);
+
+    fn services() -> Services {
+        let ports = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        [
+            ("ssh".parse().unwrap(), ports(&["tcp/22"])),
+            ("web".parse().unwrap(), ports(&["tcp/80", "tcp/443", "udp/443"])),
+            ("db".parse().unwrap(), ports(&["tcp/5432"])),
+        ]
+        .into()
+    }
+
+    fn rules() -> ClientRules {
+        ClientRules {
+            name: "laptop".into(),
+            enabled: true,
+            allow: ["ssh", "web"].into_iter().map(|name| name.parse().unwrap()).collect(),
+            max_lifetime: Duration::from_secs(3600),
+            default_lifetime: Duration::from_secs(30),
+            sources: Vec::new(),
+            not_before: None,
+            expires: None,
+            require_bound_source: false,
+            rate: Rate::default(),
+            max_sources: 16,
+        }
+    }
+
+    fn knock(items: &[&str]) -> Knock {
+        let items: Vec<Item> = items.iter().map(|item| item.parse().unwrap()).collect();
+        Knock {
+            client: CLIENT,
+            nonce: Nonce([9; 24]),
+            stamp: NOW,
+            source: "192.0.2.7".parse().unwrap(),
+            request: Request {
+                message_type: MessageType::Open,
+                items: Items::try_from(items).unwrap(),
+                bound_source: None,
+                lifetime: None,
+            },
+        }
+    }
+
+    fn judge(rules: ClientRules, knock: &Knock) -> Result<Permit, Refusal> {
+        Policy::new(services(), [(CLIENT, rules)]).judge(knock, NOW)
+    }
+
+    fn asking(knock: Knock, seconds: u32) -> Knock {
+        let lifetime = NonZeroU32::new(seconds);
+        Knock { request: Request { lifetime, ..knock.request }, ..knock }
+    }
+
+    fn closing(knock: Knock) -> Knock {
+        let message_type = MessageType::Close;
+        Knock { request: Request { message_type, ..knock.request }, ..knock }
+    }
+
+    #[test]
+    fn a_service_stands_for_all_its_ports_and_a_port_for_itself() {
+        let permit = judge(rules(), &knock(&["web", "udp/443", "ssh"])).unwrap();
+        let seen: Vec<_> = permit
+            .grants
+            .iter()
+            .map(|(item, ports)| {
+                let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
+                format!("{item}: {}", ports.join(" "))
+            })
+            .collect();
+        assert_eq!(seen, ["web: tcp/80 tcp/443 udp/443", "udp/443: udp/443", "ssh: tcp/22"]);
+        assert_eq!((&*permit.client, permit.lifetime.as_secs()), ("laptop", 30));
+    }
+
+    #[test]
+    fn what_a_client_is_not_allowed_is_refused_by_name() {
+        for item in ["db", "tcp/5432", "nowhere", "udp/22", "tcp/23"] {
+            let refused = judge(rules(), &knock(&["ssh", item])).unwrap_err();
+            assert_eq!(refused, Refusal::ServiceNotAllowed(item.parse().unwrap()));
+        }
+        assert!(judge(rules(), &knock(&["ssh"])).is_ok());
+    }
+
+    #[test]
+    fn a_service_that_is_allowed_but_not_there_is_refused() {
+        let rules = ClientRules { allow: ["gone".parse().unwrap()].into(), ..rules() };
+        let refused = judge(rules, &knock(&["gone"])).unwrap_err();
+        assert_eq!(refused.to_string(), "service-not-allowed (gone)");
+    }
+
+    #[test]
+    fn a_disabled_client_and_an_unknown_one_are_refused() {
+        let disabled = ClientRules { enabled: false, ..rules() };
+        assert_eq!(judge(disabled, &knock(&["ssh"])), Err(Refusal::Disabled));
+        let stranger = Knock { client: ClientId([2; 32]), ..knock(&["ssh"]) };
+        assert_eq!(judge(rules(), &stranger), Err(Refusal::UnknownClient));
+    }
+
+    #[test]
+    fn dates_hold_to_the_microsecond() {
+        let second = Duration::from_secs(1);
+        let later = NOW.saturating_add(second);
+        let with = |not_before, expires| {
+            judge(ClientRules { not_before, expires, ..rules() }, &knock(&["ssh"])).err()
+        };
+        assert_eq!(with(Some(NOW), Some(later)), None);
+        assert_eq!(with(Some(UnixMicros(NOW.0 + 1)), None), Some(Refusal::NotYetValid));
+        assert_eq!(with(None, Some(NOW)), Some(Refusal::Expired));
+        assert_eq!(with(None, Some(UnixMicros(NOW.0 + 1))), None);
+    }
+
+    #[test]
+    fn sources_hold_for_both_families() {
+        let rules = ClientRules {
+            sources: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+            ..rules()
+        };
+        for (source, allowed) in [
+            ("192.0.2.255", true),
+            ("192.0.3.0", false),
+            ("::ffff:192.0.2.7", true),
+            ("2001:db8:ffff::1", true),
+            ("2001:db9::1", false),
+        ] {
+            let knock = Knock { source: source.parse().unwrap(), ..knock(&["ssh"]) };
+            let refused = judge(rules.clone(), &knock).err();
+            assert_eq!(refused, (!allowed).then_some(Refusal::SourceNotAllowed), "{source}");
+        }
+    }
+
+    #[test]
+    fn a_bound_source_may_be_required() {
+        let rules = ClientRules { require_bound_source: true, ..rules() };
+        let unbound = knock(&["ssh"]);
+        assert_eq!(judge(rules.clone(), &unbound), Err(Refusal::BoundSourceRequired));
+        let bound_source = Some(unbound.source);
+        let bound = Knock { request: Request { bound_source, ..unbound.request }, ..unbound };
+        assert!(judge(rules, &bound).is_ok());
+    }
+
+    #[test]
+    fn a_lifetime_over_the_maximum_is_refused_and_not_clipped() {
+        let permit = judge(rules(), &asking(knock(&["ssh"]), 3600)).unwrap();
+        assert_eq!(permit.lifetime.as_secs(), 3600);
+        let refused = judge(rules(), &asking(knock(&["ssh"]), 3601)).unwrap_err();
+        assert_eq!(refused.to_string(), "lifetime (asked 3601 s, maximum 3600 s)");
+    }
+
+    #[test]
+    fn a_close_needs_the_services_and_no_lifetime() {
+        let close = closing(asking(knock(&["ssh"]), 1_000_000));
+        assert!(judge(rules(), &close).is_ok());
+        assert_eq!(
+            judge(rules(), &closing(knock(&["db"]))),
+            Err(Refusal::ServiceNotAllowed("db".parse().unwrap()))
+        );
+    }
+
+    #[test]
+    fn a_new_policy_upholds_or_forbids_what_is_open() {
+        let source = "192.0.2.7".parse().unwrap();
+        let upholds = |rules: ClientRules, item: &str, ports: &[&str]| {
+            let ports: Vec<Port> = ports.iter().map(|port| port.parse().unwrap()).collect();
+            let policy = Policy::new(services(), [(CLIENT, rules)]);
+            policy.upholds(&CLIENT, source, &item.parse().unwrap(), &ports, NOW).err()
+        };
+        assert_eq!(upholds(rules(), "ssh", &["tcp/22"]), None);
+        assert_eq!(upholds(rules(), "tcp/443", &["tcp/443"]), None);
+        let not_allowed = |item: &str| Some(Refusal::ServiceNotAllowed(item.parse().unwrap()));
+        assert_eq!(upholds(rules(), "ssh", &["tcp/2222"]), not_allowed("ssh"));
+        assert_eq!(upholds(rules(), "db", &["tcp/5432"]), not_allowed("db"));
+        let disabled = ClientRules { enabled: false, ..rules() };
+        assert_eq!(upholds(disabled, "ssh", &["tcp/22"]), Some(Refusal::Disabled));
+        let elsewhere = ClientRules { sources: vec!["10.0.0.0/8".parse().unwrap()], ..rules() };
+        assert_eq!(upholds(elsewhere, "ssh", &["tcp/22"]), Some(Refusal::SourceNotAllowed));
+    }
+
+    #[test]
+    fn every_refusal_is_named_once() {
+        let duration = Duration::ZERO;
+        let all = [
+            Refusal::UnknownClient,
+            Refusal::Disabled,
+            Refusal::NotYetValid,
+            Refusal::Expired,
+            Refusal::SourceNotAllowed,
+            Refusal::BoundSourceRequired,
+            Refusal::ServiceNotAllowed("ssh".parse().unwrap()),
+            Refusal::Lifetime { asked: duration, max: duration },
+            Refusal::Rate,
+            Refusal::MaxSources,
+            Refusal::MaxGrants,
+        ];
+        let names: Vec<_> = all.iter().map(Refusal::as_str).collect();
+        assert_eq!(names, Refusal::ALL);
+    }
+}
