@@ -147,8 +147,7 @@ impl Packet {
     /// discovery (RFC 4861) and of multicast listeners (RFC 2710, RFC 3810).
     fn is_of_the_link(&self) -> bool {
         match (self.ip(), self.transport()) {
-            (None, _) => true,
-            (_, Some((2, _))) => true,
+            (None, _) | (_, Some((2, _))) => true,
             (_, Some((ICMPV6, message))) => {
                 matches!(message.first(), Some(130..=137 | 143))
             }

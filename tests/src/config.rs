@@ -95,11 +95,7 @@ impl Configuration {
             private_key_file: directory.join("server.key"),
             state_directory: directory.join("state"),
             control_socket: directory.join("control.sock"),
-            gate: Gate {
-                mode: "guard".into(),
-                refuse: "drop".into(),
-                tools: BTreeMap::default(),
-            },
+            gate: Gate { mode: "guard".into(), refuse: "drop".into(), tools: BTreeMap::default() },
             services: BTreeMap::from([
                 ("ssh".into(), service("tcp/22")),
                 ("web".into(), service("tcp/8080")),

@@ -78,11 +78,7 @@ impl Device {
     /// The time on this device.
     pub fn now(&self) -> UnixMicros {
         let distance = Duration::from_secs(self.ahead.unsigned_abs());
-        if self.ahead < 0 {
-            now().saturating_sub(distance)
-        } else {
-            now().saturating_add(distance)
-        }
+        if self.ahead < 0 { now().saturating_sub(distance) } else { now().saturating_add(distance) }
     }
 
     /// A knock that opens; `items` are separated by white space, as in `"ssh tcp/8080"`.

@@ -217,7 +217,6 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::lab::{Family, Lab};
     use std::net::UdpSocket;
     use std::time::Duration;
@@ -225,8 +224,7 @@ mod tests {
     #[test]
     fn the_kernel_takes_a_forged_datagram_for_real() {
         let lab = Lab::new().unwrap();
-        for (family, stranger) in
-            [(Family::V4, "10.66.0.99:1234"), (Family::V6, "[fd66::99]:1234")]
+        for (family, stranger) in [(Family::V4, "10.66.0.99:1234"), (Family::V6, "[fd66::99]:1234")]
         {
             let to = lab.server().at(family, 5000);
             let socket = lab.server().inside(|| Ok(UdpSocket::bind(to)?)).unwrap();

@@ -7,6 +7,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -253,12 +254,13 @@ impl Lab {
         }
         let mut hub = String::from("link add br0 type bridge mcast_snooping 0\nlink set br0 up\n");
         for (host, port) in self.hosts().into_iter().zip(["p1", "p2", "p3", "p4"]) {
-            hub.push_str(&format!(
+            writeln!(
+                hub,
                 "link add {port} type veth peer name eth0 address {} netns {}\n\
-                 link set {port} master br0 up\n",
+                 link set {port} master br0 up",
                 mac_text(host.mac()),
                 host.namespace()
-            ));
+            )?;
         }
         self.hub.ip(&hub)?;
         for host in self.hosts() {
@@ -277,11 +279,12 @@ impl Lab {
                     continue;
                 }
                 for family in Family::BOTH {
-                    lines.push_str(&format!(
-                        "neigh replace {} lladdr {} dev eth0 nud permanent\n",
+                    writeln!(
+                        lines,
+                        "neigh replace {} lladdr {} dev eth0 nud permanent",
                         neighbour.address(family),
                         mac_text(neighbour.mac())
-                    ));
+                    )?;
                 }
             }
             host.ip(&lines)?;

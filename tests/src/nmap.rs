@@ -24,8 +24,7 @@ pub enum Scan {
 
 impl Scan {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Syn, Self::Ack, Self::Fin, Self::Null, Self::Xmas, Self::Udp];
+    pub const ALL: [Self; 6] = [Self::Syn, Self::Ack, Self::Fin, Self::Null, Self::Xmas, Self::Udp];
 
     /// nmap's option for it.
     pub const fn option(self) -> &'static str {

@@ -69,8 +69,7 @@ impl Sshd {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let mut sshd =
-            Self { host: host.clone(), directory: directory.to_owned(), port, child };
+        let mut sshd = Self { host: host.clone(), directory: directory.to_owned(), port, child };
         eventually("sshd is to listen", || {
             if let Some(status) = sshd.child.try_wait()? {
                 bail!("sshd ended at once ({status}): {}", sshd.log()?);
@@ -122,10 +121,7 @@ impl Sshd {
             .args(["-F", "none", "-T", "-p", &self.port.to_string(), "-i"])
             .arg(self.directory.join("user_key"))
             .arg("-o")
-            .arg(format!(
-                "UserKnownHostsFile={}",
-                self.directory.join("known_hosts").display()
-            ));
+            .arg(format!("UserKnownHostsFile={}", self.directory.join("known_hosts").display()));
         for option in [
             "HostKeyAlias=gateway",
             "StrictHostKeyChecking=yes",
