@@ -1,7 +1,7 @@
 //! The usual cast: a lab, sshd and two other services behind the gate, and one client.
 
 use crate::command::Finished;
-use crate::config::{Client, Configuration};
+use crate::config::{Client, Configuration, Rate};
 use crate::device::{Device, Identity};
 use crate::lab::{Family, Host, Lab};
 use crate::probe::{Listener, PortState};
@@ -68,6 +68,8 @@ impl Scene {
             name: CLIENT.into(),
             public_key: identity.public().to_string(),
             allow: vec!["ssh".into(), "web".into()],
+            // No test but those of the rate is to meet its limit.
+            rate: Some(Rate { per_minute: 6000, burst: 5000 }),
             ..Client::default()
         });
         change(&mut configuration);

@@ -149,6 +149,19 @@ impl Server {
         Ok(())
     }
 
+    /// Waits until a process that is about to end has ended.
+    pub fn await_end(&mut self) -> Result<ExitStatus> {
+        let Some(status) = eventually("spa-server is to end", || match self.child {
+            Some(_) => Ok(self.ended()?.map(Some)),
+            None => Ok(Some(None)),
+        })?
+        else {
+            bail!("spa-server did not run");
+        };
+        self.child = None;
+        Ok(status)
+    }
+
     /// Stops and starts.
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
@@ -260,6 +273,14 @@ impl Server {
         }
     }
 
+    /// Forgets all replay windows and the barrier.
+    pub fn reset_replay_windows(&self) -> Result<()> {
+        match self.ask(&ControlRequest::ResetReplayWindow { client: None })? {
+            ControlResponse::Done => Ok(()),
+            other => bail!("asked for a reset, got {other:?}"),
+        }
+    }
+
     /// How many datagrams were dropped for this reason.
     pub fn dropped(&self, reason: &str) -> Result<u64> {
         let status = self.status()?;
@@ -276,6 +297,11 @@ impl Server {
         let dropped = self.dropped(reason)?;
         ensure!(dropped == count, "{dropped} datagrams were dropped as {reason:?}, not {count}");
         Ok(())
+    }
+
+    /// How many datagrams were dropped, for whatever reason.
+    pub fn dropped_in_all(&self) -> Result<u64> {
+        Ok(self.status()?.dropped.values().sum())
     }
 
     /// Waits until `count` knocks were accepted since the start.

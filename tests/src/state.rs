@@ -1,5 +1,6 @@
 //! A disk that a test can fill: a small tmpfs that only one mount namespace sees.
 
+use crate::command::finish;
 use crate::lab::Host;
 use crate::programs::program;
 use crate::wait::eventually;
@@ -62,6 +63,15 @@ impl TinyDisk {
         fs::remove_file(self.filler()).context("the disk was not filled")
     }
 
+    /// Mounts it read-only, or writable again. Nobody may have a file of it open for writing.
+    pub fn set_read_only(&self, read_only: bool) -> Result<()> {
+        let mut command = Command::new(program("nsenter")?);
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.keeper.id()));
+        command.arg(program("mount")?).arg("-o");
+        command.arg(if read_only { "remount,ro" } else { "remount,rw" }).arg(&self.directory);
+        finish(&mut command)?.ok().map(|_| ())
+    }
+
     fn filler(&self) -> PathBuf {
         self.path_of(&self.directory.join("filler"))
     }
@@ -86,7 +96,6 @@ impl Drop for TinyDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::finish;
     use crate::lab::Lab;
 
     #[test]
@@ -103,6 +112,10 @@ mod tests {
         disk.fill().unwrap();
         assert!(!write().success());
         disk.free().unwrap();
+        assert!(write().success());
+        disk.set_read_only(true).unwrap();
+        assert!(!write().success());
+        disk.set_read_only(false).unwrap();
         assert!(write().success());
         assert!(disk.path_of(&directory.join("file")).exists());
         assert!(!directory.join("file").exists(), "only its own mount namespace sees it");
