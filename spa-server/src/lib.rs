@@ -9,8 +9,13 @@
 //! What fails is dropped on the capture side of the one channel, which lies between pipeline and
 //! authorizer.
 
+pub mod audit;
+pub mod capture;
 pub mod clock;
 pub mod control;
+pub mod counters;
+pub mod frame;
 pub mod limits;
+pub mod pipeline;
 pub mod policy;
 pub mod replay_store;
