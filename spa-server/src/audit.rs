@@ -72,9 +72,10 @@ impl fmt::Display for Line<'_> {
 
 /// Writes a line of the trail.
 pub fn write(line: &Line<'_>) {
-    match line.event {
-        Event::Failed(_) => tracing::error!(target: "audit", "{line}"),
-        _ => tracing::info!(target: "audit", "{line}"),
+    if let Event::Failed(_) = line.event {
+        tracing::error!(target: "audit", "{line}");
+    } else {
+        tracing::info!(target: "audit", "{line}");
     }
 }
 
@@ -176,7 +177,8 @@ impl Refusals {
 /// Writes a line about refusals; `name` is the client's.
 pub fn write_refusal(name: &str, line: &RefusalLine) {
     let RefusalLine { reason, detail, source, count, .. } = line;
-    let detail = if detail.is_empty() { String::new() } else { format!(" detail={}", Value(detail)) };
+    let detail =
+        if detail.is_empty() { String::new() } else { format!(" detail={}", Value(detail)) };
     tracing::warn!(
         target: "audit",
         "event=refused client={} source={source} reason={reason} count={count}{detail}",

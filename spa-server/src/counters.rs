@@ -73,7 +73,7 @@ impl Default for Counters {
 
 impl Counters {
     /// Counts a drop.
-    pub fn drop(&self, dropped: &Dropped) {
+    pub fn dropped_one(&self, dropped: &Dropped) {
         let counter = match dropped {
             Dropped::Protocol(reason) => self.protocol.get(reason.index()),
             other => self.others.get(other.as_str()),
@@ -114,13 +114,9 @@ mod tests {
             .iter()
             .map(|error| Dropped::Frame(*error))
             .chain(DropReason::ALL.iter().map(|reason| Dropped::Protocol(*reason)))
-            .chain([
-                Dropped::Policy(Refusal::Disabled),
-                Dropped::Duplicate,
-                Dropped::Overloaded,
-            ]);
+            .chain([Dropped::Policy(Refusal::Disabled), Dropped::Duplicate, Dropped::Overloaded]);
         for dropped in drops {
-            counters.drop(&dropped);
+            counters.dropped_one(&dropped);
             assert_eq!(counters.dropped().get(dropped.as_str()), Some(&1), "{dropped:?}");
         }
         assert_eq!(

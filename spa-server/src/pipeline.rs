@@ -114,9 +114,8 @@ impl Judge {
             }
             Err(refusal) => {
                 let Knock { client, source, .. } = knock;
-                self.refusals.note(now.boottime, client, refusal.as_str(), source, || {
-                    refusal.to_string()
-                });
+                self.refusals
+                    .note(now.boottime, client, refusal.as_str(), source, || refusal.to_string());
                 Err(Dropped::Policy(refusal))
             }
         }
@@ -134,7 +133,11 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Judges by `judge` and hands on through `queue`.
-    pub fn new(judge: SharedJudge, counters: Arc<Counters>, queue: mpsc::Sender<Candidate>) -> Self {
+    pub fn new(
+        judge: SharedJudge,
+        counters: Arc<Counters>,
+        queue: mpsc::Sender<Candidate>,
+    ) -> Self {
         Self { judge, counters, queue, kernel_drops: 0 }
     }
 }
@@ -154,12 +157,12 @@ impl Sink for Pipeline {
             },
             Err(dropped) => dropped,
         };
-        self.counters.drop(&dropped);
+        self.counters.dropped_one(&dropped);
         tracing::debug!(source = %datagram.source, interface, reason = dropped.as_str(), "dropped");
     }
 
     fn malformed(&mut self, error: FrameError) {
-        self.counters.drop(&Dropped::Frame(error));
+        self.counters.dropped_one(&Dropped::Frame(error));
     }
 
     fn kernel_drops(&mut self, total: u64) {
@@ -205,4 +208,140 @@ fn describe(skew: Skew) -> String {
         Skew::Ahead(duration) => (duration, "ahead of"),
     };
     format!("the client's clock is {} s {where_to} the server's", duration.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{ClientRules, Rate};
+    use spa_proto::{
+        ClientId, DropReason, Item, MaskKey, MessageType, PacketLength, PairSecret, Request,
+        Settings, UnixMicros, seal,
+    };
+
+    const NOW: Now =
+        Now { realtime: UnixMicros::from_secs(1_800_000_000), boottime: BootMicros(5_000_000) };
+    const CLIENT: ClientId = ClientId([1; 32]);
+
+    fn secret() -> PairSecret {
+        PairSecret::new([1; 32], [2; 32], [3; 32])
+    }
+
+    fn judge() -> Judge {
+        let mut receiver = Receiver::new(Settings::default(), MaskKey::new([9; 32]));
+        receiver.set_clients([(CLIENT, secret())]);
+        let rules = ClientRules {
+            name: "laptop".into(),
+            enabled: true,
+            allow: ["ssh".parse().unwrap()].into(),
+            max_lifetime: Duration::from_secs(60),
+            default_lifetime: Duration::from_secs(30),
+            sources: Vec::new(),
+            not_before: None,
+            expires: None,
+            require_bound_source: false,
+            rate: Rate::default(),
+            max_sources: 16,
+        };
+        let ssh = ("ssh".parse().unwrap(), ["tcp/22".parse().unwrap()].into());
+        let policy = Policy::new([ssh].into(), [(CLIENT, rules)]);
+        Judge::new(receiver, Arc::new(policy), Freshness::default(), NOW)
+    }
+
+    fn knock(nonce: u8, item: &str) -> Vec<u8> {
+        let request = Request {
+            message_type: MessageType::Open,
+            items: item.parse::<Item>().unwrap().try_into().unwrap(),
+            bound_source: None,
+            lifetime: None,
+        };
+        let mask = MaskKey::new([9; 32]);
+        let length = PacketLength::default();
+        seal(&secret(), &mask, &request, NOW.realtime, Nonce([nonce; 24]), length).unwrap()
+    }
+
+    fn source() -> IpAddr {
+        "192.0.2.7".parse().unwrap()
+    }
+
+    fn later(millis: u64) -> Now {
+        let passed = Duration::from_millis(millis);
+        Now {
+            realtime: NOW.realtime.saturating_add(passed),
+            boottime: NOW.boottime.saturating_add(passed),
+        }
+    }
+
+    #[test]
+    fn a_twin_on_another_interface_is_a_duplicate_and_a_replay_is_a_replay() {
+        let mut judge = judge();
+        let packet = knock(1, "ssh");
+        let candidate = judge.judge(NOW, source(), 2, &packet).unwrap();
+        // Before the first one is committed, and after.
+        assert_eq!(judge.judge(later(1), source(), 3, &packet).unwrap_err(), Dropped::Duplicate);
+        judge.receiver.commit(&candidate.knock, &["tcp/22".parse().unwrap()]).unwrap();
+        assert_eq!(judge.judge(later(2), source(), 3, &packet).unwrap_err(), Dropped::Duplicate);
+        let replay = Dropped::Protocol(DropReason::Replay);
+        assert_eq!(judge.judge(later(3), source(), 2, &packet).unwrap_err(), replay);
+        assert_eq!(judge.judge(later(500), source(), 3, &packet).unwrap_err(), replay);
+    }
+
+    #[test]
+    fn a_refused_knock_is_noted_with_its_reason_and_noise_is_not() {
+        let mut judge = judge();
+        let refused = judge.judge(NOW, source(), 2, &knock(1, "db")).unwrap_err();
+        assert_eq!(refused.as_str(), "service-not-allowed");
+        let noise = judge.judge(NOW, source(), 2, &[0x5a; 216]).unwrap_err();
+        assert_eq!(noise, Dropped::Protocol(DropReason::UnknownTag));
+        let lines = judge.refusals.due(NOW.boottime);
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].detail, "service-not-allowed (db)");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_forward_puts_up_the_barrier_before_anything_opens() {
+        let mut judge = judge();
+        let before = judge.judge(NOW, source(), 2, &knock(1, "ssh")).unwrap();
+        let port = ["tcp/22".parse().unwrap()];
+        judge.receiver.commit(&before.knock, &port).unwrap();
+        let jumped = Now { realtime: NOW.realtime.saturating_add(Duration::from_secs(30)), ..NOW };
+        let candidate = judge.judge(jumped, source(), 2, &knock(2, "ssh")).unwrap();
+        assert_eq!(judge.receiver.commit(&candidate.knock, &port), Err(DropReason::Barrier));
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let (queue, mut waiting) = mpsc::channel(1);
+        let counters = Arc::new(Counters::default());
+        let mut judge = judge();
+        // The sink reads the real clock.
+        let now = Now::read();
+        judge.steps = StepWatch::new(now);
+        let mut pipeline = Pipeline::new(SharedJudge::new(judge), Arc::clone(&counters), queue);
+        for nonce in 0..3 {
+            let request = Request {
+                message_type: MessageType::Open,
+                items: "ssh".parse::<Item>().unwrap().try_into().unwrap(),
+                bound_source: None,
+                lifetime: None,
+            };
+            let mask = MaskKey::new([9; 32]);
+            let nonce = Nonce([nonce; 24]);
+            let length = PacketLength::default();
+            let packet = seal(&secret(), &mask, &request, now.realtime, nonce, length).unwrap();
+            pipeline.datagram(
+                2,
+                &Datagram {
+                    source: source(),
+                    source_port: 4000,
+                    destination: source(),
+                    destination_port: 62201,
+                    interface_index: None,
+                    payload: &packet,
+                },
+            );
+        }
+        assert!(waiting.try_recv().is_ok());
+        assert_eq!(counters.dropped().get("overloaded"), Some(&2));
+    }
 }
