@@ -1,0 +1,89 @@
+//! What key files need from a Unix system: flags, owners, modes.
+
+use super::{Audience, KeyFileError};
+use nix::fcntl::OFlag;
+use nix::unistd::{Uid, geteuid};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt};
+use std::path::Path;
+
+/// Follows no link, waits for no writer of a pipe, becomes the terminal of no process. (`std`
+/// sets `O_CLOEXEC` itself.)
+pub(super) fn open_options() -> OpenOptions {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits());
+    options
+}
+
+pub(super) fn check_owner_and_mode(path: &Path, file: &Metadata) -> Result<(), KeyFileError> {
+    judge(path, file.uid(), file.mode(), geteuid())
+}
+
+fn judge(path: &Path, owner: u32, mode: u32, user: Uid) -> Result<(), KeyFileError> {
+    let owner = Uid::from_raw(owner);
+    if owner != user && !owner.is_root() {
+        let (owner, user) = (owner.as_raw(), user.as_raw());
+        return Err(KeyFileError::Owner { path: path.into(), owner, user });
+    }
+    let mode = mode & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::Mode { path: path.into(), mode });
+    }
+    Ok(())
+}
+
+pub(super) fn type_name(file: &Metadata) -> &'static str {
+    let found = file.file_type();
+    if found.is_dir() {
+        "a directory"
+    } else if found.is_fifo() {
+        "a named pipe"
+    } else if found.is_socket() {
+        "a socket"
+    } else if found.is_char_device() || found.is_block_device() {
+        "a device"
+    } else {
+        "something else"
+    }
+}
+
+/// Creates a file that was not there.
+pub(super) fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Sets the mode, whatever the umask took away.
+pub(super) fn set_audience(file: &File, audience: Audience) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(match audience {
+        Audience::Owner => 0o600,
+        Audience::Everybody => 0o644,
+    }))
+}
+
+/// Makes the names in a directory last through a power failure.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    let flags = OFlag::O_DIRECTORY;
+    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_s_own_files_and_root_s_are_trusted() {
+        let as_user = |user, owner, mode| judge(Path::new("a"), owner, mode, Uid::from_raw(user));
+        for (user, owner) in [(0, 0), (1000, 1000), (1000, 0)] {
+            assert!(as_user(user, owner, 0o100_600).is_ok());
+            assert!(as_user(user, owner, 0o100_400).is_ok());
+            let refused = as_user(user, owner, 0o100_640);
+            assert!(matches!(refused, Err(KeyFileError::Mode { mode: 0o640, .. })));
+        }
+        for (user, owner) in [(0, 1000), (1000, 1001)] {
+            let refused = as_user(user, owner, 0o100_600);
+            assert!(matches!(refused, Err(KeyFileError::Owner { .. })));
+        }
+    }
+}
