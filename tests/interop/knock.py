@@ -42,6 +42,8 @@ def send(host, port, packet):
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except OSError as e:
         raise KnockError(f"{host}: {e.strerror or e}") from e
+    except UnicodeError as e:
+        raise KnockError(f"{host}: not a host's name") from e
     family, kind, proto, _, address = found[0]
     try:
         with socket.socket(family, kind, proto) as s:
