@@ -592,6 +592,9 @@ def add_floor(v):
           Knock("at floor 10", request(at=T - 10 * SECOND)), w=10,
           history=[Knock("ahead 10", request(at=T + 10 * SECOND))],
           controls=[Knock("above floor 10", request(at=T - 10 * SECOND + 1))])
+    v.add("barrier-before-floor", "barrier", "at the barrier and at the floor",
+          Knock("barrier and floor", request(at=T - w)), barrier=T - w, history=[ahead],
+          controls=[Knock("above both", request(at=T - w + 1))])
     v.add("floor-before-bound-source", "floor", "at the floor and bound to another address",
           Knock("floor bound", request(at=T - w, bound=OTHER_SRC)), history=[ahead])
 
@@ -701,6 +704,14 @@ def add_superseded(v):
           Knock("open between", request("ssh", at=T - 1)),
           history=[close, Knock("older close", request("ssh", at=T - 5 * SECOND, close=True))],
           controls=[later])
+    v.add("superseded-by-accepted-close-only", "superseded",
+          "one close was accepted, another one was dropped (bound to another address): the latter"
+          " supersedes nothing",
+          Knock("open web closed", request("web", at=T - 1)),
+          history=[Knock("close web accepted", request("web", at=T, close=True)),
+                   dropped(Knock("close ssh dropped",
+                                 request("ssh", at=T, close=True, bound=OTHER_SRC)))],
+          controls=[Knock("open ssh not closed", request("ssh", at=T - 1))])
     v.add("superseded-before-window-full", "superseded",
           "closed by a later knock, and the window is full",
           Knock("superseded full", request("ssh", at=T - 1)), history=[close], capacity=1)
@@ -898,7 +909,7 @@ def build_keys():
                     "psk": None})
     refused.append({"why": "a pre-shared key of zeros", "client_public": BOB.public.hex(),
                     "psk": bytes(32).hex()})
-    refused.append({"why": "another client (the first vector of `clients`) has this key",
+    refused.append({"why": "the client in `clients` has this key",
                     "client_public": ALICE.public.hex(), "psk": BOB.psk.hex()})
     return {
         "valid": valid,
