@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod config;
 pub mod control;
+pub mod frame;
 pub mod gate;
 pub mod limits;
 pub mod policy;
