@@ -12,9 +12,11 @@
 pub mod audit;
 pub mod capture;
 pub mod clock;
+pub mod config;
 pub mod control;
 pub mod counters;
 pub mod frame;
+pub mod gate;
 pub mod limits;
 pub mod pipeline;
 pub mod policy;
