@@ -5,7 +5,8 @@
 //! writes a line; what a client's key refuses writes one a minute at most, for each reason.
 
 use crate::clock::BootMicros;
-use spa_proto::{ClientId, Item, Nonce, UnixMicros};
+use crate::grants::RequestId;
+use spa_proto::{ClientId, Item, UnixMicros};
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -76,16 +77,6 @@ pub fn write(line: &Line<'_>) {
         tracing::error!(target: "audit", "{line}");
     } else {
         tracing::info!(target: "audit", "{line}");
-    }
-}
-
-/// The first 8 bytes of a knock's nonce, in hexadecimal: enough to find it again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RequestId(pub Nonce);
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.0.iter().take(8).try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -216,6 +207,7 @@ impl fmt::Display for Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spa_proto::Nonce;
 
     const CLIENT: ClientId = ClientId([1; 32]);
 
@@ -228,7 +220,7 @@ mod tests {
     }
 
     fn line<'a>(event: Event<'a>, items: &'a [Item]) -> Line<'a> {
-        Line { event, client: "laptop", source: source(), items, id: RequestId(Nonce([0xab; 24])) }
+        Line { event, client: "laptop", source: source(), items, id: Nonce([0xab; 24]).into() }
     }
 
     #[test]
