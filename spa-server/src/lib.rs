@@ -1,1 +1,5 @@
 //! Under construction.
+
+pub mod gate;
+pub mod grants;
+pub mod process;
