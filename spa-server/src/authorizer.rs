@@ -4,6 +4,7 @@
 //! Knocks that arrive together are made durable by one write and opened by one batch.
 
 use crate::audit::{self, Event, Line};
+use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now, Step};
 use crate::control::GrantView;
 use crate::counters::{Counters, Dropped, count};
@@ -36,12 +37,6 @@ pub struct Authorizer<G, R, L> {
     store_failing: bool,
     /// The kernel may differ from the table since an error: it is looked at again.
     unreconciled: bool,
-}
-
-/// A knock that nothing speaks against any more.
-struct Agreed {
-    candidate: Candidate,
-    ports: Vec<Port>,
 }
 
 /// The grants that one knock touches, as they were before it.
@@ -115,7 +110,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             }
             // One of them may have spoiled it for the others.
             for knock in agreed.chunks(1) {
-                if let (Err(error), Some(first)) = (self.carry_out(knock, now).await, knock.first()) {
+                if let (Err(error), Some(first)) = (self.carry_out(knock, now).await, knock.first())
+                {
                     self.failed(first, &with_causes(&error));
                 }
             }
@@ -123,10 +119,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     }
 
     /// Limits, then the replay window: the last checks, each knock wholly before the next.
-    fn agree(&mut self, batch: Vec<Candidate>, now: Now) -> (Vec<Agreed>, Vec<Accepted>) {
+    fn agree(&mut self, batch: Vec<Candidate>, now: Now) -> (Vec<Candidate>, Vec<Accepted>) {
         let shared = self.judge.clone();
         let mut judge = shared.lock();
-        let mut agreed: Vec<Agreed> = Vec::with_capacity(batch.len());
+        let mut agreed: Vec<Candidate> = Vec::with_capacity(batch.len());
         let mut accepted = Vec::with_capacity(batch.len());
         for candidate in batch {
             let client = candidate.knock.client;
@@ -138,9 +134,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 .collect::<BTreeSet<_>>()
                 .into_iter()
                 .collect();
-            let verdict = self.within_limits(&judge.policy, &candidate, &agreed, now).and_then(|()| {
-                judge.receiver.commit(&candidate.knock, &ports).map_err(Dropped::Protocol)
-            });
+            let verdict =
+                self.within_limits(&judge.policy, &candidate, &agreed, now).and_then(|()| {
+                    judge.receiver.commit(&candidate.knock, &ports).map_err(Dropped::Protocol)
+                });
             match verdict {
                 Ok(entry) => {
                     if let Some(rules) = judge.policy.client(&client) {
@@ -149,12 +146,18 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                     }
                     count(&self.counters.accepted);
                     accepted.push(entry);
-                    agreed.push(Agreed { candidate, ports });
+                    agreed.push(candidate);
                 }
                 Err(dropped) => {
                     self.counters.dropped_one(&dropped);
                     let source = candidate.knock.source;
-                    judge.refusals.note(now.boottime, client, dropped.as_str(), source, String::new);
+                    judge.refusals.note(
+                        now.boottime,
+                        client,
+                        dropped.as_str(),
+                        source,
+                        String::new,
+                    );
                 }
             }
         }
@@ -165,7 +168,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         &self,
         policy: &Policy,
         candidate: &Candidate,
-        agreed: &[Agreed],
+        agreed: &[Candidate],
         now: Now,
     ) -> Result<(), Dropped> {
         let knock = &candidate.knock;
@@ -177,9 +180,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return Ok(());
         }
         let mut sources = self.grants.sources_of(knock.client, now.boottime);
-        let waiting = agreed.iter().map(|other| &other.candidate).filter(|other| {
-            other.knock.request.message_type == MessageType::Open
-        });
+        let waiting =
+            agreed.iter().filter(|other| other.knock.request.message_type == MessageType::Open);
         sources.extend(
             waiting
                 .clone()
@@ -191,7 +193,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return Err(Dropped::Policy(Refusal::MaxSources));
         }
         let new = |candidate: &Candidate| {
-            let known = |(item, _): &&(Item, Vec<Port>)| self.grants.get(&key(candidate, item)).is_none();
+            let known =
+                |(item, _): &&(Item, Vec<Port>)| self.grants.get(&key(candidate, item)).is_none();
             candidate.permit.grants.iter().filter(known).count()
         };
         let coming: usize = waiting.map(new).sum();
@@ -202,13 +205,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     }
 
     /// Changes the table and the kernel; the table only if the kernel took it.
-    async fn carry_out(&mut self, knocks: &[Agreed], now: Now) -> Result<(), GateError> {
+    async fn carry_out(&mut self, knocks: &[Candidate], now: Now) -> Result<(), GateError> {
         let mut changes = Vec::new();
         let mut before: Before = Vec::new();
         let mut opened = Vec::new();
         let mut closed = Vec::new();
-        for knock in knocks {
-            let candidate = &knock.candidate;
+        for candidate in knocks {
             for (item, ports) in &candidate.permit.grants {
                 let key = key(candidate, item);
                 before.push((key.clone(), self.grants.get(&key).cloned()));
@@ -225,7 +227,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                         opened.push(key);
                     }
                     MessageType::Close => {
-                        let (gone, withdrawn) = self.grants.close(now.boottime, |grant| grant.key == key);
+                        let (gone, withdrawn) =
+                            self.grants.close(now.boottime, |grant| grant.key == key);
                         changes.extend(withdrawn);
                         closed.extend(gone.into_iter().map(|grant| grant.key));
                     }
@@ -241,7 +244,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         for knock in knocks {
             self.succeeded(knock, now);
         }
-        let opened: Vec<Grant> = opened.iter().filter_map(|key| self.grants.get(key).cloned()).collect();
+        let opened: Vec<Grant> =
+            opened.iter().filter_map(|key| self.grants.get(key).cloned()).collect();
         self.log_grants(&opened, &closed);
         Ok(())
     }
@@ -275,10 +279,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         }
     }
 
-    fn succeeded(&self, knock: &Agreed, now: Now) {
-        let grants = u64::try_from(knock.candidate.permit.grants.len()).unwrap_or(u64::MAX);
-        let lifetime = knock.candidate.permit.lifetime;
-        let event = match knock.candidate.knock.request.message_type {
+    fn succeeded(&self, knock: &Candidate, now: Now) {
+        let grants = u64::try_from(knock.permit.grants.len()).unwrap_or(u64::MAX);
+        let lifetime = knock.permit.lifetime;
+        let event = match knock.knock.request.message_type {
             MessageType::Open => {
                 self.counters.opened.fetch_add(grants, Ordering::Relaxed);
                 Event::Opened { lifetime, until: now.realtime.saturating_add(lifetime) }
@@ -288,24 +292,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 Event::Closed
             }
         };
-        self.audit(knock, event);
+        write_audit(knock, event);
     }
 
-    fn failed(&self, knock: &Agreed, why: &str) {
+    fn failed(&self, knock: &Candidate, why: &str) {
         count(&self.counters.failed);
-        self.audit(knock, Event::Failed(why));
-    }
-
-    fn audit(&self, knock: &Agreed, event: Event<'_>) {
-        let Candidate { knock, permit } = &knock.candidate;
-        let items: Vec<Item> = permit.grants.iter().map(|(item, _)| item.clone()).collect();
-        audit::write(&Line {
-            event,
-            client: &permit.client,
-            source: knock.source,
-            items: &items,
-            id: RequestId::from(knock.nonce),
-        });
+        write_audit(knock, Event::Failed(why));
     }
 
     /// Closes grants before their time, and says so in the audit trail.
@@ -313,7 +305,11 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// # Errors
     ///
     /// The kernel did not take it: they are listed still, and it is tried again every second.
-    pub async fn revoke(&mut self, selection: &Selection, why: &str) -> Result<Vec<Grant>, GateError> {
+    pub async fn revoke(
+        &mut self,
+        selection: &Selection,
+        why: &str,
+    ) -> Result<Vec<Grant>, GateError> {
         self.revoke_if(why, |grant| selection.matches(grant)).await
     }
 
@@ -396,7 +392,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return;
         }
         if let Err(error) = self.gate.apply(&changes).await {
-            tracing::error!("grants that are over can't be withdrawn; the kernel closes them itself: {}", with_causes(&error));
+            tracing::error!(
+                "grants that are over can't be withdrawn; the kernel closes them itself: {}",
+                with_causes(&error)
+            );
             self.unreconciled = true;
         }
         self.log_grants(&[], &keys_of(&gone));
@@ -504,14 +503,16 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 
     fn client_name(&self, client: &ClientId) -> String {
         let judge = self.judge.lock();
-        judge.policy.client(client).map_or_else(|| client.to_string(), |rules| rules.name.to_string())
+        judge
+            .policy
+            .client(client)
+            .map_or_else(|| client.to_string(), |rules| rules.name.to_string())
     }
 
     fn log_grants(&mut self, opened: &[Grant], closed: &[GrantKey]) {
         let Some(log) = &mut self.grant_log else { return };
-        let written = log
-            .record(opened, closed)
-            .and_then(|()| log.compact(&mut self.grants.iter()));
+        let written =
+            log.record(opened, closed).and_then(|()| log.compact(&mut self.grants.iter()));
         if let Err(error) = written {
             tracing::error!("a restart will close these grants: {}", with_causes(&error));
         }
@@ -531,22 +532,22 @@ fn key(candidate: &Candidate, item: &Item) -> GrantKey {
     GrantKey { client: knock.client, source: knock.source, service: item.clone() }
 }
 
+fn write_audit(candidate: &Candidate, event: Event<'_>) {
+    let Candidate { knock, permit } = candidate;
+    let items: Vec<Item> = permit.grants.iter().map(|(item, _)| item.clone()).collect();
+    audit::write(&Line {
+        event,
+        client: &permit.client,
+        source: knock.source,
+        items: &items,
+        id: RequestId::from(knock.nonce),
+    });
+}
+
 fn keys_of(grants: &[Grant]) -> Vec<GrantKey> {
     grants.iter().map(|grant| grant.key.clone()).collect()
 }
 
 fn uptime(now: Now) -> Duration {
     Duration::from_micros(now.boottime.0)
-}
-
-/// An error and all that caused it, in one line.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

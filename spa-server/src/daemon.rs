@@ -3,8 +3,9 @@
 mod start;
 mod status;
 
-use crate::authorizer::{Authorizer, Selection, with_causes};
+use crate::authorizer::{Authorizer, Selection};
 use crate::capture::{Capture, InterfaceState};
+use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::config::{Config, ConfigError, Settings};
 use crate::control::{ControlRequest, ControlResponse, Reloaded};
@@ -15,7 +16,9 @@ use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
 use anyhow::Context as _;
 use sd_notify::NotifyState;
+use spa_keys::PublicKey;
 use spa_proto::UnixMicros;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +26,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Authentic knocks that may wait for the authorizer; more are dropped as `overloaded`.
 const QUEUE: usize = 4096;
@@ -33,6 +38,7 @@ const HANGS_AFTER: Duration = Duration::from_secs(5);
 
 /// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
+    start_log()?;
     let config = Config::load(config_path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -49,6 +55,7 @@ type Command = (ControlRequest, oneshot::Sender<ControlResponse>);
 
 struct Daemon {
     settings: Settings,
+    server_key: PublicKey,
     config_path: PathBuf,
     clients: status::ClientCount,
     started: (UnixMicros, Instant),
@@ -75,7 +82,7 @@ struct Reload {
 enum Next {
     Admit,
     Command(Command),
-    Reloaded(Result<Config, ConfigError>),
+    Reloaded(Box<Result<Config, ConfigError>>),
     Tick,
     ReadAnew,
     Stop(&'static str),
@@ -93,14 +100,14 @@ impl Daemon {
             let next = tokio::select! {
                 _ = self.knocks.recv_many(&mut batch, BATCH) => Next::Admit,
                 Some(command) = self.commands.recv() => Next::Command(command),
-                config = reading(&mut self.reload) => Next::Reloaded(config),
+                config = reading(&mut self.reload) => Next::Reloaded(Box::new(config)),
                 _ = tick.tick() => Next::Tick,
                 next = stop.next() => next,
             };
             match next {
                 Next::Admit => self.authorizer.admit(std::mem::take(&mut batch)).await,
                 Next::Command((request, answer)) => self.obey(request, answer).await,
-                Next::Reloaded(config) => self.reloaded(config).await,
+                Next::Reloaded(config) => self.reloaded(*config).await,
                 Next::Tick => self.tick().await?,
                 Next::ReadAnew => self.read_anew(None),
                 Next::Stop(signal) => {
@@ -203,7 +210,9 @@ impl Daemon {
                 ControlResponse::Reloaded(reloaded)
             }
             Err(why) => {
-                tracing::error!("the new configuration is refused, the old one stays in force: {why}");
+                tracing::error!(
+                    "the new configuration is refused, the old one stays in force: {why}"
+                );
                 self.last_reload = Some(why.clone());
                 ControlResponse::Error { message: why }
             }
@@ -215,6 +224,9 @@ impl Daemon {
 
     /// First the gate, which can fail; then the policy, which can't.
     async fn put_in_force(&mut self, config: Config) -> Result<Reloaded, String> {
+        if config.server_key != self.server_key {
+            return Err("the server's private key has changed; restart the server to use it".into());
+        }
         let restart_needed = status::fixed_settings_that_differ(&self.settings, &config.settings);
         // Those keep their old values until then.
         let settings = Settings {
@@ -311,6 +323,26 @@ impl Signals {
             _ = self.hangup.recv() => Next::ReadAnew,
         }
     }
+}
+
+/// The log goes to standard error: to the journal, under systemd, which adds the time itself.
+/// `SPA_LOG` sets what is logged, as in `SPA_LOG=spa_server=debug`.
+fn start_log() -> anyhow::Result<()> {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var("SPA_LOG")
+        .from_env()
+        .context("SPA_LOG is not a log filter")?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().try_init()
+    } else {
+        log.try_init()
+    };
+    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
 }
 
 /// Tells systemd, where it listens.

@@ -1,8 +1,9 @@
 //! From a configuration to a server that captures.
 
 use super::{Command, Daemon, QUEUE, status};
-use crate::authorizer::{Authorizer, with_causes};
+use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
+use crate::causes::with_causes;
 use crate::clock::Now;
 use crate::config::{Config, Settings};
 use crate::control::{self, ControlResponse};
@@ -94,6 +95,7 @@ impl Daemon {
             clients: status::ClientCount::of(&config),
             config_path: config.path,
             settings,
+            server_key: config.server_key,
             started: (now.realtime, Instant::now()),
             judge,
             counters,
