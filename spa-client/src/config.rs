@@ -350,3 +350,6 @@ pub enum ConfigError {
         path: PathBuf,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,25 +2,29 @@
 //!
 //! Everything that can go wrong before a packet leaves goes wrong in [`Knocker::prepare`].
 
+mod address;
+mod error;
+
 use crate::config::Config;
 use crate::duration::Lifetime;
 use crate::schedule::rotated;
 use crate::server::{DEFAULT_KNOCK_PORT, Server};
 use crate::source::BindSource;
-use core::fmt;
+use address::resolve;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use spa_keys::{DeriveError, KeyFileError, PrivateKey, PublicKey};
+use spa_keys::{KeyFileError, PrivateKey, PublicKey};
 use spa_proto::{
-    Item, ItemError, Items, MaskKey, MessageType, Nonce, PairSecret, Request, SealError, UnixMicros,
+    Item, ItemError, Items, MaskKey, MessageType, Nonce, PairSecret, Request, UnixMicros,
 };
 use std::io;
-use std::net::{ToSocketAddrs as _, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::net::UdpSocket;
+use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// A name with more addresses than these is knocked at the first ones.
-const MAX_ADDRESSES: usize = 8;
+pub use address::Family;
+pub use error::KnockError;
+
 /// 2025-01-01T00:00:00Z. A clock before it was never set.
 const CLOCK_WAS_SET: UnixMicros = UnixMicros::from_secs(1_735_689_600);
 
@@ -73,42 +77,6 @@ pub struct Options {
     pub source: Option<BindSource>,
     /// Which of the server's addresses to knock on.
     pub family: Family,
-}
-
-/// Which addresses are meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Family {
-    /// All: nobody knows which one the program takes that uses the port afterwards.
-    #[default]
-    Both,
-    /// IPv4 only.
-    V4,
-    /// IPv6 only.
-    V6,
-}
-
-impl Family {
-    const fn admits(self, address: IpAddr) -> bool {
-        match self {
-            Self::Both => true,
-            Self::V4 => address.is_ipv4(),
-            Self::V6 => address.is_ipv6(),
-        }
-    }
-
-    const fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Both => "IP",
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
 }
 
 /// One datagram.
@@ -171,7 +139,7 @@ impl<'a> Knocker<'a> {
             first_sent: None,
         };
         knocker.seal(None)?;
-        knocker.addresses = resolve(server.host.as_str(), options.family, source)?;
+        knocker.addresses = resolve(&server.host, options.family, source)?;
         Ok(knocker)
     }
 
@@ -257,6 +225,14 @@ pub(crate) fn identity(file: &Path) -> Result<PrivateKey, KnockError> {
     })
 }
 
+/// What to type to get the missing key.
+fn keygen(file: &Path) -> String {
+    match Config::directory() {
+        Ok(directory) if Config::default_identity(&directory) == file => "spa-client keygen".into(),
+        _ => format!("spa-client keygen --output {}", file.display()),
+    }
+}
+
 /// What the keys of a server's client and server give.
 pub(crate) struct Secrets {
     identity: PublicKey,
@@ -280,42 +256,6 @@ fn stamp(clock: SystemTime) -> Result<UnixMicros, KnockError> {
     let since = clock.duration_since(UNIX_EPOCH).unwrap_or_default();
     let stamp = UnixMicros::default().saturating_add(since);
     if stamp < CLOCK_WAS_SET { Err(KnockError::Clock) } else { Ok(stamp) }
-}
-
-fn resolve(host: &str, family: Family, source: BindSource) -> Result<Vec<SocketAddr>, KnockError> {
-    let found = (host, 0)
-        .to_socket_addrs()
-        .map_err(|source| KnockError::Resolve { host: host.into(), source })?;
-    select(found, host, family, source)
-}
-
-/// The distinct addresses that can be meant.
-fn select(
-    found: impl Iterator<Item = SocketAddr>,
-    host: &str,
-    family: Family,
-    source: BindSource,
-) -> Result<Vec<SocketAddr>, KnockError> {
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    for mut address in found {
-        address.set_ip(address.ip().to_canonical());
-        if family.admits(address.ip()) && !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
-    if addresses.is_empty() {
-        return Err(KnockError::NoAddress { host: host.into(), family });
-    }
-    if let BindSource::Address(bound) = source {
-        // From an address of the other family no datagram can come.
-        let family = Family::of(bound);
-        addresses.retain(|address| family.admits(address.ip()));
-        if addresses.is_empty() {
-            return Err(KnockError::SourceFamily { host: host.into(), bound, family });
-        }
-    }
-    addresses.truncate(MAX_ADDRESSES);
-    Ok(addresses)
 }
 
 /// The address that this machine would send from. Connecting a UDP socket sends nothing.
@@ -350,135 +290,9 @@ fn reasons(sent: Vec<Sent>) -> String {
     format!("{}; {}", texts.join(", "), advice.unwrap_or("try again when this is mended"))
 }
 
-/// Why no knock left, and what to do about it.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KnockError {
-    /// The client has no key yet.
-    #[error("there is no identity key {} yet; make one with: {keygen}", path.display())]
-    NoIdentity {
-        /// The file.
-        path: PathBuf,
-        /// The command that makes it.
-        keygen: String,
-    },
-    /// A key file that can't be used.
-    #[error(transparent)]
-    KeyFile(#[from] KeyFileError),
-    /// The keys don't go together.
-    #[error("the keys for server {server} can't be used: {source}")]
-    Derive {
-        /// The server.
-        server: String,
-        /// Why.
-        source: DeriveError,
-    },
-    /// Too long together.
-    #[error(transparent)]
-    Seal(#[from] SealError),
-    /// No such name, or no name server.
-    #[error(
-        "{host:?} does not resolve to an address ({source}); check the server's host in the configuration, and this machine's name servers"
-    )]
-    Resolve {
-        /// The host.
-        host: String,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// None of the family that was asked for.
-    #[error("{host} has no {family} address; leave the choice of the address family away")]
-    NoAddress {
-        /// The host.
-        host: String,
-        /// The family.
-        family: Family,
-    },
-    /// The bound source is of another family than the server.
-    #[error(
-        "the knock is to be bound to {bound}, but {host} has no {family} address; name a source of the server's address family"
-    )]
-    SourceFamily {
-        /// The host.
-        host: String,
-        /// The source.
-        bound: IpAddr,
-        /// The family of the source.
-        family: Family,
-    },
-    /// Nobody accepts stamps from before there was this program.
-    #[error(
-        "this machine's clock says a day before 2025, so that no server would accept a knock; set the clock"
-    )]
-    Clock,
-    /// The system gave no random numbers.
-    #[error("the system's random number generator gave no bytes; try again")]
-    NoRandomness,
-    /// No means to wait for connections.
-    #[error("the system gives no means to wait for the port ({0}); use --no-wait")]
-    Wait(io::Error),
-    /// The system refused every datagram.
-    #[error("no knock could be sent to {host}: {reasons}")]
-    NotSent {
-        /// The host.
-        host: String,
-        /// Why, address by address, and what to look at.
-        reasons: String,
-    },
-}
-
-/// What to type to get the missing key.
-fn keygen(file: &Path) -> String {
-    match Config::directory() {
-        Ok(directory) if Config::default_identity(&directory) == file => "spa-client keygen".into(),
-        _ => format!("spa-client keygen --output {}", file.display()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
-        texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 0)).collect()
-    }
-
-    fn selected(found: &[&str], family: Family, source: BindSource) -> Result<Vec<String>, String> {
-        select(addresses(found).into_iter(), "gw", family, source)
-            .map(|addresses| addresses.iter().map(|address| address.ip().to_string()).collect())
-            .map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn each_distinct_address_is_knocked_at_once_and_eight_at_most() {
-        let found = ["192.0.2.1", "2001:db8::1", "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"];
-        let all = BindSource::Auto;
-        assert_eq!(
-            selected(&found, Family::Both, all).unwrap(),
-            ["192.0.2.1", "2001:db8::1", "192.0.2.2"]
-        );
-        assert_eq!(selected(&found, Family::V6, all).unwrap(), ["2001:db8::1"]);
-        assert_eq!(selected(&found, Family::V4, all).unwrap(), ["192.0.2.1", "192.0.2.2"]);
-        let many: Vec<String> = (1..20).map(|n| format!("192.0.2.{n}")).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert_eq!(selected(&many, Family::Both, all).unwrap().len(), 8);
-    }
-
-    #[test]
-    fn a_bound_source_leaves_the_addresses_of_its_own_family() {
-        let bound = BindSource::Address("198.51.100.7".parse().unwrap());
-        let both = ["2001:db8::1", "192.0.2.1"];
-        assert_eq!(selected(&both, Family::Both, bound).unwrap(), ["192.0.2.1"]);
-        assert_eq!(
-            selected(&["2001:db8::1"], Family::Both, bound).unwrap_err(),
-            "the knock is to be bound to 198.51.100.7, but gw has no IPv4 address; \
-             name a source of the server's address family"
-        );
-        assert_eq!(
-            selected(&["2001:db8::1"], Family::V4, BindSource::Auto).unwrap_err(),
-            "gw has no IPv4 address; leave the choice of the address family away"
-        );
-    }
 
     #[test]
     fn a_clock_that_was_never_set_is_told() {
