@@ -13,6 +13,7 @@ use crate::target::by_server;
 use core::time::Duration;
 use spa_proto::{MessageType, Transport};
 use std::io::{self, Write as _};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
 
@@ -35,7 +36,8 @@ pub(super) fn run(
     let options =
         Options { lifetime: settings.lifetime, source: args.source, family: args.family() };
     let mut visits = Vec::new();
-    for (name, items) in by_server(&args.targets, args.server.as_ref()) {
+    let default = args.server.as_ref().or(config.default_server().map(|server| &server.name));
+    for (name, items) in by_server(&args.targets, default) {
         let server = config.server(name.map(ServerName::as_str))?;
         let asked = Asked::new(message_type, items)?;
         visits.push(Knocker::prepare(server, &asked, &options)?);
@@ -47,17 +49,17 @@ pub(super) fn run(
             .into_iter()
             .map(|knocker| scope.spawn(move || visit(knocker, settings, voice)))
             .collect();
-        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
     });
 
     let report = Report::new(message_type, reports);
     if args.json {
         print_json(&report)?;
     }
-    match report.failures() {
-        None => Ok(()),
-        Some(text) => Err(CliError::Failed(text)),
-    }
+    report.failure().map_or(Ok(()), |text| Err(CliError::Failed(text)))
 }
 
 /// Knocks on one server and waits for what was asked of it.

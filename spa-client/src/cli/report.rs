@@ -64,24 +64,14 @@ struct Datagram {
 
 impl Report {
     pub(super) fn new(message_type: MessageType, servers: Vec<ServerReport>) -> Self {
-        let ok = servers.iter().all(|server| server.failures().is_empty());
+        let ok = servers.iter().all(|server| server.error.is_none());
         Self { action: message_type.as_str(), ok, servers }
     }
 
     /// What to end the program with, when something failed.
-    pub(super) fn failures(&self) -> Option<String> {
-        if self.ok {
-            return None;
-        }
-        let told = self.servers.iter().filter(|server| !server.failures().is_empty());
-        let texts = told.map(|server| {
-            let mut text = server.failures().join("\nerror: ");
-            if let Some(advice) = &server.advice {
-                let _ = write!(text, "\n{advice}");
-            }
-            text
-        });
-        Some(texts.collect::<Vec<_>>().join("\nerror: "))
+    pub(super) fn failure(&self) -> Option<String> {
+        let texts: Vec<String> = self.servers.iter().filter_map(ServerReport::failure).collect();
+        (!texts.is_empty()).then(|| texts.join("\nerror: "))
     }
 }
 
@@ -139,18 +129,23 @@ impl ServerReport {
         report
     }
 
-    fn failures(&self) -> Vec<String> {
-        let Some(error) = &self.error else { return Vec::new() };
+    fn failure(&self) -> Option<String> {
+        let mut text = self.error.clone()?;
         let mut seen = BTreeMap::new();
         for item in &self.items {
             if let State::Closed { addresses, .. } = &item.state {
                 seen.extend(addresses);
             }
         }
-        let seen: Vec<String> =
-            seen.iter().map(|(address, failure)| format!("{address}: {failure}")).collect();
-        let seen = if seen.is_empty() { String::new() } else { format!(" ({})", seen.join("; ")) };
-        vec![format!("{error}{seen}")]
+        if !seen.is_empty() {
+            let seen: Vec<String> =
+                seen.iter().map(|(address, failure)| format!("{address}: {failure}")).collect();
+            let _ = write!(text, " ({})", seen.join("; "));
+        }
+        if let Some(advice) = &self.advice {
+            let _ = write!(text, "\n{advice}");
+        }
+        Some(text)
     }
 }
 

@@ -87,7 +87,8 @@ impl<'a> Listed<'a> {
         let mut text = String::new();
         let mark = if is_default { " (default)" } else { "" };
         let _ = writeln!(text, "{}{mark}", self.name);
-        let _ = writeln!(text, "  host        {}, knock port {ports}", self.host);
+        let plural = if self.knock_ports.len() == 1 { "" } else { "s" };
+        let _ = writeln!(text, "  host        {}, knock port{plural} {ports}", self.host);
         let _ = writeln!(text, "  services    {}", joined(services.collect()));
         let _ = writeln!(text, "  server key  {}", self.public_key);
         let _ = match (&self.identity.public_key, &self.identity.error) {

@@ -137,7 +137,7 @@ fn a_private_key_in_the_configuration_is_told_and_never_shown() {
         format!("public-key = \"{PRIVATE}\""),
         format!("public-key = {PRIVATE}"),
         format!("public-key = \"{PRIVATE}"),
-        format!("{PRIVATE}"),
+        PRIVATE.to_string(),
     ] {
         let error = parse(&format!("[server.work]\nhost = \"gw\"\n{line}\n")).unwrap_err();
         assert!(error.starts_with("/etc/me/config.toml, line 3: "), "{error}");
