@@ -72,17 +72,10 @@ fn set_filter(
     settings: &CaptureSettings,
 ) -> Result<(), CaptureError> {
     let text = filter::live_expression(link, &settings.ports, settings.packet_length);
-    let refused = |source| CaptureError::Filter {
-        interface: interface.to_string(),
-        filter: text.clone(),
-        source,
-    };
-    let program = pcap.compile(&text, true).map_err(refused)?;
-    let instructions = program.get_instructions().len();
-    if instructions > filter::MAX_INSTRUCTIONS {
-        return Err(CaptureError::FilterTooLong { interface: interface.to_string(), instructions });
+    if let Err(source) = pcap.filter(&text, true) {
+        let interface = interface.to_string();
+        return Err(CaptureError::Filter { interface, filter: text, source });
     }
-    pcap.filter(&text, true).map_err(refused)?;
-    tracing::debug!(%interface, ?link, instructions, filter = text, "capture opened");
+    tracing::debug!(%interface, ?link, filter = text, "capture opened");
     Ok(())
 }

@@ -26,7 +26,7 @@ use std::thread::JoinHandle;
 pub struct CaptureSettings {
     /// Where.
     pub interfaces: Interfaces,
-    /// The UDP ports to which knocks are sent.
+    /// The UDP ports to which knocks are sent: at least one, at most [`filter::MAX_PORTS`].
     pub ports: Vec<u16>,
     /// The length of a knock: bytes of UDP payload.
     pub packet_length: usize,
@@ -74,6 +74,9 @@ pub enum CaptureError {
     /// The list of ports is empty.
     #[error("no knock port to capture; name at least one")]
     NoPorts,
+    /// The list of ports is too long.
+    #[error("{0} knock ports are too many for a capture filter; name at most {max}", max = filter::MAX_PORTS)]
+    TooManyPorts(usize),
     /// No interface has the name.
     #[error("there is no interface {name:?}; this host has {}", Listed(existing))]
     Missing {
@@ -122,18 +125,6 @@ pub enum CaptureError {
         filter: String,
         /// What libpcap says.
         source: pcap::Error,
-    },
-    /// The kernel filter is too long for the kernel.
-    #[error(
-        "the capture filter for {interface} takes {instructions} instructions, the kernel allows \
-         {}; configure fewer knock ports",
-        filter::MAX_INSTRUCTIONS
-    )]
-    FilterTooLong {
-        /// The interface, or `any`.
-        interface: String,
-        /// How long it is.
-        instructions: usize,
     },
     /// libpcap reported an error while reading.
     #[error("the capture on {interface} failed: {source}")]
@@ -189,6 +180,9 @@ impl Capture {
     ) -> Result<Self, CaptureError> {
         if settings.ports.is_empty() {
             return Err(CaptureError::NoPorts);
+        }
+        if settings.ports.len() > filter::MAX_PORTS {
+            return Err(CaptureError::TooManyPorts(settings.ports.len()));
         }
         let mut handles = Vec::new();
         for interface in Interface::list(&settings.interfaces)? {
