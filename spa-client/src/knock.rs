@@ -201,7 +201,7 @@ impl<'a> Knocker<'a> {
         if sent.iter().any(|sent| sent.outcome.is_ok()) {
             Ok(sent)
         } else {
-            Err(KnockError::NotSent { host: self.server.host.to_string(), reasons: reasons(sent) })
+            Err(not_sent(self.server.host.to_string(), sent))
         }
     }
 
@@ -273,9 +273,15 @@ fn any(to: SocketAddr) -> SocketAddr {
     SocketAddr::new(address, 0)
 }
 
-fn reasons(sent: Vec<Sent>) -> String {
+/// What the system says, without its number for it.
+pub(crate) fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error").map_or(text.clone(), |(words, _)| words.to_lowercase())
+}
+
+fn not_sent(host: String, sent: Vec<Sent>) -> KnockError {
     let mut advice = None;
-    let mut texts = Vec::new();
+    let mut reasons = Vec::new();
     for Sent { to, outcome, .. } in sent {
         let Err(error) = outcome else { continue };
         advice = advice.or(match error.kind() {
@@ -285,9 +291,10 @@ fn reasons(sent: Vec<Sent>) -> String {
             io::ErrorKind::PermissionDenied => Some("does a firewall on this machine forbid it?"),
             _ => None,
         });
-        texts.push(format!("to {}: {error}", to.ip()));
+        reasons.push(format!("{}: {}", to.ip(), plain(&error)));
     }
-    format!("{}; {}", texts.join(", "), advice.unwrap_or("try again when this is mended"))
+    let advice = advice.unwrap_or("try again when that is mended");
+    KnockError::NotSent { host, reasons: reasons.join("; "), advice }
 }
 
 #[cfg(test)]
@@ -311,16 +318,19 @@ mod tests {
             bound_source: None,
             outcome: Err(kind.into()),
         };
+        let told = |sent| not_sent("gw".into(), sent).to_string();
         assert_eq!(
-            reasons(vec![
+            told(vec![
                 failed("192.0.2.1", io::ErrorKind::NetworkUnreachable),
-                failed("2001:db8::1", io::ErrorKind::NetworkUnreachable),
+                failed("2001:db8::1", io::ErrorKind::AddrNotAvailable),
             ]),
-            "to 192.0.2.1: network unreachable, to 2001:db8::1: network unreachable; is this machine online?"
+            "no knock could be sent to gw (192.0.2.1: network unreachable; \
+             2001:db8::1: address not available); is this machine online?"
         );
         assert_eq!(
-            reasons(vec![failed("192.0.2.1", io::ErrorKind::PermissionDenied)]),
-            "to 192.0.2.1: permission denied; does a firewall on this machine forbid it?"
+            told(vec![failed("192.0.2.1", io::ErrorKind::PermissionDenied)]),
+            "no knock could be sent to gw (192.0.2.1: permission denied); \
+             does a firewall on this machine forbid it?"
         );
     }
 }

@@ -36,3 +36,8 @@ pub use probe::{Failure, Probe, Probed, Progress, until_open};
 pub use server::{Host, HostError, Server, ServerName, ServerNameError};
 pub use source::{BindSource, BindSourceError};
 pub use target::{Target, TargetError};
+
+pub use spa_keys::PublicKey;
+pub use spa_proto::{
+    Item, ItemError, Items, MessageType, PacketLength, Port, ServiceName, Transport,
+};

@@ -4,7 +4,7 @@
 //! the others are dropped before their handshakes end, so that the service sees no more
 //! connections than it must.
 
-use crate::knock::{KnockError, Knocker, Sent};
+use crate::knock::{KnockError, Knocker, Sent, plain};
 use crate::schedule::{ProbeGaps, knock_at};
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
@@ -84,7 +84,7 @@ impl From<io::Error> for Failure {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused,
             io::ErrorKind::TimedOut => Self::NoAnswer,
-            _ => Self::Other(error.to_string()),
+            _ => Self::Other(plain(&error)),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::config::closest;
 use crate::duration::{Lifetime, spoken};
-use crate::knock::{KnockError, Knocker, Sent};
+use crate::knock::{KnockError, Knocker, Sent, plain};
 use crate::probe::{Failure, Probe, Probed};
 use crate::server::ServerName;
 use core::fmt::Write as _;
@@ -47,6 +47,8 @@ struct ItemReport {
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 enum State {
+    /// No knock left.
+    NotAsked,
     /// It was asked for; nobody looked.
     Asked,
     /// All its ports accept connections.
@@ -80,6 +82,9 @@ impl ServerReport {
     pub(super) fn not_sent(knocker: &Knocker<'_>, error: &KnockError) -> Self {
         let mut report = Self::new(knocker, Vec::new(), None);
         report.error = Some(error.to_string());
+        for item in &mut report.items {
+            item.state = State::NotAsked;
+        }
         report
     }
 
@@ -174,7 +179,7 @@ impl State {
 
 impl Datagram {
     fn of(sent: Sent) -> Self {
-        let error = sent.outcome.err().map(|error| error.to_string());
+        let error = sent.outcome.err().map(|error| plain(&error));
         Self { to: sent.to, bound_source: sent.bound_source, error }
     }
 }
@@ -197,11 +202,13 @@ impl core::fmt::Display for Advice<'_> {
             .iter()
             .find(|item| matches!(item, Item::Service(_)))
             .map_or_else(|| "SERVICE".into(), ToString::to_string);
-        let knocks = self.knocker.rounds();
-        let rounds = if knocks == 1 { "one knock was" } else { "several knocks were" };
+        let sent = match self.knocker.rounds() {
+            0 | 1 => "one knock was sent".into(),
+            rounds => format!("knocks were sent {rounds} times"),
+        };
         writeln!(
             f,
-            "{rounds} sent; a server never answers one, but its log tells what became of it; likely reasons:"
+            "{sent}; a server never answers one, but its log tells what became of it; likely reasons:"
         )?;
         if self.refused {
             writeln!(f, "  - nothing listens there: does the service run, and on this port?")?;
@@ -251,7 +258,7 @@ pub(super) fn datagram(sent: &Sent) -> String {
                 sent.to.port()
             )
         }
-        Err(error) => format!("no knock could be sent to {}: {error}", sent.to.ip()),
+        Err(error) => format!("no knock could be sent to {}: {}", sent.to.ip(), plain(error)),
     }
 }
 

@@ -36,12 +36,8 @@ impl Config {
             table.set_implicit(true);
             Item::Table(table)
         });
-        let entry = table(directory, server);
-        match servers {
-            Item::Value(toml_edit::Value::InlineTable(inline)) => {
-                inline.insert(server.name.as_str(), entry.into_inline_table().into());
-            }
-            other => other[server.name.as_str()] = Item::Table(entry),
+        if let Some(servers) = servers.as_table_like_mut() {
+            servers.insert(server.name.as_str(), Item::Table(table(directory, server)));
         }
         store(directory, &document)
     }

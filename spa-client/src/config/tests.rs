@@ -68,6 +68,14 @@ fn everything_that_can_be_configured_arrives() {
 }
 
 #[test]
+fn the_example_is_a_configuration() {
+    let text = include_str!("../../config.example.toml");
+    let config = Config::parse(text, "/etc/me/config.toml".into()).unwrap();
+    assert_eq!(config.server(None).unwrap().name.as_str(), "work");
+    assert_eq!(config.server(Some("home")).unwrap().services.len(), 2);
+}
+
+#[test]
 fn what_is_wrong_is_told_with_file_and_line() {
     let at = "/etc/me/config.toml, line ";
     for (line, number, message) in [

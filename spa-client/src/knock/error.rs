@@ -75,11 +75,13 @@ pub enum KnockError {
     #[error("the system gives no means to wait for the port ({0}); use --no-wait")]
     Wait(io::Error),
     /// The system refused every datagram.
-    #[error("no knock could be sent to {host}: {reasons}")]
+    #[error("no knock could be sent to {host} ({reasons}); {advice}")]
     NotSent {
         /// The host.
         host: String,
-        /// Why, address by address, and what to look at.
+        /// Why, address by address.
         reasons: String,
+        /// What to look at.
+        advice: &'static str,
     },
 }

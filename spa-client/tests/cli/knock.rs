@@ -221,7 +221,7 @@ fn a_port_that_stays_closed_is_told_with_the_likely_reasons() {
     let home = home(&[&ear]);
     let target = format!("tcp/{}", shut.port());
     let words =
-        ["open", &target, "--wait", "--timeout", "200ms", "--json", "--source", "127.0.0.1"];
+        ["open", &target, "--wait", "--timeout", "900ms", "--json", "--source", "127.0.0.1"];
     let ran = home.run(&words);
     let clock = ran.stderr.find("this one says ").unwrap() + "this one says ".len();
     let mut stderr = ran.stderr.clone();
@@ -230,7 +230,7 @@ fn a_port_that_stays_closed_is_told_with_the_likely_reasons() {
         stderr,
         format!(
             "\
-error: {target} on work did not open within 200 ms (127.0.0.1: connection refused)
+error: {target} on work did not open within 900 ms (127.0.0.1: connection refused)
 one knock was sent; a server never answers one, but its log tells what became of it; likely reasons:
   - nothing listens there: does the service run, and on this port?
   - the clocks differ by more than a minute; this one says [now]
