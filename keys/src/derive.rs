@@ -1,4 +1,7 @@
 //! What both sides derive from their keys: the pair secret (§3.2) and the mask key (§3.3).
+//!
+//! Buffers of our own are wiped. `ring` doesn't wipe the state of its HKDF: what it leaves on the
+//! stack stays there until it is written over.
 
 use crate::{PreSharedKey, PrivateKey, PublicKey};
 use ring::hkdf;
@@ -146,7 +149,7 @@ pub enum DeriveError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hex;
+    use crate::testing::hex;
     use proptest::prelude::*;
     use spa_proto::{Epoch, Nonce, Tag, masked};
 
@@ -175,28 +178,27 @@ mod tests {
     #[test]
     fn x25519_is_that_of_rfc_7748_section_6_1() {
         let alice =
-            private(hex::bytes("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"));
-        let bob =
-            private(hex::bytes("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"));
+            private(hex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"));
+        let bob = private(hex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"));
         assert_eq!(
             alice.public().as_bytes(),
-            &hex::bytes("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
+            &hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
         );
         assert_eq!(
             bob.public().as_bytes(),
-            &hex::bytes("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
+            &hex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
         );
-        let shared = hex::bytes("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742");
+        let shared = hex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742");
         assert_eq!(alice.agree(&bob.public()).unwrap().as_bytes(), &shared);
         assert_eq!(bob.agree(&alice.public()).unwrap().as_bytes(), &shared);
     }
 
     #[test]
     fn hkdf_is_that_of_rfc_5869_appendix_a_1() {
-        let salt: [u8; 13] = hex::bytes("000102030405060708090a0b0c");
+        let salt: [u8; 13] = hex("000102030405060708090a0b0c");
         let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, &salt).extract(&[0x0b; 22]);
-        let info: [u8; 10] = hex::bytes("f0f1f2f3f4f5f6f7f8f9");
-        let output = hex::bytes::<42>(
+        let info: [u8; 10] = hex("f0f1f2f3f4f5f6f7f8f9");
+        let output = hex::<42>(
             "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
         );
         assert_eq!(*expand::<42>(&prk, &[&info]), output);
@@ -210,17 +212,14 @@ mod tests {
     #[test]
     fn both_sides_derive_what_the_specification_says() {
         let (client, server, shared) = (private([1; 32]), private([2; 32]), pre_shared([3; 32]));
-        let plain = hex::bytes(
-            "06e1bf3e32628ccfe2263b1fd8d5309b26f826f894f8f548b3a64617b7524413\
+        let plain = hex("06e1bf3e32628ccfe2263b1fd8d5309b26f826f894f8f548b3a64617b7524413\
              035bccb990346a937fc2747f9203437a2b0b77ab54eba5cf9c89c10362d475fb\
-             07a9efc002475536147fa029a8e7bae5c044f2634d3fba0138b3dbbc2b82d37d",
-        );
+             07a9efc002475536147fa029a8e7bae5c044f2634d3fba0138b3dbbc2b82d37d");
         assert_eq!(both(&client, &server, None, None), (plain, plain));
-        let with_pre_shared = hex::bytes(
-            "9d9eea9cae2a56496ec21db75fc0fad3c3706f1fdcf01b125c5f3d80385dc39a\
+        let with_pre_shared =
+            hex("9d9eea9cae2a56496ec21db75fc0fad3c3706f1fdcf01b125c5f3d80385dc39a\
              d4268ab7ccf5f43035a3197582621014cafff84d8055f9afe58e29fde56df8c2\
-             74f26c6aba9294be14f7d54443b4039d7c629ec9db3834a1b226e5918bdda3d1",
-        );
+             74f26c6aba9294be14f7d54443b4039d7c629ec9db3834a1b226e5918bdda3d1");
         assert_eq!(
             both(&client, &server, Some(&shared), Some(&shared)),
             (with_pre_shared, with_pre_shared)
@@ -230,8 +229,7 @@ mod tests {
     #[test]
     fn the_mask_key_is_what_the_specification_says() {
         let server = private([2; 32]).public();
-        let expected =
-            hex::bytes("a77871d7e5556aa4a1135cf905aac987810ac988a80a0367b7c0c3930111eaa7");
+        let expected = hex("a77871d7e5556aa4a1135cf905aac987810ac988a80a0367b7c0c3930111eaa7");
         let hidden = |key| masked(&key, &Nonce([7; 24]), Tag([0; 16]));
         assert_eq!(hidden(mask_key(&server)), hidden(MaskKey::new(expected)));
         assert_ne!(hidden(mask_key(&server)), hidden(MaskKey::new([0; 32])));
@@ -303,7 +301,7 @@ mod tests {
         assert!(pair_secret_for_client(&me, &good, None).is_ok());
         assert!(pair_secret_for_server(&me, &good, None).is_ok());
         for point in LOW_ORDER {
-            let other = PublicKey::from_bytes(hex::bytes(point));
+            let other = PublicKey::from_bytes(hex(point));
             for pre_shared in [None, Some(&pre_shared([3; 32]))] {
                 let of_client = pair_secret_for_client(&me, &other, pre_shared);
                 assert_eq!(of_client.unwrap_err(), DeriveError::LowOrder, "{point}");
@@ -334,8 +332,7 @@ mod tests {
             bytes
         };
         // p + 2, which X25519 would take for 2.
-        let above_p =
-            hex::bytes("efffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f");
+        let above_p = hex("efffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f");
         for bytes in [with_high_bit, own_with_high_bit, above_p] {
             let other = PublicKey::from_bytes(bytes);
             let refused = pair_secret_for_server(&me, &other, None).unwrap_err();

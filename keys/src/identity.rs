@@ -142,3 +142,66 @@ impl serde::de::Visitor<'_> for TextVisitor {
         text.parse().map_err(E::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::assert_not_implemented;
+    use ring::rand::SystemRandom;
+
+    fn key() -> PrivateKey {
+        PrivateKey::from_bytes(Zeroizing::new([1; 32]))
+    }
+
+    #[test]
+    fn a_private_key_survives_its_text() {
+        let key = PrivateKey::generate(&SystemRandom::new()).unwrap();
+        let again: PrivateKey = key.to_text().parse().unwrap();
+        assert_eq!(again.to_text(), key.to_text());
+        assert_eq!(again.public(), key.public());
+    }
+
+    #[test]
+    fn no_two_generated_keys_are_alike() {
+        let random = SystemRandom::new();
+        let [one, two] = [(); 2].map(|()| PrivateKey::generate(&random).unwrap());
+        assert_ne!(one.public(), two.public());
+    }
+
+    #[test]
+    fn a_private_key_does_not_show() {
+        assert_not_implemented!(PrivateKey: Clone, fmt::Display, Serialize);
+        let shown = format!("{:?} {:#?}", key(), Some(key()));
+        assert!(shown.contains("PrivateKey(redacted)"), "{shown}");
+        assert!(!shown.contains("AQEB") && !shown.contains("1, 1"), "{shown}");
+    }
+
+    #[test]
+    fn a_private_key_is_wiped() {
+        fn wiped<T: ZeroizeOnDrop>() {}
+        wiped::<PrivateKey>();
+        wiped::<StaticSecret>();
+    }
+
+    #[test]
+    fn a_public_key_survives_text_serde_and_client_id() {
+        let key = key().public();
+        assert_eq!(key.to_string().parse(), Ok(key));
+        let json = serde_json::to_string(&key).unwrap();
+        assert_eq!(json, format!("\"{key}\""));
+        assert_eq!(serde_json::from_str::<PublicKey>(&json).unwrap(), key);
+        assert_eq!(PublicKey::from(ClientId::from(key)), key);
+        assert_eq!(ClientId::from(key).0, *key.as_bytes());
+        assert_eq!(format!("{key:?}"), format!("PublicKey({key})"));
+    }
+
+    #[test]
+    fn serde_refuses_a_private_key_and_does_not_repeat_it() {
+        let text = key().to_text();
+        let json = serde_json::to_string(text.as_str()).unwrap();
+        let message = serde_json::from_str::<PublicKey>(&json).unwrap_err().to_string();
+        assert!(message.starts_with("this is a private key"), "{message}");
+        assert!(!message.contains("AQEB"), "{message}");
+        assert!(serde_json::from_str::<PublicKey>("7").is_err());
+    }
+}

@@ -37,6 +37,8 @@ mod derive;
 mod file;
 mod identity;
 mod pre_shared_key;
+#[cfg(test)]
+mod testing;
 mod text;
 
 pub use derive::{DeriveError, mask_key, pair_secret_for_client, pair_secret_for_server};
@@ -60,13 +62,4 @@ fn random_bytes(random: &dyn SecureRandom) -> Result<Zeroizing<[u8; 32]>, NoRand
     let mut bytes = Zeroizing::new([0; 32]);
     random.fill(bytes.as_mut_slice()).map_err(|_| NoRandomness)?;
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod hex {
-    /// The bytes that `text` writes in hexadecimal digits.
-    pub(crate) fn bytes<const N: usize>(text: &str) -> [u8; N] {
-        assert_eq!(text.len(), 2 * N, "{text}");
-        core::array::from_fn(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap())
-    }
 }

@@ -58,3 +58,40 @@ impl FromStr for PreSharedKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a pre-shared key of 32 zero bytes is no secret; make a new one")]
 pub struct AllZero;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::assert_not_implemented;
+    use ring::rand::SystemRandom;
+
+    #[test]
+    fn a_pre_shared_key_survives_its_text() {
+        let key = PreSharedKey::generate(&SystemRandom::new()).unwrap();
+        let again: PreSharedKey = key.to_text().parse().unwrap();
+        assert_eq!(again.as_bytes(), key.as_bytes());
+    }
+
+    #[test]
+    fn all_zero_is_no_pre_shared_key() {
+        let zero = Zeroizing::new([0; 32]);
+        let text = text::encode(KeyKind::PreShared, &zero);
+        assert_eq!(text.parse::<PreSharedKey>().unwrap_err(), KeyTextError::AllZero);
+        assert_eq!(PreSharedKey::from_bytes(zero).unwrap_err(), AllZero);
+        for at in 0..32 {
+            let mut bytes = Zeroizing::new([0; 32]);
+            bytes[at] = 1;
+            assert!(PreSharedKey::from_bytes(bytes).is_ok(), "{at}");
+        }
+    }
+
+    #[test]
+    fn a_pre_shared_key_does_not_show_and_is_wiped() {
+        fn wiped<T: ZeroizeOnDrop>() {}
+        wiped::<PreSharedKey>();
+        wiped::<Zeroizing<[u8; 32]>>();
+        assert_not_implemented!(PreSharedKey: Clone, fmt::Display);
+        let key = PreSharedKey::from_bytes(Zeroizing::new([3; 32])).unwrap();
+        assert_eq!(format!("{key:?}"), "PreSharedKey(redacted)");
+    }
+}

@@ -202,3 +202,215 @@ fn advice(wanted: KeyKind, found: KeyKind) -> &'static str {
         _ => "check which of the two files or texts was meant",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PreSharedKey, PrivateKey, PublicKey};
+    use proptest::prelude::*;
+
+    // Computed by another implementation from the specification, as those in `derive`.
+    const KNOWN: [(KeyKind, [u8; 32], &str); 3] = [
+        (KeyKind::Private, [1; 32], "spa-private-AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQFfCMN6"),
+        (
+            KeyKind::Public,
+            [
+                0xa4, 0xe0, 0x92, 0x92, 0xb6, 0x51, 0xc2, 0x78, 0xb9, 0x77, 0x2c, 0x56, 0x9f, 0x5f,
+                0xa9, 0xbb, 0x13, 0xd9, 0x06, 0xb4, 0x6a, 0xb6, 0x8c, 0x9d, 0xf9, 0xdc, 0x2b, 0x44,
+                0x09, 0xf8, 0xa2, 0x09,
+            ],
+            "spa-public-pOCSkrZRwni5dyxWn1-puxPZBrRqtoyd-dwrRAn4ogmeA6-7",
+        ),
+        (KeyKind::PreShared, [3; 32], "spa-psk-AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwPCNkHX"),
+    ];
+
+    #[test]
+    fn keys_are_written_as_the_specification_says() {
+        for (kind, key, text) in KNOWN {
+            assert_eq!(*encode(kind, &key), text);
+            assert_eq!(*decode(kind, text).unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn whitespace_around_a_key_does_no_harm() {
+        for (kind, key, text) in KNOWN {
+            assert_eq!(*decode(kind, &format!(" \t{text}\r\n")).unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn a_mix_up_of_two_kinds_is_told() {
+        for (found, _, text) in KNOWN {
+            for wanted in KeyKind::ALL.into_iter().filter(|wanted| *wanted != found) {
+                let error = decode(wanted, text).unwrap_err();
+                assert_eq!(error, KeyTextError::Kind { wanted, found });
+                let message = error.to_string();
+                for part in [found.as_str(), found.prefix(), wanted.as_str(), wanted.prefix()] {
+                    assert!(message.contains(part), "{message}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_mix_up_is_told_for_a_damaged_key_too() {
+        let error = decode(KeyKind::Public, "spa-private-AQEB…").unwrap_err();
+        let found = KeyKind::Private;
+        assert_eq!(error, KeyTextError::Kind { wanted: KeyKind::Public, found });
+    }
+
+    #[test]
+    fn each_way_to_be_wrong_has_its_message() {
+        let good = KNOWN[1].2;
+        let of = |text: &str| decode(KeyKind::Public, text).unwrap_err().to_string();
+        assert_eq!(of(" \n"), "there is no key here; a public key is expected (spa-public-…)");
+        assert_eq!(
+            of("ssh-ed25519 AAAAC3"),
+            "this is no public key; it has to begin with spa-public-"
+        );
+        assert_eq!(of(&good[11..]), "this is no public key; it has to begin with spa-public-");
+        assert_eq!(
+            of(&good.replace("pOCS", "pO S")),
+            "character 14 of this public key is none that a key can have (A-Z, a-z, 0-9, '-', '_'); copy the key again"
+        );
+        assert_eq!(
+            of(&good[..good.len() - 1]),
+            "this public key has 47 characters after spa-public-, but 48 are needed; copy the whole key"
+        );
+        assert_eq!(
+            of(&good.replace("pOCS", "p0CS")),
+            "there is a typing error in this public key (its checksum does not match); copy it again"
+        );
+        assert_eq!(
+            of(KNOWN[0].2),
+            "this is a private key (spa-private-…), but a public key (spa-public-…) belongs here; \
+             a private key never leaves its machine: give the public key that belongs to it, and \
+             if others may have seen the private key, make a new one"
+        );
+        // The positive control: the text itself is good.
+        assert!(decode(KeyKind::Public, good).is_ok());
+    }
+
+    #[test]
+    fn the_position_counts_characters_not_bytes() {
+        let error = decode(KeyKind::PreShared, "  spa-psk-Awé").unwrap_err();
+        assert_eq!(error, KeyTextError::Character { wanted: KeyKind::PreShared, position: 11 });
+    }
+
+    #[test]
+    fn a_checksum_of_another_kind_does_not_hold() {
+        // The body of a private key under the prefix of a pre-shared key.
+        let body = KNOWN[0].2.strip_prefix("spa-private-").unwrap();
+        let error = decode(KeyKind::PreShared, &format!("spa-psk-{body}")).unwrap_err();
+        assert_eq!(error, KeyTextError::Checksum { wanted: KeyKind::PreShared });
+    }
+
+    #[test]
+    fn every_character_replaced_is_detected() {
+        for (kind, _, text) in KNOWN {
+            for at in 0..text.len() {
+                for other in (0x20..0x7f).map(char::from).chain(['\0', '\n', 'é', '‐']) {
+                    let mut typo = text.to_owned();
+                    typo.replace_range(at..=at, &other.to_string());
+                    let is_right = decode(kind, &typo).is_ok();
+                    assert_eq!(is_right, typo == text, "{at} {other:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_character_missing_doubled_or_swapped_is_detected() {
+        for (kind, _, text) in KNOWN {
+            for at in 0..text.len() {
+                let mut missing = text.to_owned();
+                let removed = missing.remove(at);
+                assert!(decode(kind, &missing).is_err(), "{at}");
+                let mut doubled = text.to_owned();
+                doubled.insert(at, removed);
+                assert!(decode(kind, &doubled).is_err(), "{at}");
+                let mut swapped = missing;
+                if at + 1 < text.len() {
+                    swapped.insert(at + 1, removed);
+                    assert_eq!(decode(kind, &swapped).is_ok(), swapped == text, "{at}");
+                }
+            }
+        }
+    }
+
+    fn any_kind() -> impl Strategy<Value = KeyKind> {
+        prop::sample::select(KeyKind::ALL.to_vec())
+    }
+
+    /// Texts that come near to being a key.
+    fn any_text() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<String>(),
+            "[ \t]{0,2}spa-(private|public|psk)-[A-Za-z0-9_-]{0,60}[ \n]{0,2}",
+            "spa-(private|public|psk)-[A-Za-z0-9_-]{48}",
+            "spa-(private|public|psk)-\\PC{0,60}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in any_text()) {
+            let _ = text.parse::<PrivateKey>().map_err(|error| error.to_string());
+            let _ = text.parse::<PublicKey>().map_err(|error| error.to_string());
+            let _ = text.parse::<PreSharedKey>().map_err(|error| error.to_string());
+        }
+
+        #[test]
+        fn what_is_read_is_written_alike(kind in any_kind(), text in any_text()) {
+            if let Ok(key) = decode(kind, &text) {
+                let again = encode(kind, &key);
+                prop_assert_eq!(again.as_str(), text.trim());
+            }
+        }
+
+        #[test]
+        fn every_key_is_read_as_it_was_written(kind in any_kind(), key: [u8; 32]) {
+            let text = encode(kind, &key);
+            prop_assert_eq!(text.len(), kind.prefix().len() + 48);
+            prop_assert!(text.capacity() <= 64, "allocated once");
+            prop_assert_eq!(decode(kind, &text).map(|read| *read), Ok(key));
+        }
+
+        #[test]
+        fn a_typing_error_is_detected(
+            kind in any_kind(),
+            key: [u8; 32],
+            at: prop::sample::Index,
+            typed in "[A-Za-z0-9_-]",
+        ) {
+            let text = encode(kind, &key);
+            let at = kind.prefix().len() + at.index(48);
+            let mut typo = text.to_string();
+            typo.replace_range(at..=at, &typed);
+            prop_assume!(typo != *text);
+            prop_assert_eq!(decode(kind, &typo), Err(KeyTextError::Checksum { wanted: kind }));
+        }
+
+        #[test]
+        fn no_error_repeats_what_was_read(
+            wanted in any_kind(),
+            found in any_kind(),
+            key: [u8; 32],
+            at: prop::sample::Index,
+            typed in any::<char>(),
+        ) {
+            let mut text = encode(found, &key).to_string();
+            let at = at.index(text.len());
+            text.replace_range(at..=at, &typed.to_string());
+            if let Err(error) = decode(wanted, &text) {
+                let told = format!("{error} {error:?}");
+                let body = encode(found, &key)[found.prefix().len()..].to_owned();
+                for piece in body.as_bytes().windows(8) {
+                    let piece = core::str::from_utf8(piece).unwrap();
+                    prop_assert!(!told.contains(piece), "{}", told);
+                }
+            }
+        }
+    }
+}

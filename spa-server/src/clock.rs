@@ -28,7 +28,7 @@ impl BootMicros {
     }
 
     /// The time from `earlier` to `self`; zero when `earlier` is the later one.
-    pub fn since(self, earlier: Self) -> Duration {
+    pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 }

@@ -3,14 +3,27 @@
 //! A knock walks one straight line, and nothing calls back upstream:
 //!
 //! ```text
-//! NIC -> capture -> frame -> pipeline (receiver, policy) -> authorizer (limits, replay store, grants) -> gate
+//! NIC -> capture -> frame -> pipeline (receiver, policy)
+//!     -> authorizer (limits, replay store, grants) -> gate
 //! ```
 //!
 //! What fails is dropped on the capture side of the one channel, which lies between pipeline and
 //! authorizer.
 
+pub mod audit;
+pub mod authorizer;
+pub mod capture;
+pub mod causes;
 pub mod clock;
+pub mod config;
 pub mod control;
+pub mod counters;
+pub mod daemon;
+pub mod frame;
+pub mod gate;
+pub mod grants;
 pub mod limits;
+pub mod pipeline;
 pub mod policy;
+pub mod process;
 pub mod replay_store;

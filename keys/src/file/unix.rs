@@ -67,3 +67,23 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     let flags = OFlag::O_DIRECTORY;
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_s_own_files_and_root_s_are_trusted() {
+        let as_user = |user, owner, mode| judge(Path::new("a"), owner, mode, Uid::from_raw(user));
+        for (user, owner) in [(0, 0), (1000, 1000), (1000, 0)] {
+            assert!(as_user(user, owner, 0o100_600).is_ok());
+            assert!(as_user(user, owner, 0o100_400).is_ok());
+            let refused = as_user(user, owner, 0o100_640);
+            assert!(matches!(refused, Err(KeyFileError::Mode { mode: 0o640, .. })));
+        }
+        for (user, owner) in [(0, 1000), (1000, 1001)] {
+            let refused = as_user(user, owner, 0o100_600);
+            assert!(matches!(refused, Err(KeyFileError::Owner { .. })));
+        }
+    }
+}

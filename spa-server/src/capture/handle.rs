@@ -1,0 +1,81 @@
+//! One open capture: libpcap's handle, set up as this daemon needs it.
+
+use super::interface::Interface;
+use super::{CaptureError, CaptureSettings, filter};
+use crate::frame::LinkType;
+use pcap::{Active, Direction, Linktype};
+use std::os::fd::{AsRawFd, RawFd};
+
+/// Bytes of a frame that are captured. In immediate mode the kernel reserves this much for every
+/// frame, so more would only make the buffer hold fewer of them; the longest knock needs 486 with
+/// two VLAN tags and 40 bytes of IP options.
+const SNAP_LENGTH: i32 = 512;
+
+/// An open, filtered, non-blocking capture.
+pub(super) struct Handle {
+    pub(super) pcap: pcap::Capture<Active>,
+    pub(super) link: LinkType,
+    /// The index that the interface had when the capture was opened; 0 for all.
+    pub(super) index: u32,
+}
+
+impl Handle {
+    pub(super) fn open(
+        interface: &Interface,
+        settings: &CaptureSettings,
+    ) -> Result<Self, CaptureError> {
+        let open_error = |source| CaptureError::Open { interface: interface.to_string(), source };
+
+        let index = interface.index()?;
+        if !interface.is_up()? {
+            return Err(CaptureError::Down { name: interface.to_string() });
+        }
+        let inactive = pcap::Capture::from_device(interface.name()).map_err(open_error)?;
+        let mut pcap = inactive
+            .immediate_mode(true)
+            .promisc(false)
+            .snaplen(SNAP_LENGTH)
+            .buffer_size(i32::try_from(settings.buffer_bytes).unwrap_or(i32::MAX))
+            .open()
+            .and_then(pcap::Capture::setnonblock)
+            .map_err(open_error)?;
+
+        if *interface == Interface::Any
+            && let Err(error) = pcap.set_datalink(Linktype(LinkType::LinuxSll2.number()))
+        {
+            tracing::warn!(%error, "this libpcap can't tell which interface a knock came in on");
+        }
+        let link = LinkType::try_from(pcap.get_datalink().0)
+            .map_err(|source| CaptureError::Link { interface: interface.to_string(), source })?;
+
+        pcap.direction(Direction::In).map_err(open_error)?;
+        set_filter(&mut pcap, interface, link, settings)?;
+
+        // Between the question and the opening, another interface can have got the name.
+        if interface.index()? != index {
+            return Err(CaptureError::Replaced { name: interface.to_string() });
+        }
+        Ok(Self { pcap, link, index })
+    }
+}
+
+impl AsRawFd for Handle {
+    fn as_raw_fd(&self) -> RawFd {
+        self.pcap.as_raw_fd()
+    }
+}
+
+fn set_filter(
+    pcap: &mut pcap::Capture<Active>,
+    interface: &Interface,
+    link: LinkType,
+    settings: &CaptureSettings,
+) -> Result<(), CaptureError> {
+    let text = filter::live_expression(link, &settings.ports, settings.packet_length);
+    if let Err(source) = pcap.filter(&text, true) {
+        let interface = interface.to_string();
+        return Err(CaptureError::Filter { interface, filter: text, source });
+    }
+    tracing::debug!(%interface, ?link, filter = text, "capture opened");
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Reads configuration files, and refuses those that somebody else could have written.
+
+use super::error::{Fault, Problem};
+use nix::fcntl::OFlag;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+/// The longest file that is read, in bytes.
+const MAX_LENGTH: u64 = 1024 * 1024;
+
+/// Reads a file that belongs to root or to this user and that nobody else can write. It is judged
+/// by what was opened; a link that leads to it is followed.
+pub(super) fn read(path: &Path) -> Result<String, Problem> {
+    read_opened(path).map_err(|fault| Problem { path: path.into(), fault })
+}
+
+fn read_opened(path: &Path) -> Result<String, Fault> {
+    let file = open(path, OFlag::O_NONBLOCK)?;
+    let metadata = file.metadata().map_err(Fault::Io)?;
+    if !metadata.is_file() {
+        return Err(Fault::NotAFile);
+    }
+    judge(path, &metadata)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_LENGTH.saturating_add(1)).read_to_end(&mut bytes).map_err(Fault::Io)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_LENGTH {
+        return Err(Fault::TooLong { max: MAX_LENGTH });
+    }
+    String::from_utf8(bytes).map_err(|_| Fault::NotText)
+}
+
+/// Refuses a directory in which somebody else could put files.
+pub(super) fn judge_directory(path: &Path) -> Result<(), Problem> {
+    open(path, OFlag::O_DIRECTORY)
+        .and_then(|directory| directory.metadata().map_err(Fault::Io))
+        .and_then(|metadata| judge(path, &metadata))
+        .map_err(|fault| Problem { path: path.into(), fault })
+}
+
+fn open(path: &Path, flags: OFlag) -> Result<File, Fault> {
+    let flags = (flags | OFlag::O_NOCTTY).bits();
+    OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::NotFound => Fault::Missing,
+            _ => Fault::Io(error),
+        }
+    })
+}
+
+fn judge(path: &Path, metadata: &Metadata) -> Result<(), Fault> {
+    let user = nix::unistd::geteuid().as_raw();
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if owner != 0 && owner != user {
+        return Err(Fault::Owner { path: path.into(), owner, user });
+    }
+    if mode & 0o022 != 0 {
+        return Err(Fault::Mode { path: path.into(), mode });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn error(path: &Path) -> String {
+        let directory = path.parent().unwrap();
+        let error = read(path).unwrap_err().to_string();
+        error.replace(&*directory.to_string_lossy(), "DIR")
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.toml");
+        fs::write(&path, "x = 1").unwrap();
+        for mode in [0o600, 0o644, 0o444, 0o755] {
+            set_mode(&path, mode);
+            assert_eq!(read(&path).unwrap(), "x = 1");
+        }
+        for mode in [0o664, 0o646, 0o620, 0o666] {
+            set_mode(&path, mode);
+            assert_eq!(
+                error(&path),
+                format!(
+                    "DIR/server.toml: others than its owner can write it (mode {mode:04o}), and so \
+                    let themselves in; look through it, then: chmod go-w DIR/server.toml"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.toml");
+        fs::write(&path, "x = 1").unwrap();
+        std::os::unix::fs::chown(&path, Some(4711), None).unwrap();
+        assert_eq!(
+            error(&path),
+            "DIR/server.toml: belongs to user id 4711, who could let anybody in; look through it, \
+            then: chown 0 DIR/server.toml"
+        );
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        set_mode(directory.path(), 0o755);
+        judge_directory(directory.path()).unwrap();
+        set_mode(directory.path(), 0o775);
+        let error = judge_directory(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("(mode 0775)") && error.contains("chmod go-w"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_readable_file_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.toml");
+        assert_eq!(
+            error(&path),
+            "DIR/server.toml: there is no such file; `spa-server init` writes a configuration"
+        );
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(error(&path), "DIR/server.toml: is no regular file");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert_eq!(error(&path), "DIR/server.toml: is no regular file");
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, b"caf\xe9").unwrap();
+        assert_eq!(error(&path), "DIR/server.toml: is not UTF-8 text");
+        let most = usize::try_from(MAX_LENGTH).unwrap();
+        fs::write(&path, "#".repeat(most)).unwrap();
+        assert_eq!(read(&path).unwrap().len(), most);
+        fs::write(&path, "#".repeat(most + 1)).unwrap();
+        assert_eq!(error(&path), "DIR/server.toml: is longer than 1048576 bytes");
+    }
+}

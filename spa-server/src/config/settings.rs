@@ -1,0 +1,323 @@
+//! `server.toml`, judged.
+
+use super::error::{ConfigError, Fault, Problem, ValueError};
+use super::file;
+use super::raw::{RawGate, RawService, RawSettings};
+use super::time::parse_duration;
+use crate::capture::Interfaces;
+use crate::gate::{Mode, Plan, Refusal, ToolOverrides};
+use crate::policy::Services;
+use spa_proto::{Freshness, PacketLength, Port, ServiceName, Transport};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The shortest lifetime of a grant.
+pub(super) const MIN_LIFETIME: Duration = Duration::from_secs(1);
+/// The longest lifetime of a grant: ipset has no longer timeout.
+pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(2_147_483);
+const MAX_GRANTS: i64 = 1_048_576;
+/// The longest interface name that Linux has.
+const MAX_INTERFACE_NAME: usize = 15;
+
+/// What `server.toml` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where knocks are looked for.
+    pub interfaces: Interfaces,
+    /// The UDP ports that knocks are sent to; at least one.
+    pub knock_ports: Vec<u16>,
+    /// How long every knock is.
+    pub packet_length: PacketLength,
+    /// How far the clock of a client may be off.
+    pub freshness: Freshness,
+    /// The file with the server's private key.
+    pub private_key_file: PathBuf,
+    /// Where the replay store and the grants are kept.
+    pub state_directory: PathBuf,
+    /// Where the commands reach the daemon.
+    pub control_socket: PathBuf,
+    /// The lifetime of a request that names none.
+    pub default_lifetime: Duration,
+    /// The most live grants.
+    pub max_grants: u32,
+    /// How the ports are guarded.
+    pub gate: GateSettings,
+    /// What can be opened; at least one service, each with at least one port.
+    pub services: Services,
+}
+
+/// How the ports are guarded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateSettings {
+    /// Whether the gate refuses what is not granted, or leaves that to another firewall.
+    pub mode: Mode,
+    /// What refused packets meet.
+    pub refuse: Refusal,
+    /// Where tools are that are not in the usual places; absolute paths.
+    pub tools: ToolOverrides,
+}
+
+impl Settings {
+    /// Reads and judges `server.toml` alone: neither keys nor clients.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            // Where there is no directory there is no file either, which the next line says.
+            if directory.exists() {
+                file::judge_directory(directory)?;
+            }
+        }
+        let text = file::read(path)?;
+        Self::parse(path, &text)
+    }
+
+    /// Judges the text of a `server.toml` that is, or will be, at `path`.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let problem = |fault| Problem { path: path.into(), fault };
+        let raw: RawSettings =
+            toml::from_str(text).map_err(|error| problem(Fault::syntax(text, &error)))?;
+        let mut judge = Judge { faults: Vec::new() };
+        let settings = judge.settings(raw, path);
+        if judge.faults.is_empty() {
+            Ok(settings)
+        } else {
+            Err(ConfigError { problems: judge.faults.into_iter().map(problem).collect() })
+        }
+    }
+}
+
+impl Settings {
+    /// What the gate is to guard.
+    pub fn gate_plan(&self) -> Plan {
+        let ports: BTreeSet<Port> = self.services.values().flatten().copied().collect();
+        // A grant of a service takes one element for each of its ports.
+        let largest = self.services.values().map(BTreeSet::len).max().unwrap_or(1);
+        Plan {
+            mode: self.gate.mode,
+            refusal: self.gate.refuse,
+            ports: ports.into_iter().collect(),
+            knock_ports: self.knock_ports.clone(),
+            max_elements: u32::try_from(largest)
+                .unwrap_or(u32::MAX)
+                .saturating_mul(self.max_grants),
+        }
+    }
+}
+
+/// Collects what is wrong, and goes on with a value that serves until the end of the judgement.
+struct Judge {
+    faults: Vec<Fault>,
+}
+
+impl Judge {
+    fn settings(&mut self, raw: RawSettings, path: &Path) -> Settings {
+        let beside = path.parent().unwrap_or(Path::new("/"));
+        let knock_ports = self.knock_ports(raw.knock_ports);
+        let services = self.services(raw.services, &knock_ports);
+        Settings {
+            interfaces: self.interfaces(raw.interfaces),
+            knock_ports,
+            packet_length: self.packet_length(raw.plaintext_length),
+            freshness: self.freshness(raw.freshness),
+            private_key_file: self.path(
+                "private-key-file",
+                raw.private_key_file.unwrap_or_else(|| beside.join("server.key")),
+            ),
+            state_directory: self.path(
+                "state-directory",
+                raw.state_directory.unwrap_or_else(|| "/var/lib/spa".into()),
+            ),
+            control_socket: self.path(
+                "control-socket",
+                raw.control_socket.unwrap_or_else(|| "/run/spa/control.sock".into()),
+            ),
+            default_lifetime: lifetime("default-lifetime", raw.default_lifetime, &mut self.faults)
+                .unwrap_or(Duration::from_secs(30)),
+            max_grants: number("max-grants", raw.max_grants, 1, MAX_GRANTS, &mut self.faults)
+                .unwrap_or(65_536),
+            gate: self.gate(raw.gate),
+            services,
+        }
+    }
+
+    fn fault(&mut self, key: impl Into<String>, error: impl Into<ValueError>) {
+        self.faults.push(Fault::value(key, error));
+    }
+
+    fn interfaces(&mut self, raw: Option<Vec<String>>) -> Interfaces {
+        let key = "interfaces";
+        let Some(names) = raw else { return Interfaces::All };
+        if names.is_empty() {
+            self.fault(key, ValueError::Empty { advice: "write [\"any\"] for all interfaces" });
+        }
+        let mut named = Vec::new();
+        for name in &names {
+            if name == "any" {
+                if names.len() > 1 {
+                    self.fault(key, ValueError::AnyAndOthers);
+                }
+                return Interfaces::All;
+            }
+            if !is_interface_name(name) {
+                self.fault(key, ValueError::Interface(name.clone()));
+            } else if named.contains(name) {
+                self.fault(key, ValueError::Twice(name.clone()));
+            } else {
+                named.push(name.clone());
+            }
+        }
+        Interfaces::Named(named)
+    }
+
+    fn knock_ports(&mut self, raw: Option<Vec<i64>>) -> Vec<u16> {
+        let key = "knock-ports";
+        let numbers = raw.unwrap_or_else(|| vec![62_201]);
+        if numbers.is_empty() {
+            self.fault(key, ValueError::Empty { advice: "write [62201] for the usual one" });
+        }
+        let mut ports = Vec::new();
+        for number in numbers {
+            match u16::try_from(number) {
+                Err(_) | Ok(0) => self.fault(key, ValueError::Port(number)),
+                Ok(port) if ports.contains(&port) => {
+                    self.fault(key, ValueError::Twice(port.to_string()));
+                }
+                Ok(port) => ports.push(port),
+            }
+        }
+        ports
+    }
+
+    fn packet_length(&mut self, raw: Option<i64>) -> PacketLength {
+        let (min, max) = (PacketLength::MIN_PLAINTEXT, PacketLength::MAX_PLAINTEXT);
+        number("plaintext-length", raw, min.into(), max.into(), &mut self.faults)
+            .and_then(|length| u16::try_from(length).ok())
+            .and_then(|length| PacketLength::try_from(length).ok())
+            .unwrap_or_default()
+    }
+
+    fn freshness(&mut self, raw: Option<String>) -> Freshness {
+        let (min, max) = (Freshness::MIN, Freshness::MAX);
+        duration("freshness", raw, min, max, &mut self.faults)
+            .and_then(|window| Freshness::try_from(window).ok())
+            .unwrap_or_default()
+    }
+
+    fn path(&mut self, key: &str, path: PathBuf) -> PathBuf {
+        if !path.is_absolute() {
+            self.fault(key, ValueError::RelativePath(path.clone()));
+        }
+        path
+    }
+
+    fn gate(&mut self, raw: RawGate) -> GateSettings {
+        let RawGate { mode, refuse, tools } = raw;
+        for (tool, path) in [
+            ("iptables-restore", &tools.iptables_restore),
+            ("ip6tables-restore", &tools.ip6tables_restore),
+            ("iptables-save", &tools.iptables_save),
+            ("ip6tables-save", &tools.ip6tables_save),
+            ("ipset", &tools.ipset),
+            ("conntrack", &tools.conntrack),
+            ("nft", &tools.nft),
+        ] {
+            if let Some(path) = path {
+                self.path(&format!("gate.tools.{tool}"), path.clone());
+            }
+        }
+        GateSettings { mode, refuse, tools }
+    }
+
+    fn services(&mut self, raw: BTreeMap<String, RawService>, knock_ports: &[u16]) -> Services {
+        if raw.is_empty() {
+            self.faults.push(Fault::NoService);
+        }
+        let mut services = Services::new();
+        for (name, service) in raw {
+            let key = format!("services.{name}");
+            let ports = self.service_ports(&format!("{key}.ports"), &service.ports, knock_ports);
+            match name.parse::<ServiceName>() {
+                Ok(name) => drop(services.insert(name, ports)),
+                Err(error) => self.fault(key, error),
+            }
+        }
+        services
+    }
+
+    fn service_ports(
+        &mut self,
+        key: &str,
+        texts: &[String],
+        knock_ports: &[u16],
+    ) -> BTreeSet<Port> {
+        if texts.is_empty() {
+            self.fault(key, ValueError::Empty { advice: "write [\"tcp/22\"], for instance" });
+        }
+        let mut ports = BTreeSet::new();
+        for text in texts {
+            match text.parse::<Port>() {
+                Err(error) => self.fault(key, error),
+                Ok(port)
+                    if port.transport == Transport::Udp
+                        && knock_ports.contains(&port.number.get()) =>
+                {
+                    self.fault(key, ValueError::IsKnockPort { port });
+                }
+                Ok(port) => {
+                    if !ports.insert(port) {
+                        self.fault(key, ValueError::Twice(port.to_string()));
+                    }
+                }
+            }
+        }
+        ports
+    }
+}
+
+/// As the kernel has it: 1 to 15 bytes, no `/`, no `:`, no white space.
+fn is_interface_name(name: &str) -> bool {
+    (1..=MAX_INTERFACE_NAME).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:".contains(&byte))
+}
+
+pub(super) fn lifetime(
+    key: &str,
+    raw: Option<String>,
+    faults: &mut Vec<Fault>,
+) -> Option<Duration> {
+    duration(key, raw, MIN_LIFETIME, MAX_LIFETIME, faults)
+}
+
+fn duration(
+    key: &str,
+    raw: Option<String>,
+    min: Duration,
+    max: Duration,
+    faults: &mut Vec<Fault>,
+) -> Option<Duration> {
+    let error = match parse_duration(&raw?) {
+        Ok(value) if (min..=max).contains(&value) => return Some(value),
+        Ok(value) => ValueError::DurationRange { value, min, max },
+        Err(error) => error.into(),
+    };
+    faults.push(Fault::value(key, error));
+    None
+}
+
+pub(super) fn number(
+    key: &str,
+    raw: Option<i64>,
+    min: i64,
+    max: i64,
+    faults: &mut Vec<Fault>,
+) -> Option<u32> {
+    let value = raw?;
+    match u32::try_from(value) {
+        Ok(number) if (min..=max).contains(&value) => Some(number),
+        _ => {
+            faults.push(Fault::value(key, ValueError::Range { value, min, max }));
+            None
+        }
+    }
+}
