@@ -9,7 +9,8 @@ use crate::sample::{
 use crate::{
     Event, LENGTH, OTHER_PORT, PATIENCE, PORT, named, next_mark, payload, start, with_veth,
 };
-use spa_server::capture::Interfaces;
+use spa_server::capture::{Interfaces, filter};
+use spa_server::frame::{FrameError, LinkType};
 use std::net::{IpAddr, UdpSocket};
 
 /// IP packets that carry a knock: each its own way.
@@ -52,6 +53,15 @@ fn source(packet: &[u8]) -> IpAddr {
     if packet[0] >> 4 == 4 { SOURCE_V4.into() } else { SOURCE_V6.into() }
 }
 
+/// The whole program is in the kernel; libpcap would quietly do without.
+fn assert_kernel_filters(link: LinkType, namespace: &Namespace) {
+    let text = filter::inbound_expression(link, &[PORT, OTHER_PORT], LENGTH);
+    let dead = pcap::Capture::dead(pcap::Linktype(link.number())).unwrap();
+    let length = dead.compile(&text, true).unwrap().get_instructions().len();
+    let filters = namespace.kernel_filters();
+    assert!(filters.contains(&length), "{length} instructions are not among {filters:?}");
+}
+
 #[test]
 fn ethernet_delivers_knocks_untagged_and_behind_one_or_two_vlan_tags() {
     with_veth(|namespace| {
@@ -71,8 +81,7 @@ fn ethernet_delivers_knocks_untagged_and_behind_one_or_two_vlan_tags() {
                 assert_eq!(found, payload(1), "{tags:x?}");
             }
         }
-        let filters = namespace.kernel_filters();
-        assert!(filters.iter().any(|&length| length > 100), "the kernel filters: {filters:?}");
+        assert_kernel_filters(LinkType::Ethernet, namespace);
         capture.stop();
     });
 }
@@ -94,8 +103,26 @@ fn any_delivers_knocks_with_the_index_of_their_interface() {
             assert_eq!((interface, from), (index("near"), source(&packet)));
             assert_eq!(found, payload(1));
         }
-        let filters = namespace.kernel_filters();
-        assert!(filters.iter().any(|&length| length > 100), "the kernel filters: {filters:?}");
+        assert_kernel_filters(LinkType::LinuxSll2, namespace);
+        capture.stop();
+    });
+}
+
+/// The kernel has taken the tag out of the frame.
+#[test]
+fn any_delivers_knocks_behind_a_vlan_tag_too() {
+    with_veth(|_| {
+        let (capture, events) = start(Interfaces::All).unwrap();
+        let mut far = Sender::on("far");
+        for packet in knocks() {
+            far.send(&ethernet(&[0x8100], ethertype(&packet), &packet));
+            let arrived = events.recv_timeout(PATIENCE);
+            let Ok(Event::Datagram(interface, from, _, found)) = arrived else {
+                panic!("{arrived:?} instead of {packet:02x?}");
+            };
+            assert_eq!((interface, from), (index("near"), source(&packet)));
+            assert_eq!(found, payload(1));
+        }
         capture.stop();
     });
 }
@@ -119,8 +146,7 @@ fn tun_delivers_knocks_as_raw_ip() {
             assert_eq!((interface, from), (index("tun0"), source(&packet)));
             assert_eq!(found, payload(1));
         }
-        let filters = namespace.kernel_filters();
-        assert!(filters.iter().any(|&length| length > 100), "the kernel filters: {filters:?}");
+        assert_kernel_filters(LinkType::RawIp, &namespace);
         capture.stop();
     });
 }
@@ -149,6 +175,23 @@ fn loopback_delivers_each_datagram_once_on_lo_and_on_any() {
             assert_eq!(events.recv_timeout(PATIENCE).ok(), None, "nothing came twice");
         });
     }
+}
+
+#[test]
+fn what_passes_the_filter_and_is_no_datagram_is_told_as_malformed() {
+    with_veth(|_| {
+        let (capture, events) = start(named("near")).unwrap();
+        let mut packet = ipv6_with(&[ROUTING], UDP, &udp(PORT, &payload(1)));
+        let mut far = Sender::on("far");
+        // Segments left.
+        packet[43] = 1;
+        far.send(&ethernet(&[], IPV6, &packet));
+        assert_eq!(events.recv_timeout(PATIENCE), Ok(Event::Malformed(FrameError::BadHeader)));
+        packet[43] = 0;
+        far.send(&ethernet(&[], IPV6, &packet));
+        assert_eq!(next_mark(&events), 1);
+        capture.stop();
+    });
 }
 
 #[test]

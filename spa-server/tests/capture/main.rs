@@ -1,6 +1,13 @@
 //! The capture on real interfaces, in network namespaces of its own. Needs root, and fails
 //! without it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "all of this is a test, the functions without #[test] too"
+)]
+
 mod net;
 #[path = "../../src/frame/sample.rs"]
 #[expect(dead_code, reason = "the tests inside of the crate use the rest")]

@@ -129,8 +129,10 @@ impl Tun {
     }
 
     pub(crate) fn receive(&mut self, packet: &[u8]) {
-        let hex: String = packet.iter().map(|byte| format!("{byte:02x}")).collect();
-        writeln!(self.input, "{hex}").unwrap();
+        for byte in packet {
+            write!(self.input, "{byte:02x}").unwrap();
+        }
+        writeln!(self.input).unwrap();
     }
 }
 
