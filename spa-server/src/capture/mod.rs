@@ -35,7 +35,8 @@ pub struct CaptureSettings {
 }
 
 impl CaptureSettings {
-    /// A good size of the buffer: 16 MiB hold 26,000 frames, 20 ms of a flood at line rate.
+    /// A good size of the buffer: 16 MiB hold 28,000 frames, which come in 28 ms at a million a
+    /// second.
     pub const BUFFER_BYTES: u32 = 16 * 1024 * 1024;
 }
 

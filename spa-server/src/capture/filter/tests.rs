@@ -214,9 +214,9 @@ fn the_program_fits_the_kernel_with_as_many_ports_as_are_allowed() {
 }
 
 #[test]
-fn the_live_filter_compiles_for_every_link_type_that_linux_has() {
+fn the_inbound_filter_compiles_for_every_link_type_that_linux_has() {
     for link in [LinkType::Ethernet, LinkType::LinuxSll, LinkType::LinuxSll2, LinkType::RawIp] {
         let dead = pcap::Capture::dead(Linktype(link.number())).unwrap();
-        dead.compile(&live_expression(link, &PORTS, LENGTH), true).unwrap();
+        dead.compile(&inbound_expression(link, &PORTS, LENGTH), true).unwrap();
     }
 }
