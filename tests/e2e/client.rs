@@ -1,52 +1,23 @@
 //! The real `spa-client` and the administrator's commands, as a stranger uses them first.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use spa_tests::{
-    Capture, Family, Finished, Host, PortState, SSH_PORT, Scene, WEB_PORT, finish, our_binary,
+    Capture, Family, Lab, Laptop, PortState, SSH_PORT, Scene, Server, Sshd, WEB_PORT, finish,
+    interop_python, our_binary,
 };
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
-
-/// `spa-client` on a host of the lab, with a configuration of its own.
-struct Laptop {
-    host: Host,
-    configuration: PathBuf,
-}
-
-impl Laptop {
-    /// Makes a key with the real command; gives back the public one too.
-    fn new(scene: &Scene, host: &Host, name: &str) -> Result<(Self, String)> {
-        let configuration = scene.lab.directory().join(name);
-        let laptop = Self { host: host.clone(), configuration };
-        let made = laptop.run(&["keygen"])?.ok()?;
-        let public = made
-            .split_whitespace()
-            .find(|word| word.starts_with("spa-public-"))
-            .with_context(|| format!("keygen prints no public key: {made:?}"))?;
-        Ok((laptop, public.to_owned()))
-    }
-
-    fn command(&self, words: &[&str]) -> Result<Command> {
-        let mut command = self.host.command(our_binary("spa-client")?)?;
-        command.args(words).env("SPA_CONFIG_DIR", &self.configuration).env("HOME", "/nonexistent");
-        Ok(command)
-    }
-
-    fn run(&self, words: &[&str]) -> Result<Finished> {
-        finish(&mut self.command(words)?)
-    }
-}
 
 /// A running server that knows a laptop which was set up by the real commands.
 fn set_up() -> Result<(Scene, Laptop)> {
     let scene = Scene::new()?;
-    let (laptop, public) = Laptop::new(&scene, scene.lab.owner(), "owner")?;
+    let laptop = Laptop::new(&scene.lab, scene.lab.owner(), "owner");
+    let public = laptop.keygen()?;
     scene
         .server
         .admin(&["client", "add", "mine", "--public-key", &public, "--allow", "ssh,web"])?
         .ok()?;
-    scene.server.admin(&["reload"])?;
+    scene.server.admin(&["reload"])?.ok()?;
     let key = scene.server_identity.public().to_string();
     laptop.run(&["server", "add", "work", "--host", "gateway", "--public-key", &key])?.ok()?;
     Ok((scene, laptop))
@@ -131,6 +102,76 @@ fn a_client_behind_a_proxy_command_reaches_ssh_in_one_go() -> Result<()> {
 }
 
 #[test]
+fn a_stranger_gets_from_nothing_to_ssh_by_the_commands_alone() -> Result<()> {
+    let lab = Lab::new()?;
+    let sshd = Sshd::start(lab.server(), &lab.directory().join("ssh"), SSH_PORT)?;
+    let directory = lab.server_directory();
+    let made = finish(
+        lab.server().command(our_binary("spa-server")?)?.args(["init", "--dir"]).arg(&directory),
+    )?
+    .ok()?;
+    let server_key = made.trim();
+    let laptop = Laptop::new(&lab, lab.owner(), "owner");
+    let client_key = laptop.keygen()?;
+
+    let mut server = Server::initialized(lab.server(), &directory);
+    let added = server.admin(&[
+        "client",
+        "add",
+        "laptop",
+        "--public-key",
+        &client_key,
+        "--allow",
+        "ssh",
+    ])?;
+    ensure!(added.success() && added.said().contains(server_key), "{added}");
+    let checked = server.admin(&["check"])?;
+    ensure!(checked.success(), "{checked}");
+    let add = ["server", "add", "home", "--host", "gateway", "--public-key", server_key];
+    laptop.run(&add)?.ok()?;
+    server.start()?;
+    // On a new server nothing was accepted before, so there is nothing to wait for.
+    ensure!(server.status()?.barrier_until.is_none(), "{}", server.account());
+
+    for family in Family::BOTH {
+        ensure!(lab.owner().tcp(lab.server().at(family, SSH_PORT))? == PortState::Filtered);
+    }
+    laptop.run(&["open", "ssh", "--wait"])?.ok()?;
+    for family in Family::BOTH {
+        ensure!(sshd.login(lab.owner(), family, "echo in")?.ok()? == "in\n");
+        ensure!(lab.other().tcp(lab.server().at(family, SSH_PORT))? == PortState::Filtered);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_in_another_language_opens_too() -> Result<()> {
+    let scene = Scene::new()?;
+    let (python, directory) = interop_python()?;
+    let key = scene.lab.directory().join("laptop.key");
+    spa_keys::write_private_key(&key, scene.identity.private(), spa_keys::Overwrite::Refuse)?;
+    for family in Family::BOTH {
+        let knock = |items: &[&str]| -> Result<Command> {
+            let mut command = scene.lab.owner().command(&python)?;
+            command.env("PYTHONDONTWRITEBYTECODE", "1").arg(directory.join("knock.py"));
+            command.args(["--server", &scene.lab.server().address(family).to_string()]);
+            command.args(["--server-public", &scene.server_identity.public().to_string()]);
+            command.arg("--client-private-file").arg(&key).args(items);
+            Ok(command)
+        };
+        finish(&mut knock(&["ssh"])?)?.ok()?;
+        scene.await_open(scene.lab.owner(), family, SSH_PORT)?;
+        scene.ensure_sees(scene.lab.other(), family, SSH_PORT, PortState::Filtered)?;
+        finish(&mut knock(&["--type", "close", "ssh"])?)?.ok()?;
+        scene.await_state(scene.lab.owner(), family, SSH_PORT, PortState::Filtered)?;
+        let bound = scene.lab.owner().address(family).to_string();
+        finish(&mut knock(&["--bound-source", &bound, "--lifetime", "60", "tcp/22"])?)?.ok()?;
+        scene.await_open(scene.lab.owner(), family, SSH_PORT)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_wrong_before_the_packet_leaves_is_told() -> Result<()> {
     let (scene, laptop) = set_up()?;
     let wire = Capture::on(scene.lab.owner(), "udp port 62201")?;
@@ -144,7 +185,7 @@ fn what_is_wrong_before_the_packet_leaves_is_told() -> Result<()> {
         ensure!(wrong.status.code() == Some(2), "{wrong}");
         ensure!(wrong.said().contains(told), "{wrong}");
     }
-    let key = laptop.configuration.join("identity.key");
+    let key = laptop.private_key_file();
     let text = fs::read_to_string(&key)?;
     fs::write(&key, "spa-private-x")?;
     let wrong = laptop.run(&["open", "ssh"])?;

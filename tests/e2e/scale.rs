@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use spa_tests::{
-    Client, Device, Family, Identity, Latencies, PortState, Scene, WEB_PORT, eventually,
+    Client, Device, Family, Identity, Latencies, PortState, Scene, WEB_PORT, eventually, report,
     time_to_open,
 };
 use std::sync::Mutex;
@@ -38,7 +38,7 @@ fn a_knock_opens_within_milliseconds() -> Result<()> {
     let scene = Scene::new()?;
     for family in Family::BOTH {
         let latencies = measure(&scene, &scene.laptop, family, 50)?;
-        println!("knock to open, {family:?}: {latencies}");
+        report(format_args!("knock to open, {family:?}: {latencies}"));
         ensure!(latencies.median() < BOUND, "{latencies}");
     }
     Ok(())
@@ -66,13 +66,13 @@ fn ten_thousand_clients_start_at_once_and_knock_as_fast() -> Result<()> {
     let start = Instant::now();
     scene.server.start()?;
     let started = start.elapsed();
-    println!("start with {CLIENTS} clients: {} ms", started.as_millis());
+    report(format_args!("start with {CLIENTS} clients: {} ms", started.as_millis()));
     ensure!(started < Duration::from_secs(15), "the start took {started:?}");
     let status = scene.server.status()?;
     ensure!(status.clients.total == 10_000, "{:?}", status.clients);
 
     let latencies = measure(&scene, &scene.laptop, Family::V4, 50)?;
-    println!("knock to open with {CLIENTS} clients: {latencies}");
+    report(format_args!("knock to open with {CLIENTS} clients: {latencies}"));
     ensure!(latencies.median() < BOUND, "{latencies}");
     // The last one of them is one of them.
     let last = identities.pop().map(|identity| identity.device(scene.server_identity.public()));

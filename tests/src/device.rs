@@ -55,6 +55,12 @@ impl Identity {
     }
 }
 
+impl From<PrivateKey> for Identity {
+    fn from(private: PrivateKey) -> Self {
+        Self { private, pre_shared: None }
+    }
+}
+
 /// What a client device knows of one server.
 #[derive(Clone)]
 pub struct Device {

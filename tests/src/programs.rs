@@ -120,8 +120,20 @@ fn build() -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// The interpreter that the second implementation runs in, and that implementation's directory.
+pub fn interop_python() -> Result<(PathBuf, PathBuf)> {
+    let workspace = workspace()?;
+    let python = workspace.join("target/interop-venv/bin/python");
+    ensure!(
+        python.is_file(),
+        "{} is missing; make it with: tests/interop/run (`make test` does)",
+        python.display()
+    );
+    Ok((python, workspace.join("tests/interop")))
+}
+
 /// The root of the workspace.
-pub(crate) fn workspace() -> Result<PathBuf> {
+fn workspace() -> Result<PathBuf> {
     let parent = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     Ok(parent.context("the tests lie in no workspace")?.to_owned())
 }

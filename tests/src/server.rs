@@ -47,6 +47,19 @@ impl Server {
         Ok(server)
     }
 
+    /// The server whose files `spa-server init --dir` has made.
+    pub fn initialized(host: &Host, directory: &Path) -> Self {
+        Self {
+            host: host.clone(),
+            directory: directory.to_owned(),
+            // The same places; services and clients are what the files say.
+            configuration: Configuration::new(directory),
+            environment: Vec::new(),
+            disk: None,
+            child: None,
+        }
+    }
+
     /// Writes an empty replay store with the mark of a clean stop.
     pub fn seed_replay_store(&self) -> Result<()> {
         let (mut store, _, _) = FileStore::load(&self.replay_store(), BootId([0; 16]));
