@@ -6,7 +6,7 @@ use crate::daemon;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use spa_proto::Item;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Hides ports from everybody, and opens them for those who send one datagram that proves who they
@@ -237,17 +237,7 @@ fn run(cli: Cli) -> u8 {
     // Paths that follow from this one have to hold wherever they are used.
     let config = std::path::absolute(&cli.config).unwrap_or(cli.config);
     let done = match cli.command {
-        Command::Run => {
-            return match daemon::run(&config) {
-                Ok(()) => 0,
-                Err(error) => {
-                    eprintln!("spa-server: {error:#}");
-                    let is_config = |cause: &dyn std::error::Error| cause.is::<ConfigError>();
-                    let wrong_config = error.chain().any(|cause| is_config(cause));
-                    if wrong_config { commands::CONFIG } else { commands::FAILED }
-                }
-            };
-        }
+        Command::Run => return run_daemon(&config),
         Command::Check(output) => commands::check::run(&config, output),
         Command::Init(args) => commands::init::run(&config, args),
         Command::Client(command) => match command {
@@ -255,7 +245,9 @@ fn run(cli: Cli) -> u8 {
             ClientCommand::List(output) => commands::client::list(&config, output),
             ClientCommand::Show(args) => commands::client::show(&config, &args.name, args.output),
             ClientCommand::Remove(args) => commands::client::remove(&config, &args.name),
-            ClientCommand::Disable(args) => commands::client::set_enabled(&config, &args.name, false),
+            ClientCommand::Disable(args) => {
+                commands::client::set_enabled(&config, &args.name, false)
+            }
             ClientCommand::Enable(args) => commands::client::set_enabled(&config, &args.name, true),
             ClientCommand::ResetReplay(args) => commands::daemon::reset_replay(&config, args),
         },
@@ -281,5 +273,16 @@ fn run(cli: Cli) -> u8 {
             }
             error.exit_code()
         }
+    }
+}
+
+fn run_daemon(config: &Path) -> u8 {
+    let Err(error) = daemon::run(config) else { return 0 };
+    eprintln!("spa-server: {error:#}");
+    let mut causes = error.chain();
+    if causes.any(<dyn std::error::Error>::is::<ConfigError>) {
+        commands::CONFIG
+    } else {
+        commands::FAILED
     }
 }

@@ -12,8 +12,8 @@ pub(super) fn print(text: &str) -> Done {
 
 /// Writes `value` as JSON, for programs and for people.
 pub(super) fn print_json(value: &impl Serialize) -> Done {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| CommandError::Output(error.into()))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| CommandError::Output(error.into()))?;
     print(&format!("{text}\n"))
 }
 

@@ -1,0 +1,112 @@
+//! Why the gate could not do what was asked.
+
+use super::tools::MissingTool;
+use super::types::{Element, Family, MAX_ELEMENT_SECONDS};
+use crate::process::ProcessError;
+use std::io;
+
+/// Why the gate could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// A tool is not there.
+    #[error(transparent)]
+    Missing(#[from] MissingTool),
+    /// A tool failed while the gate did this.
+    #[error("cannot {doing}")]
+    Tool {
+        /// What the gate was doing.
+        doing: &'static str,
+        /// How the tool failed.
+        source: ProcessError,
+    },
+    /// A file of the kernel's could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A tool printed what the gate can't make sense of.
+    #[error("cannot understand what {tool} printed: {what}; is its version too new or too old?")]
+    Unreadable {
+        /// The tool.
+        tool: &'static str,
+        /// What was wrong.
+        what: String,
+    },
+    /// The rule tools speak to different firewalls of the kernel.
+    #[error(
+        "the iptables tools don't belong together: {0}; choose one variant for all of them with update-alternatives, or name them all in [gate.tools]"
+    )]
+    MixedVariants(String),
+    /// Someone else has a set of our name.
+    #[error(
+        "there is already a set named {name} that is not the gate's ({what}); rename it, or remove it with 'ipset destroy {name}'"
+    )]
+    ForeignSet {
+        /// The set's name.
+        name: &'static str,
+        /// What about it is not ours.
+        what: String,
+    },
+    /// The plan holds something impossible.
+    #[error("cannot install this plan: {0}")]
+    Plan(&'static str),
+    /// In open mode: another chain drops what the gate accepts.
+    #[error(
+        "open mode can't work here: {}; an accept of the gate's doesn't reach beyond its own chain. Use mode = \"guard\" and accept the guarded ports in that chain, or drop in the chain filter INPUT of {ours}",
+        .chains.join("; ")
+    )]
+    DroppedElsewhere {
+        /// The chains, each with what it does.
+        chains: Vec<String>,
+        /// The firewall that our rules are in.
+        ours: String,
+    },
+    /// The rules are not there after the tool said that it made them.
+    #[error(
+        "the rules that were written for {family} are not there: {what}; does another program rewrite the firewall?"
+    )]
+    NotThere {
+        /// IPv4 or IPv6.
+        family: Family,
+        /// What is missing.
+        what: String,
+    },
+    /// An installation failed, and so did the way back.
+    #[error(
+        "{failure}; what was changed before could not be undone either: look for chains named SPA-* and sets named spa4 and spa6"
+    )]
+    NotUndone {
+        /// Why the installation failed.
+        failure: Box<GateError>,
+        /// Why the way back failed.
+        source: Box<GateError>,
+    },
+    /// Nothing is installed.
+    #[error("the gate is not installed")]
+    NotInstalled,
+    /// An element of a port that the plan doesn't name.
+    #[error("refused to admit {0}: no service has this port")]
+    NotGuarded(Element),
+    /// An element that no set can hold.
+    #[error("refused to admit {0}: the address is none that a packet can come from")]
+    BadSource(Element),
+    /// A time that no set can hold.
+    #[error(
+        "refused to admit {element} for {seconds} seconds: 1 to {MAX_ELEMENT_SECONDS} are possible"
+    )]
+    BadTime {
+        /// What was to be admitted.
+        element: Element,
+        /// For how long.
+        seconds: u32,
+    },
+    /// The set is full.
+    #[error("the set {name} is full; raise max-grants")]
+    Full {
+        /// The set.
+        name: &'static str,
+    },
+}

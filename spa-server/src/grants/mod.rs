@@ -1,0 +1,116 @@
+//! Grants: who may come in where, and until when.
+//!
+//! [`GrantTable`] is pure: it takes the time and returns what the kernel must change.
+//! [`GrantStore`] keeps grants over a restart of the daemon. Neither knows policy or knocks.
+
+mod record;
+mod store;
+mod table;
+
+pub use store::{FileGrantStore, GrantStore, GrantStoreError, Loaded};
+pub use table::{GrantTable, MAX_LIFETIME};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use spa_proto::{ClientId, Item, Nonce, Port, UnixMicros};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Microseconds of `CLOCK_BOOTTIME`: no step of the wall clock moves it, and it goes on in
+/// suspend. It means nothing in another boot.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct BootMicros(pub u64);
+
+impl BootMicros {
+    /// `self + duration`, at most the end of time.
+    pub fn saturating_add(self, duration: Duration) -> Self {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(micros))
+    }
+
+    /// The time from `earlier` to `self`; none if it is the later one.
+    pub const fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// What makes two grants one: a knock for the same refreshes it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GrantKey {
+    /// To whom it is granted.
+    pub client: ClientId,
+    /// From where; never a v4-mapped IPv6 address.
+    pub source: IpAddr,
+    /// What was asked for: a service, or one port.
+    pub service: Item,
+}
+
+/// One grant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Whose, from where, for what.
+    pub key: GrantKey,
+    /// The ports that this opens.
+    pub ports: Vec<Port>,
+    /// When it was granted first.
+    pub opened: UnixMicros,
+    /// When it ends.
+    pub expires: BootMicros,
+    /// The request that granted it, or last refreshed it.
+    pub request: RequestId,
+}
+
+/// Which request it was, in the audit log: the first bytes of its nonce, as 16 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId([u8; 8]);
+
+impl From<Nonce> for RequestId {
+    fn from(nonce: Nonce) -> Self {
+        let mut id = [0; 8];
+        for (byte, of_nonce) in id.iter_mut().zip(nonce.0) {
+            *byte = of_nonce;
+        }
+        Self(id)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequestId({self})")
+    }
+}
+
+impl FromStr for RequestId {
+    type Err = RequestIdError;
+
+    fn from_str(text: &str) -> Result<Self, RequestIdError> {
+        record::from_hex(text).map(Self).ok_or(RequestIdError)
+    }
+}
+
+impl Serialize for RequestId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RequestId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Not a request id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a request id is 16 hexadecimal digits")]
+pub struct RequestIdError;

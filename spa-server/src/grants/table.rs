@@ -1,0 +1,540 @@
+//! The table of grants, and what the kernel must admit because of them. Pure: no clock, no kernel.
+//!
+//! A kernel element (source, port) may be needed by several grants: of several clients behind one
+//! address, of a service and of a port of it. It carries the latest expiry of all that need it.
+
+use super::{BootMicros, Grant, GrantKey};
+use crate::gate::{Change, Element, LiveElement, MAX_ELEMENT_SECONDS};
+use spa_proto::ClientId;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The grants of this server.
+///
+/// Every operation costs the logarithm of the number of grants, however many others there are.
+#[derive(Debug, Default)]
+pub struct GrantTable {
+    grants: HashMap<Arc<GrantKey>, Grant>,
+    expiries: BTreeSet<(BootMicros, Arc<GrantKey>)>,
+    needs: HashMap<Element, BTreeSet<(BootMicros, Arc<GrantKey>)>>,
+    clients: HashMap<ClientId, BTreeMap<IpAddr, HashSet<Arc<GrantKey>>>>,
+}
+
+impl GrantTable {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Enters a grant, or refreshes the one with its key; says what the kernel must admit.
+    ///
+    /// A refresh never shortens, and keeps the time of the first opening. If the service has
+    /// other ports than before, those that it lost are withdrawn.
+    #[must_use = "the kernel admits nothing until these changes are applied"]
+    pub fn open(&mut self, now: BootMicros, mut grant: Grant) -> Vec<Change> {
+        let mut touched: BTreeSet<Element> = elements(&grant).collect();
+        if let Some(old) = self.remove(&grant.key) {
+            if old.expires > now {
+                grant.expires = grant.expires.max(old.expires);
+                grant.opened = old.opened;
+            }
+            touched.extend(elements(&old));
+        }
+        self.insert(grant);
+        touched.into_iter().map(|element| self.due(now, element)).collect()
+    }
+
+    /// Ends the grants that the predicate picks; says which, and what the kernel must change.
+    ///
+    /// What other live grants need is admitted for *their* remaining time.
+    #[must_use = "the kernel goes on admitting until these changes are applied"]
+    pub fn close(
+        &mut self,
+        now: BootMicros,
+        mut picked: impl FnMut(&Grant) -> bool,
+    ) -> (Vec<Grant>, Vec<Change>) {
+        let keys: Vec<_> =
+            self.grants.values().filter(|grant| picked(grant)).map(|g| g.key.clone()).collect();
+        let mut closed: Vec<_> = keys.iter().filter_map(|key| self.remove(key)).collect();
+        closed.sort_by(|a, b| a.key.cmp(&b.key));
+        let touched: BTreeSet<_> = closed.iter().flat_map(elements).collect();
+        let changes = touched.into_iter().map(|element| self.due(now, element)).collect();
+        (closed, changes)
+    }
+
+    /// Ends the grants whose time is over; says which, and what the kernel must withdraw.
+    ///
+    /// The kernel has done that by itself, at most a second later; unless the machine was
+    /// suspended, for which its own timers stand still.
+    #[must_use = "the kernel may go on admitting until these changes are applied"]
+    pub fn expire(&mut self, now: BootMicros) -> (Vec<Grant>, Vec<Change>) {
+        let mut expired = Vec::new();
+        while let Some((expires, key)) = self.expiries.first()
+            && *expires <= now
+        {
+            let key = Arc::clone(key);
+            expired.extend(self.remove(&key));
+        }
+        let touched: BTreeSet<_> = expired.iter().flat_map(elements).collect();
+        // An element that another grant still needs has that grant's time already.
+        let changes = touched
+            .into_iter()
+            .filter(|element| self.until(now, *element).is_none())
+            .map(|element| Change::Withdraw { element })
+            .collect();
+        (expired, changes)
+    }
+
+    /// Replaces all grants by these, after a restart; says what makes the kernel admit just what
+    /// they need.
+    ///
+    /// Grants whose time is over stay until [`Self::expire`] reports them.
+    #[must_use = "the kernel is not as the table has it until these changes are applied"]
+    pub fn rebuild(
+        &mut self,
+        now: BootMicros,
+        grants: impl IntoIterator<Item = Grant>,
+        kernel: &[LiveElement],
+    ) -> Vec<Change> {
+        *self = Self::default();
+        for grant in grants {
+            // What each of them changes is part of what the kernel differs in.
+            let _ = self.open(now, grant);
+        }
+        self.reconcile(now, kernel)
+    }
+
+    /// Says what makes the kernel, which admits this right now, admit just what the live grants
+    /// need. An element whose time is right, within the second of rounding, is left alone.
+    #[must_use = "the kernel is not as the table has it until these changes are applied"]
+    pub fn reconcile(&self, now: BootMicros, kernel: &[LiveElement]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut right = HashSet::new();
+        for live in kernel {
+            match self.until(now, live.element) {
+                None => changes.push(Change::Withdraw { element: live.element }),
+                Some(until) => {
+                    // The kernel rounds down: what it calls n seconds may be almost n + 1.
+                    let wanted = seconds_until(now, until);
+                    if wanted == live.seconds_left || wanted == live.seconds_left.saturating_add(1)
+                    {
+                        right.insert(live.element);
+                    }
+                }
+            }
+        }
+        let missing: BTreeSet<_> =
+            self.needs.keys().filter(|element| !right.contains(*element)).collect();
+        changes.extend(missing.into_iter().filter_map(|element| {
+            let until = self.until(now, *element)?;
+            Some(Change::Admit { element: *element, seconds: seconds_until(now, until) })
+        }));
+        changes
+    }
+
+    /// The addresses from which a client has live grants.
+    pub fn sources_of(&self, client: ClientId, now: BootMicros) -> BTreeSet<IpAddr> {
+        let Some(sources) = self.clients.get(&client) else { return BTreeSet::new() };
+        let is_live =
+            |key: &Arc<GrantKey>| self.grants.get(key).is_some_and(|grant| grant.expires > now);
+        sources
+            .iter()
+            .filter(|(_, keys)| keys.iter().any(is_live))
+            .map(|(source, _)| *source)
+            .collect()
+    }
+
+    /// The grant with this key.
+    pub fn get(&self, key: &GrantKey) -> Option<&Grant> {
+        self.grants.get(key)
+    }
+
+    /// How many grants there are, those included whose time is over and that [`Self::expire`]
+    /// has not seen yet.
+    pub fn len(&self) -> usize {
+        self.grants.len()
+    }
+
+    /// Whether there is no grant.
+    pub fn is_empty(&self) -> bool {
+        self.grants.is_empty()
+    }
+
+    /// How many elements the kernel needs for all grants.
+    pub fn elements(&self) -> usize {
+        self.needs.len()
+    }
+
+    /// All grants, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Grant> {
+        self.grants.values()
+    }
+
+    /// When [`Self::expire`] next has something to do.
+    pub fn next_expiry(&self) -> Option<BootMicros> {
+        self.expiries.first().map(|(expires, _)| *expires)
+    }
+
+    fn insert(&mut self, grant: Grant) {
+        let key = Arc::new(grant.key.clone());
+        let at = (grant.expires, key);
+        for element in elements(&grant) {
+            self.needs.entry(element).or_default().insert(at.clone());
+        }
+        let sources = self.clients.entry(grant.key.client).or_default();
+        sources.entry(grant.key.source).or_default().insert(Arc::clone(&at.1));
+        self.expiries.insert(at.clone());
+        self.grants.insert(at.1, grant);
+    }
+
+    fn remove(&mut self, key: &GrantKey) -> Option<Grant> {
+        let (key, grant) = self.grants.remove_entry(key)?;
+        let at = (grant.expires, key);
+        self.expiries.remove(&at);
+        for element in elements(&grant) {
+            if let Some(needs) = self.needs.get_mut(&element) {
+                needs.remove(&at);
+                if needs.is_empty() {
+                    self.needs.remove(&element);
+                }
+            }
+        }
+        if let Some(sources) = self.clients.get_mut(&grant.key.client) {
+            if let Some(keys) = sources.get_mut(&grant.key.source) {
+                keys.remove(&at.1);
+                if keys.is_empty() {
+                    sources.remove(&grant.key.source);
+                }
+            }
+            if sources.is_empty() {
+                self.clients.remove(&grant.key.client);
+            }
+        }
+        Some(grant)
+    }
+
+    /// Until when the live grants need an element, if any does.
+    fn until(&self, now: BootMicros, element: Element) -> Option<BootMicros> {
+        let (until, _) = self.needs.get(&element)?.last()?;
+        (*until > now).then_some(*until)
+    }
+
+    fn due(&self, now: BootMicros, element: Element) -> Change {
+        match self.until(now, element) {
+            Some(until) => Change::Admit { element, seconds: seconds_until(now, until) },
+            None => Change::Withdraw { element },
+        }
+    }
+}
+
+fn elements(grant: &Grant) -> impl Iterator<Item = Element> {
+    let source = grant.key.source;
+    grant.ports.iter().map(move |port| Element { source, port: *port })
+}
+
+/// Whole seconds, rounded up: the kernel must not close before the grant ends.
+fn seconds_until(now: BootMicros, until: BootMicros) -> u32 {
+    let left = until.saturating_since(now);
+    let whole = left.as_secs().saturating_add(u64::from(left.subsec_nanos() > 0));
+    u32::try_from(whole).unwrap_or(u32::MAX).clamp(1, MAX_ELEMENT_SECONDS)
+}
+
+/// The longest time that the kernel can hold a grant for.
+pub const MAX_LIFETIME: Duration = Duration::from_secs(MAX_ELEMENT_SECONDS as u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use spa_proto::{Nonce, UnixMicros};
+
+    const SECOND: u64 = 1_000_000;
+
+    fn grant(client: u8, source: u8, service: &str, ports: &[&str], expires: u64) -> Grant {
+        Grant {
+            key: GrantKey {
+                client: ClientId([client; 32]),
+                source: IpAddr::from([192, 0, 2, source]),
+                service: service.parse().unwrap(),
+            },
+            ports: ports.iter().map(|port| port.parse().unwrap()).collect(),
+            opened: UnixMicros(7),
+            expires: BootMicros(expires),
+            request: Nonce([client; 24]).into(),
+        }
+    }
+
+    fn element(source: u8, port: &str) -> Element {
+        Element { source: IpAddr::from([192, 0, 2, source]), port: port.parse().unwrap() }
+    }
+
+    fn admit(source: u8, port: &str, seconds: u32) -> Change {
+        Change::Admit { element: element(source, port), seconds }
+    }
+
+    fn withdraw(source: u8, port: &str) -> Change {
+        Change::Withdraw { element: element(source, port) }
+    }
+
+    fn at(seconds: u64) -> BootMicros {
+        BootMicros(seconds * SECOND)
+    }
+
+    #[test]
+    fn a_refresh_never_shortens_and_seconds_are_rounded_up() {
+        let mut table = GrantTable::new();
+        let ssh = |expires| grant(1, 1, "ssh", &["tcp/22"], expires);
+        assert_eq!(table.open(at(0), ssh(30 * SECOND)), [admit(1, "tcp/22", 30)]);
+        assert_eq!(table.open(at(0), ssh(10 * SECOND)), [admit(1, "tcp/22", 30)]);
+        assert_eq!(table.open(BootMicros(1), ssh(40 * SECOND)), [admit(1, "tcp/22", 40)]);
+        assert_eq!(table.open(BootMicros(1), ssh(40 * SECOND + 2)), [admit(1, "tcp/22", 41)]);
+        assert_eq!(table.len(), 1);
+        assert_eq!(table.next_expiry(), Some(BootMicros(40 * SECOND + 2)));
+    }
+
+    #[test]
+    fn a_refresh_keeps_the_time_of_opening_and_a_new_start_does_not() {
+        let mut table = GrantTable::new();
+        let mut again = grant(1, 1, "ssh", &["tcp/22"], 20 * SECOND);
+        again.opened = UnixMicros(99);
+        let _ = table.open(at(0), grant(1, 1, "ssh", &["tcp/22"], 10 * SECOND));
+        let _ = table.open(at(5), again.clone());
+        assert_eq!(table.get(&again.key).unwrap().opened, UnixMicros(7));
+        again.expires = at(50);
+        let _ = table.open(at(40), again.clone());
+        assert_eq!(table.get(&again.key).unwrap().opened, UnixMicros(99));
+    }
+
+    #[test]
+    fn a_neighbour_behind_the_same_address_keeps_the_port_with_its_own_time() {
+        let mut table = GrantTable::new();
+        let _ = table.open(at(0), grant(1, 1, "ssh", &["tcp/22"], 60 * SECOND));
+        assert_eq!(
+            table.open(at(0), grant(2, 1, "ssh", &["tcp/22"], 20 * SECOND)),
+            [admit(1, "tcp/22", 60)]
+        );
+        let first = |g: &Grant| g.key.client == ClientId([1; 32]);
+        let (closed, changes) = table.close(at(5), first);
+        assert_eq!(closed.len(), 1);
+        assert_eq!(changes, [admit(1, "tcp/22", 15)]);
+        let (closed, changes) = table.close(at(5), |_| true);
+        assert_eq!((closed.len(), changes), (1, vec![withdraw(1, "tcp/22")]));
+        assert!(table.is_empty() && table.elements() == 0 && table.clients.is_empty());
+    }
+
+    #[test]
+    fn what_a_service_lost_is_withdrawn_when_its_grant_is_refreshed() {
+        let mut table = GrantTable::new();
+        let _ = table.open(at(0), grant(1, 1, "web", &["tcp/80", "tcp/443"], 60 * SECOND));
+        assert_eq!(
+            table.open(at(0), grant(1, 1, "web", &["tcp/443", "udp/443"], 30 * SECOND)),
+            [withdraw(1, "tcp/80"), admit(1, "tcp/443", 60), admit(1, "udp/443", 60)]
+        );
+    }
+
+    #[test]
+    fn sources_are_those_of_live_grants() {
+        let mut table = GrantTable::new();
+        for (source, expires) in [(1, 10), (1, 20), (2, 10), (3, 30)] {
+            let service = format!("s{expires}");
+            let _ = table.open(at(0), grant(1, source, &service, &["tcp/22"], expires * SECOND));
+        }
+        let sources = |now| table.sources_of(ClientId([1; 32]), at(now)).len();
+        assert_eq!([sources(0), sources(10), sources(20), sources(30)], [3, 2, 1, 0]);
+        assert!(table.sources_of(ClientId([2; 32]), at(0)).is_empty());
+    }
+
+    #[test]
+    fn a_restart_makes_the_kernel_equal_to_the_grants() {
+        let mut table = GrantTable::new();
+        let live = |source, port, seconds_left| LiveElement {
+            element: element(source, port),
+            seconds_left,
+        };
+        let changes = table.rebuild(
+            at(100),
+            [
+                grant(1, 1, "ssh", &["tcp/22"], 130 * SECOND),
+                grant(1, 2, "ssh", &["tcp/22"], 130 * SECOND),
+                grant(1, 3, "ssh", &["tcp/22"], 130 * SECOND),
+                grant(1, 4, "ssh", &["tcp/22"], 90 * SECOND),
+            ],
+            &[
+                live(1, "tcp/22", 29),
+                live(2, "tcp/22", 12),
+                live(4, "tcp/22", 3),
+                live(9, "udp/9", 0),
+            ],
+        );
+        assert_eq!(
+            changes,
+            [
+                withdraw(4, "tcp/22"),
+                withdraw(9, "udp/9"),
+                admit(2, "tcp/22", 30),
+                admit(3, "tcp/22", 30)
+            ]
+        );
+        let (expired, _) = table.expire(at(100));
+        assert_eq!(expired.len(), 1, "a grant that ended meanwhile is reported");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Open { client: u8, source: u8, service: usize, seconds: u64 },
+        Close { client: Option<u8>, source: Option<u8> },
+        Sleep(u64),
+        Expire,
+    }
+
+    const SERVICES: [(&str, &[&str]); 4] = [
+        ("ssh", &["tcp/22"]),
+        ("web", &["tcp/80", "tcp/443"]),
+        ("tcp/443", &["tcp/443"]),
+        ("all", &["tcp/22", "tcp/80", "udp/53"]),
+    ];
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1..4u8, 1..3u8, 0..SERVICES.len(), 1..100_000_000u64).prop_map(
+                |(client, source, service, seconds)| Step::Open { client, source, service, seconds }
+            ),
+            1 => (proptest::option::of(1..4u8), proptest::option::of(1..3u8))
+                .prop_map(|(client, source)| Step::Close { client, source }),
+            2 => (1..30_000_000u64).prop_map(Step::Sleep),
+            2 => Just(Step::Expire),
+        ]
+    }
+
+    /// A list of grants, searched from end to end, and a kernel that knows when elements end.
+    #[derive(Default)]
+    struct Naive {
+        grants: Vec<Grant>,
+        kernel: BTreeMap<Element, u64>,
+    }
+
+    impl Naive {
+        fn apply(&mut self, now: u64, changes: &[Change]) {
+            for change in changes {
+                match *change {
+                    Change::Admit { element, seconds } => {
+                        self.kernel.insert(element, now + u64::from(seconds) * SECOND);
+                    }
+                    Change::Withdraw { element } => {
+                        self.kernel.remove(&element);
+                    }
+                }
+            }
+        }
+
+        fn needed_until(&self, now: u64, element: Element) -> Option<u64> {
+            self.grants
+                .iter()
+                .filter(|g| g.key.source == element.source && g.ports.contains(&element.port))
+                .map(|g| g.expires.0)
+                .filter(|expires| *expires > now)
+                .max()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_kernel_admits_just_what_a_naive_model_says(
+            steps in proptest::collection::vec(any_step(), 1..80)
+        ) {
+            let mut table = GrantTable::new();
+            let mut naive = Naive::default();
+            let mut now = 0;
+            for step in steps {
+                match step {
+                    Step::Open { client, source, service, seconds } => {
+                        let (name, ports) = SERVICES[service];
+                        let mut grant = grant(client, source, name, ports, now + seconds);
+                        let changes = table.open(BootMicros(now), grant.clone());
+                        if let Some(at) = naive.grants.iter().position(|g| g.key == grant.key) {
+                            let old = naive.grants.remove(at);
+                            grant.expires = grant.expires.max(old.expires);
+                        }
+                        naive.grants.push(grant);
+                        naive.apply(now, &changes);
+                    }
+                    Step::Close { client, source } => {
+                        let picked = |g: &Grant| {
+                            client.is_none_or(|c| g.key.client == ClientId([c; 32]))
+                                && source.is_none_or(|s| g.key.source == IpAddr::from([192, 0, 2, s]))
+                        };
+                        let (closed, changes) = table.close(BootMicros(now), picked);
+                        let before = naive.grants.len();
+                        naive.grants.retain(|g| !picked(g));
+                        prop_assert_eq!(closed.len(), before - naive.grants.len());
+                        naive.apply(now, &changes);
+                    }
+                    Step::Sleep(micros) => now += micros,
+                    Step::Expire => {
+                        let (expired, changes) = table.expire(BootMicros(now));
+                        let before = naive.grants.len();
+                        naive.grants.retain(|g| g.expires.0 > now);
+                        prop_assert_eq!(expired.len(), before - naive.grants.len());
+                        let withdraws = |c: &Change| matches!(c, Change::Withdraw { .. });
+                        prop_assert!(changes.iter().all(withdraws));
+                        naive.apply(now, &changes);
+                    }
+                }
+                naive.kernel.retain(|_, until| *until > now);
+
+                prop_assert_eq!(table.len(), naive.grants.len());
+                for grant in &naive.grants {
+                    prop_assert_eq!(table.get(&grant.key).map(|g| g.expires), Some(grant.expires));
+                }
+                let next = naive.grants.iter().map(|g| g.expires).min();
+                prop_assert_eq!(table.next_expiry(), next);
+                for source in 1..3 {
+                    for port in ["tcp/22", "tcp/80", "tcp/443", "udp/53"] {
+                        let element = element(source, port);
+                        match (naive.kernel.get(&element), naive.needed_until(now, element)) {
+                            (None, None) => {}
+                            (Some(until), Some(needed)) => {
+                                prop_assert!((needed..needed + SECOND).contains(until));
+                            }
+                            // At most the second of rounding is admitted that nobody needs.
+                            (Some(until), None) => prop_assert!(*until < now + SECOND),
+                            (None, Some(_)) => prop_assert!(false, "{} was lost", element),
+                        }
+                    }
+                }
+                // However the kernel was brought here, nothing is left to mend, but for what ends
+                // within this second.
+                let live: Vec<_> = naive.kernel.iter().map(|(element, until)| LiveElement {
+                    element: *element,
+                    seconds_left: u32::try_from((until - now) / SECOND).unwrap(),
+                }).collect();
+                for change in table.reconcile(BootMicros(now), &live) {
+                    let withdraws = matches!(change, Change::Withdraw { .. });
+                    prop_assert!(withdraws, "{:?}", change);
+                }
+            }
+            let (_, changes) = table.close(BootMicros(now), |_| true);
+            naive.apply(now, &changes);
+            let (_, changes) = table.expire(BootMicros(now));
+            naive.apply(now, &changes);
+            naive.kernel.retain(|_, until| *until >= now + SECOND);
+            prop_assert!(naive.kernel.is_empty());
+            prop_assert!(table.needs.is_empty() && table.expiries.is_empty() && table.clients.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_hundred_thousand_grants_cost_no_more_each_than_a_hundred() {
+        // Not a matter of time but of work: the table looks at no other grants than those named.
+        let mut table = GrantTable::new();
+        for n in 0..100_000u32 {
+            let mut one = grant(1, 1, "ssh", &["tcp/22"], u64::from(n) + SECOND);
+            one.key.source = IpAddr::from(n.to_be_bytes());
+            assert_eq!(table.open(at(0), one).len(), 1);
+        }
+        let (expired, changes) = table.expire(BootMicros(SECOND + 9));
+        assert_eq!((expired.len(), changes.len()), (10, 10));
+    }
+}
