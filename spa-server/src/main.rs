@@ -1,2 +1,5 @@
-//! Under construction.
-fn main() {}
+//! The program `spa-server`; what it does is in the library.
+
+fn main() -> std::process::ExitCode {
+    spa_server::cli::main()
+}

@@ -1,9 +1,9 @@
 //! `clients.d/NAME.toml`, judged.
 
-use super::error::{Fault, Problem, ValueError};
+use super::error::{ConfigError, Fault, Problem, ValueError};
 use super::file;
 use super::raw::{RawClient, RawRate};
-use super::settings::{lifetime, number};
+use super::settings::{Settings, lifetime, number};
 use super::time::parse_timestamp;
 use crate::policy::{ClientRules, Rate, Services};
 use ipnet::IpNet;
@@ -50,6 +50,15 @@ pub(super) struct Surroundings<'a> {
     pub(super) default_lifetime: Option<Duration>,
 }
 
+impl<'a> Surroundings<'a> {
+    pub(super) fn of(settings: &'a Settings) -> Self {
+        Self {
+            services: Some(&settings.services),
+            default_lifetime: Some(settings.default_lifetime),
+        }
+    }
+}
+
 impl Client {
     /// The client's identity, as the protocol has it.
     pub fn id(&self) -> ClientId {
@@ -83,6 +92,12 @@ impl ClientSettings {
         Self::load_within(path, &Surroundings::default())
     }
 
+    /// Reads and judges a client's file on a server with these settings.
+    pub fn load_for(path: &Path, settings: &Settings) -> Result<Self, ConfigError> {
+        Self::load_within(path, &Surroundings::of(settings))
+            .map_err(|problems| ConfigError { problems })
+    }
+
     pub(super) fn load_within(
         path: &Path,
         surroundings: &Surroundings<'_>,
@@ -93,17 +108,9 @@ impl ClientSettings {
 
     /// Judges the text of a client's file that is, or will be, at `path`, on a server with these
     /// settings.
-    pub fn parse(
-        path: &Path,
-        text: &str,
-        settings: &super::Settings,
-    ) -> Result<Self, super::ConfigError> {
-        let surroundings = Surroundings {
-            services: Some(&settings.services),
-            default_lifetime: Some(settings.default_lifetime),
-        };
-        Self::parse_within(path, text, &surroundings)
-            .map_err(|problems| super::ConfigError { problems })
+    pub fn parse(path: &Path, text: &str, settings: &Settings) -> Result<Self, ConfigError> {
+        Self::parse_within(path, text, &Surroundings::of(settings))
+            .map_err(|problems| ConfigError { problems })
     }
 
     fn parse_within(

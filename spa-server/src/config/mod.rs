@@ -53,9 +53,7 @@ impl Config {
         let private_key = settings.as_ref().and_then(|settings| {
             keep(read_private_key(path, settings).map_err(|problem| vec![problem]), &mut problems)
         });
-        let services = settings.as_ref().map(|settings| &settings.services);
-        let default_lifetime = settings.as_ref().map(|settings| settings.default_lifetime);
-        let surroundings = client::Surroundings { services, default_lifetime };
+        let surroundings = settings.as_ref().map(client::Surroundings::of).unwrap_or_default();
         let clients = clients_d::load(path, &surroundings, private_key.as_ref());
         let clients = keep(clients, &mut problems);
         match (settings, private_key, clients) {

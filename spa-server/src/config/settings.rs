@@ -17,6 +17,8 @@ pub(super) const MIN_LIFETIME: Duration = Duration::from_secs(1);
 /// The longest lifetime of a grant: ipset has no longer timeout.
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(2_147_483);
 const MAX_GRANTS: i64 = 1_048_576;
+/// The largest sets that the gate makes.
+const MAX_ELEMENTS: u32 = 16 * 1024 * 1024;
 /// The longest interface name that Linux has.
 const MAX_INTERFACE_NAME: usize = 15;
 
@@ -99,7 +101,8 @@ impl Settings {
             knock_ports: self.knock_ports.clone(),
             max_elements: u32::try_from(largest)
                 .unwrap_or(u32::MAX)
-                .saturating_mul(self.max_grants),
+                .saturating_mul(self.max_grants)
+                .min(MAX_ELEMENTS),
         }
     }
 }

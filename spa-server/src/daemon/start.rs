@@ -11,7 +11,7 @@ use crate::counters::Counters;
 use crate::gate::{Gate as _, InstallReport, IptablesGate, Tools};
 use crate::grants::{FileGrantStore, Grant};
 use crate::pipeline::{Judge, Pipeline, SharedJudge};
-use crate::replay_store::{BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
+use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
 use anyhow::Context as _;
 use spa_proto::{Receiver, Settings as ReceiverSettings};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -28,8 +28,7 @@ impl Daemon {
         let now = Now::read();
         let settings = config.settings.clone();
         let lock = lock_state(&settings.state_directory)?;
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .context("cannot read the kernel's boot id")?;
+        let boot = BootId::read().with_context(|| format!("cannot read {}", BootId::SOURCE))?;
         let tools = Tools::find(&settings.gate.tools)?;
 
         let mut receiver = Receiver::new(
@@ -41,7 +40,7 @@ impl Daemon {
             config.mask.clone(),
         );
         receiver.set_clients(config.pair_secrets());
-        let replay = load_replay_store(&settings, &boot, &mut receiver, now)?;
+        let replay = load_replay_store(&settings, boot, &mut receiver, now);
         receiver.roll(now.realtime);
 
         let gate = IptablesGate::new(tools);
@@ -50,7 +49,7 @@ impl Daemon {
         let counters = Arc::new(Counters::default());
         let policy = Arc::new(config.policy());
         let judge = SharedJudge::new(Judge::new(receiver, policy, settings.freshness, now));
-        let (grant_log, grants) = load_grants(&settings.state_directory, boot.trim());
+        let (grant_log, grants) = load_grants(&settings.state_directory, &boot.to_string());
         let max_grants = usize::try_from(settings.max_grants).unwrap_or(usize::MAX);
         let mut authorizer = Authorizer::new(
             judge.clone(),
@@ -156,12 +155,11 @@ fn lock_state(directory: &Path) -> anyhow::Result<File> {
 /// Gives the receiver what was accepted before, and a barrier when some of that may be lost.
 fn load_replay_store(
     settings: &Settings,
-    boot: &str,
+    boot: BootId,
     receiver: &mut Receiver,
     now: Now,
-) -> anyhow::Result<FileStore> {
-    let boot = BootId::from_text(boot).context("the kernel's boot id is not one")?;
-    let path = settings.state_directory.join("replay.log");
+) -> FileStore {
+    let path = replay_store::path(&settings.state_directory);
     let (mut store, snapshot, condition) = FileStore::load(&path, boot);
     snapshot.restore(receiver);
     if condition.needs_barrier() {
@@ -183,7 +181,7 @@ fn load_replay_store(
         // The gate stands all the same, and the store is tried again every second.
         tracing::error!("{}", with_causes(&error));
     }
-    Ok(store)
+    store
 }
 
 /// Grants are a convenience after a restart; without them what is open is closed.

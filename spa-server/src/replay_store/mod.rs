@@ -11,7 +11,12 @@ pub use file::FileStore;
 pub use record::{BootId, Entry};
 
 use spa_proto::{Accepted, Receiver, UnixMicros};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// The file of a server with this state directory.
+pub fn path(state_directory: &Path) -> PathBuf {
+    state_directory.join("replay.log")
+}
 
 /// A place that remembers accepted knocks.
 pub trait ReplayStore: Send {

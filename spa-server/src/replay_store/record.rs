@@ -2,6 +2,8 @@
 
 use sha2::{Digest, Sha256};
 use spa_proto::{Accepted, ClientId, Closed, Nonce, Port, Transport, UnixMicros};
+use std::fmt;
+use std::io;
 use std::num::NonZeroU16;
 
 const MAGIC: &[u8; 8] = b"SPAREPL1";
@@ -14,6 +16,15 @@ const CHECK_LENGTH: usize = 8;
 pub struct BootId(pub [u8; 16]);
 
 impl BootId {
+    /// Where the kernel tells it.
+    pub const SOURCE: &str = "/proc/sys/kernel/random/boot_id";
+
+    /// The id of this boot.
+    pub fn read() -> io::Result<Self> {
+        let text = std::fs::read_to_string(Self::SOURCE)?;
+        Self::from_text(&text).ok_or_else(|| io::Error::other(format!("{text:?} is no boot id")))
+    }
+
     /// Reads the text form that the kernel gives, with or without dashes.
     pub fn from_text(text: &str) -> Option<Self> {
         let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
@@ -21,6 +32,12 @@ impl BootId {
             .ok()
             .filter(|_| digits.len() == 32)
             .map(|value| Self(value.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for BootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

@@ -1,0 +1,222 @@
+//! `spa-server client add`.
+
+use super::daemon::take_up;
+use super::output::{print, print_json};
+use super::{CommandError, Done, client, host, write};
+use crate::cli::AddArgs;
+use crate::config::{
+    self, ClientName, ClientSettings, ConfigError, Settings, client_file, client_files,
+    clients_directory, format_timestamp, parse_duration,
+};
+use ring::rand::SystemRandom;
+use serde::Serialize;
+use spa_keys::{Overwrite, PreSharedKey, PrivateKey, PublicKey};
+use spa_proto::PacketLength;
+use std::fs;
+use std::path::{Path, PathBuf};
+use toml_edit::Value;
+
+/// The knock port that clients use when they are told none.
+const USUAL_KNOCK_PORT: u16 = 62_201;
+
+/// What was added.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Added {
+    name: String,
+    public_key: PublicKey,
+    file: PathBuf,
+    /// For the client; only when the key was made here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    private_key_file: Option<PathBuf>,
+    /// The client's copy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pre_shared_key_file: Option<PathBuf>,
+    server_public_key: PublicKey,
+    /// What the client's user runs.
+    client_command: String,
+}
+
+/// `spa-server client add`.
+pub(crate) fn run(config: &Path, args: &AddArgs) -> Done {
+    let settings = Settings::load(config)?;
+    let server = config::read_private_key(config, &settings).map_err(ConfigError::from)?;
+    let file = client_file(config, &args.name);
+    if fs::symlink_metadata(&file).is_ok() {
+        return Err(CommandError::Failed(format!(
+            "there is a client {name} already ({}); take another name, or remove it first: spa-server client remove {name}",
+            file.display(),
+            name = args.name
+        )));
+    }
+    let random = SystemRandom::new();
+    let private = match args.public_key {
+        Some(_) => None,
+        None => Some(PrivateKey::generate(&random)?),
+    };
+    let public_key = match (&args.public_key, &private) {
+        (_, Some(private)) => private.public(),
+        (text, None) => {
+            let text = text.as_deref().unwrap_or_default();
+            text.parse().map_err(|error| CommandError::Usage(format!("--public-key: {error}")))?
+        }
+    };
+    let pre_shared = if args.psk { Some(PreSharedKey::generate(&random)?) } else { None };
+    let server_pre_shared_file = pre_shared.as_ref().map(|_| file.with_extension("psk"));
+    let text = text(args, &public_key, server_pre_shared_file.as_deref());
+    ClientSettings::parse(&file, &text, &settings).map_err(|error| usage(&error))?;
+    // Refuses low-order keys, and the server's own.
+    spa_keys::pair_secret_for_server(&server, &public_key, pre_shared.as_ref())
+        .map_err(|error| CommandError::Usage(format!("--public-key: {error}")))?;
+    refuse_same_key(config, &public_key)?;
+
+    write::directory(&clients_directory(config))?;
+    let private_key_file = private.as_ref().map(|_| {
+        args.private_key_out.clone().unwrap_or_else(|| format!("{}.key", args.name).into())
+    });
+    let client_pre_shared_file =
+        pre_shared.as_ref().map(|_| PathBuf::from(format!("{}.psk", args.name)));
+    let mut written = Written(Vec::new());
+    if let (Some(path), Some(private)) = (&private_key_file, &private) {
+        spa_keys::write_private_key(path, private, Overwrite::Refuse)?;
+        written.0.push(path);
+    }
+    for path in [&client_pre_shared_file, &server_pre_shared_file].into_iter().flatten() {
+        if let Some(pre_shared) = &pre_shared {
+            spa_keys::write_pre_shared_key(path, pre_shared, Overwrite::Refuse)?;
+            written.0.push(path);
+        }
+    }
+    write::create(&file, &text)?;
+    written.0.clear();
+
+    let server_public_key = server.public();
+    let client_command =
+        client_command(&args.name, &settings, &server_public_key, client_pre_shared_file.is_some());
+    let added = Added {
+        name: args.name.to_string(),
+        public_key,
+        file: file.clone(),
+        private_key_file: private_key_file.clone(),
+        pre_shared_key_file: client_pre_shared_file.clone(),
+        server_public_key,
+        client_command,
+    };
+    tell(&added, args.output.json)?;
+    take_up(&settings)
+}
+
+/// Removes what was written when the rest could not be.
+struct Written<'a>(Vec<&'a PathBuf>);
+
+impl Drop for Written<'_> {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // The error that led here is the one to tell.
+            drop(fs::remove_file(path));
+        }
+    }
+}
+
+/// The client's file.
+fn text(args: &AddArgs, public_key: &PublicKey, pre_shared_file: Option<&Path>) -> String {
+    let list = |items: &[String]| items.iter().map(String::as_str).collect::<Value>().to_string();
+    let mut lines = vec![
+        format!("# Added by `spa-server client add` on {}.", format_timestamp(client::now())),
+        format!("public-key = \"{public_key}\""),
+        format!("allow = {}", list(&args.allow)),
+    ];
+    if let Some(lifetime) = &args.max_lifetime {
+        lines.push(format!("max-lifetime = {}", Value::from(lifetime)));
+    }
+    if !args.sources.is_empty() {
+        lines.push(format!("sources = {}", list(&args.sources)));
+    }
+    if let Some(when) = &args.expires {
+        let expires = match parse_duration(when) {
+            Ok(duration) => format_timestamp(client::now().saturating_add(duration)),
+            Err(_) => when.clone(),
+        };
+        lines.push(format!("expires = {}", Value::from(expires)));
+    }
+    if args.require_bound_source {
+        lines.push("require-bound-source = true".into());
+    }
+    if let Some(path) = pre_shared_file {
+        let path = path.to_string_lossy();
+        lines.push(format!("pre-shared-key-file = {}", Value::from(path.as_ref())));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+/// What is wrong with the file that would have been written is wrong with the command line.
+fn usage(error: &ConfigError) -> CommandError {
+    let faults: Vec<_> = error.problems.iter().map(|problem| problem.fault.to_string()).collect();
+    CommandError::Usage(faults.join("\n"))
+}
+
+fn refuse_same_key(config: &Path, public_key: &PublicKey) -> Done {
+    for file in client_files(config).map_err(ConfigError::from)? {
+        match ClientSettings::load(&file) {
+            Ok(other) if other.public_key == *public_key => {
+                return Err(CommandError::Failed(format!(
+                    "client {other} has this public key already; a key identifies one client, so make each its own (see `spa-server client show {other}`)",
+                    other = other.rules.name
+                )));
+            }
+            Ok(_) => {}
+            Err(_) => eprintln!(
+                "warning: {} is wrong, so its key was not compared; see `spa-server check`",
+                file.display()
+            ),
+        }
+    }
+    Ok(())
+}
+
+fn client_command(
+    client: &ClientName,
+    settings: &Settings,
+    server: &PublicKey,
+    has_pre_shared: bool,
+) -> String {
+    let host = host::name();
+    let label = host.as_deref().and_then(|name| name.split('.').next());
+    let nickname = label.filter(|label| !label.is_empty()).unwrap_or("server");
+    // A bare label rarely means anything to the client's resolver.
+    let host = host.as_deref().filter(|name| name.contains('.')).unwrap_or("HOST");
+    let mut words =
+        vec![format!("spa-client server add {nickname} --host {host} --public-key {server}")];
+    if settings.knock_ports != [USUAL_KNOCK_PORT] {
+        words.extend(settings.knock_ports.iter().map(|port| format!("--knock-port {port}")));
+    }
+    if settings.packet_length != PacketLength::default() {
+        words.push(format!("--plaintext-length {}", settings.packet_length.plaintext()));
+    }
+    if has_pre_shared {
+        words.push(format!("--pre-shared-key-file ~/.config/spa/{client}.psk"));
+    }
+    words.join(" ")
+}
+
+fn tell(added: &Added, json: bool) -> Done {
+    eprintln!("client {} is added: {}", added.name, added.file.display());
+    if let Some(path) = &added.private_key_file {
+        let path = path.display();
+        eprintln!(
+            "its private key is in {path}; bring it to the client as ~/.config/spa/identity.key, and keep no copy:\n  scp -p {path} CLIENT:.config/spa/identity.key && shred -u {path}"
+        );
+    }
+    if let Some(path) = &added.pre_shared_key_file {
+        let (path, name) = (path.display(), &added.name);
+        eprintln!(
+            "the client's copy of the pre-shared key is in {path}; bring it there, too:\n  scp -p {path} CLIENT:.config/spa/{name}.psk && shred -u {path}"
+        );
+    }
+    if json {
+        return print_json(added);
+    }
+    eprintln!("on the client, with this server's name or address after --host:");
+    print(&format!("{}\n", added.client_command))
+}

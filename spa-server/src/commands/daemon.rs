@@ -1,0 +1,302 @@
+//! Commands that the running daemon answers.
+
+use super::output::{print, print_json, table};
+use super::{CommandError, Done};
+use crate::cli::{Output, ResetArgs, RevokeArgs};
+use crate::config::{Settings, format_duration, format_timestamp};
+use crate::control::{
+    CallError, ControlRequest, ControlResponse, GrantView, Reloaded, Status, call,
+};
+use std::path::Path;
+use std::time::Duration;
+
+/// `spa-server status`.
+pub(crate) fn status(config: &Path, output: Output) -> Done {
+    match ask(config, &ControlRequest::Status)? {
+        ControlResponse::Status(status) if output.json => print_json(&status),
+        ControlResponse::Status(status) => print(&render_status(&status)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `spa-server grants list`.
+pub(crate) fn grants_list(config: &Path, output: Output) -> Done {
+    match ask(config, &ControlRequest::GrantsList)? {
+        ControlResponse::Grants(grants) => print_grants(&grants, output, "nothing is open"),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `spa-server grants revoke`.
+pub(crate) fn grants_revoke(config: &Path, args: RevokeArgs) -> Done {
+    let RevokeArgs { client, source, service, all, output } = args;
+    let request = ControlRequest::GrantsRevoke { client, source, service, all };
+    match ask(config, &request)? {
+        ControlResponse::Revoked(grants) => {
+            print_grants(&grants, output, "no grant matches, so none was revoked")
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `spa-server reload`.
+pub(crate) fn reload(config: &Path, output: Output) -> Done {
+    match ask(config, &ControlRequest::Reload)? {
+        ControlResponse::Reloaded(reloaded) if output.json => print_json(&reloaded),
+        ControlResponse::Reloaded(reloaded) => print(&render_reloaded(&reloaded)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `spa-server client reset-replay`.
+pub(crate) fn reset_replay(config: &Path, args: ResetArgs) -> Done {
+    let settings = Settings::load(config)?;
+    let whose = match &args.name {
+        Some(name) => format!("the client {name}"),
+        None => "any client".to_owned(),
+    };
+    let client = args.name.map(|name| name.to_string());
+    match call(&settings.control_socket, &ControlRequest::ResetReplayWindow { client })? {
+        ControlResponse::Done => {
+            eprintln!(
+                "warning: knocks of {whose} from the last {} that somebody recorded can now be sent again, once",
+                format_duration(settings.freshness.get())
+            );
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Has the daemon take up files that were just written, if it runs, and says on standard error
+/// what came of it.
+pub(super) fn take_up(settings: &Settings) -> Done {
+    match call(&settings.control_socket, &ControlRequest::Reload) {
+        Ok(ControlResponse::Reloaded(reloaded)) => {
+            eprint!("{}", render_reloaded(&reloaded));
+            Ok(())
+        }
+        Ok(other) => Err(unexpected(&other)),
+        Err(CallError::NotRunning { .. }) => {
+            eprintln!("the daemon does not run; this takes effect when it starts");
+            Ok(())
+        }
+        Err(error) => Err(CommandError::Failed(format!(
+            "the change is written, but the running daemon has not taken it up: {error}"
+        ))),
+    }
+}
+
+fn ask(config: &Path, request: &ControlRequest) -> Result<ControlResponse, CommandError> {
+    let settings = Settings::load(config)?;
+    Ok(call(&settings.control_socket, request)?)
+}
+
+fn unexpected(response: &ControlResponse) -> CommandError {
+    let text = serde_json::to_string(response).unwrap_or_default();
+    let begin: String = text.chars().take(60).collect();
+    CommandError::Failed(format!(
+        "the daemon answered something else than was asked ({begin}); restart it after an update"
+    ))
+}
+
+fn print_grants(grants: &[GrantView], output: Output, nothing: &str) -> Done {
+    if output.json {
+        print_json(&grants)
+    } else if grants.is_empty() {
+        eprintln!("{nothing}");
+        Ok(())
+    } else {
+        print(&render_grants(grants))
+    }
+}
+
+fn render_grants(grants: &[GrantView]) -> String {
+    let heading = ["CLIENT", "SOURCE", "SERVICE", "PORTS", "LEFT", "OPENED", "REQUEST"];
+    let mut rows = vec![heading.map(String::from).to_vec()];
+    rows.extend(grants.iter().map(|grant| {
+        let ports: Vec<_> = grant.ports.iter().map(ToString::to_string).collect();
+        vec![
+            grant.client.clone(),
+            grant.source.to_string(),
+            grant.service.to_string(),
+            ports.join(","),
+            seconds(grant.seconds_left),
+            format_timestamp(grant.opened),
+            grant.request_id.clone(),
+        ]
+    }));
+    table(&rows)
+}
+
+fn render_reloaded(reloaded: &Reloaded) -> String {
+    let mut text = format!(
+        "the daemon has reloaded: {}, {}\n",
+        count(reloaded.clients, "client"),
+        count(reloaded.services, "service")
+    );
+    if !reloaded.revoked.is_empty() {
+        text.push_str("revoked, since the new policy forbids it:\n");
+        text.push_str(&render_grants(&reloaded.revoked));
+    }
+    if !reloaded.restart_needed.is_empty() {
+        text.push_str("these take effect after `systemctl restart spa-server` only: ");
+        text.push_str(&reloaded.restart_needed.join(", "));
+        text.push('\n');
+    }
+    text
+}
+
+fn render_status(status: &Status) -> String {
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let interfaces: Vec<_> = status
+        .interfaces
+        .iter()
+        .map(|interface| format!("{}: {}", interface.name, interface.state))
+        .collect();
+    let ports: Vec<_> = status.knock_ports.iter().map(|port| format!("udp/{port}")).collect();
+    let dropped: Vec<_> = status
+        .dropped
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    let dropped = if dropped.is_empty() { "none".to_owned() } else { dropped.join(", ") };
+    let disabled = status.clients.total.saturating_sub(status.clients.enabled);
+    let mut rows = vec![
+        row(
+            "daemon",
+            format!(
+                "spa-server {}, pid {}, for {} (since {})",
+                status.version,
+                status.pid,
+                seconds(status.uptime),
+                format_timestamp(status.started)
+            ),
+        ),
+        row("capture", interfaces.join(", ")),
+        row("knock ports", ports.join(", ")),
+        row("gate", format!("{} ({}, {})", status.gate, status.mode, status.refuse)),
+        row("replay store", status.replay_store.clone()),
+        row("clients", format!("{}, {disabled} disabled", status.clients.total)),
+        row("grants", format!("{} open", status.grants)),
+        row(
+            "knocks",
+            format!(
+                "{} accepted; grants: {} opened, {} closed early, {} failed",
+                status.accepted, status.opened, status.closed, status.failed
+            ),
+        ),
+        row("dropped", dropped),
+        row("lost", format!("{} before the daemon saw them", status.kernel_drops)),
+    ];
+    if let Some(until) = status.barrier_until {
+        let why = "after an unclean start or a step of the clock";
+        let until = format_timestamp(until);
+        rows.push(row("barrier", format!("{why}, only knocks stamped after {until} are taken")));
+    }
+    if let Some(error) = &status.last_reload {
+        rows.push(row("reload", format!("refused, the former configuration is in force: {error}")));
+    }
+    table(&rows)
+}
+
+fn seconds(seconds: u64) -> String {
+    format_duration(Duration::from_secs(seconds))
+}
+
+fn count(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{InterfaceStatus, StatusClients};
+    use spa_proto::UnixMicros;
+
+    fn grant() -> GrantView {
+        GrantView {
+            client: "laptop".into(),
+            source: "2001:db8::7".parse().unwrap(),
+            service: "web".parse().unwrap(),
+            ports: vec!["tcp/80".parse().unwrap(), "tcp/443".parse().unwrap()],
+            opened: UnixMicros::from_secs(1_798_758_000),
+            seconds_left: 90,
+            request_id: "0a1b2c3d".into(),
+        }
+    }
+
+    #[test]
+    fn status_is_readable() {
+        let mut status = Status {
+            version: "0.1.0".into(),
+            pid: 123,
+            started: UnixMicros::from_secs(1_798_758_000),
+            uptime: 3723,
+            interfaces: vec![InterfaceStatus { name: "any".into(), state: "running".into() }],
+            knock_ports: vec![53, 62_201],
+            mode: "guard".into(),
+            refuse: "drop".into(),
+            gate: "installed".into(),
+            replay_store: "writable".into(),
+            clients: StatusClients { total: 3, enabled: 2 },
+            grants: 1,
+            accepted: 10,
+            opened: 9,
+            closed: 2,
+            failed: 1,
+            dropped: [("length".into(), 0), ("replay".into(), 4), ("mac".into(), 2)].into(),
+            kernel_drops: 0,
+            barrier_until: None,
+            last_reload: None,
+        };
+        insta::assert_snapshot!(render_status(&status), @"
+        daemon        spa-server 0.1.0, pid 123, for 1h2m3s (since 2026-12-31T23:00:00Z)
+        capture       any: running
+        knock ports   udp/53, udp/62201
+        gate          installed (guard, drop)
+        replay store  writable
+        clients       3, 1 disabled
+        grants        1 open
+        knocks        10 accepted; grants: 9 opened, 2 closed early, 1 failed
+        dropped       2 mac, 4 replay
+        lost          0 before the daemon saw them
+        ");
+        status.dropped.clear();
+        status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
+        status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
+        let text = render_status(&status);
+        let (_, end) = text.split_once("dropped").unwrap();
+        insta::assert_snapshot!(end, @"
+        none
+        lost          0 before the daemon saw them
+        barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
+        reload        refused, the former configuration is in force: /etc/spa/server.toml: line 3: no
+        ");
+    }
+
+    #[test]
+    fn grants_are_a_table() {
+        insta::assert_snapshot!(render_grants(&[grant()]), @"
+        CLIENT  SOURCE       SERVICE  PORTS           LEFT   OPENED                REQUEST
+        laptop  2001:db8::7  web      tcp/80,tcp/443  1m30s  2026-12-31T23:00:00Z  0a1b2c3d
+        ");
+    }
+
+    #[test]
+    fn a_reload_says_what_it_did() {
+        let mut reloaded = Reloaded { clients: 1, services: 2, ..Reloaded::default() };
+        assert_eq!(render_reloaded(&reloaded), "the daemon has reloaded: 1 client, 2 services\n");
+        reloaded.revoked.push(grant());
+        reloaded.restart_needed = vec!["interfaces".into(), "knock-ports".into()];
+        insta::assert_snapshot!(render_reloaded(&reloaded), @"
+        the daemon has reloaded: 1 client, 2 services
+        revoked, since the new policy forbids it:
+        CLIENT  SOURCE       SERVICE  PORTS           LEFT   OPENED                REQUEST
+        laptop  2001:db8::7  web      tcp/80,tcp/443  1m30s  2026-12-31T23:00:00Z  0a1b2c3d
+        these take effect after `systemctl restart spa-server` only: interfaces, knock-ports
+        ");
+    }
+}

@@ -1,0 +1,194 @@
+//! Commands that handle the gate without the daemon.
+
+use super::output::{print, print_json, table};
+use super::{CommandError, Done, host};
+use crate::causes::with_causes;
+use crate::cli::Output;
+use crate::config::{Settings, format_duration};
+use crate::control::{CallError, ControlRequest, call};
+use crate::gate::{
+    Gate as _, GateError, InstallReport, IptablesGate, LiveElement, ToolOverrides, Tools,
+};
+use serde::Serialize;
+use std::path::Path;
+use std::time::Duration;
+
+/// What `gate show` shows.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Shown {
+    /// Whether rules and sets are there.
+    installed: bool,
+    /// Whether they are as the configuration wants them.
+    up_to_date: bool,
+    /// What the kernel admits.
+    admitted: Vec<LiveElement>,
+    /// What the administrator should know.
+    warnings: Vec<String>,
+}
+
+/// `spa-server gate install`.
+pub(crate) fn install(config: &Path, output: Output) -> Done {
+    let settings = Settings::load(config)?;
+    let gate = gate(&settings.gate.tools)?;
+    let report = wait(gate.install(&settings.gate_plan()))?;
+    if output.json {
+        print_json(&report)?;
+    } else {
+        print(&render_report(&report))?;
+    }
+    if !daemon_runs(&settings) {
+        eprintln!(
+            "the daemon does not run: nothing opens the ports now. `spa-server gate remove` takes the gate away"
+        );
+    }
+    Ok(())
+}
+
+/// `spa-server gate show`.
+pub(crate) fn show(config: &Path, output: Output) -> Done {
+    let settings = Settings::load(config)?;
+    let gate = gate(&settings.gate.tools)?;
+    let admitted = match wait_for(gate.snapshot())? {
+        Ok(admitted) => Some(admitted),
+        Err(GateError::NotInstalled) => None,
+        Err(error) => return Err(failed(&error)),
+    };
+    let examined = wait(gate.examine(&settings.gate_plan()))?;
+    let shown = Shown {
+        installed: admitted.is_some(),
+        up_to_date: admitted.is_some() && !examined.changed,
+        admitted: admitted.unwrap_or_default(),
+        warnings: warnings(&examined),
+    };
+    if output.json { print_json(&shown) } else { print(&render(&shown)) }
+}
+
+/// `spa-server gate remove`: for the day when everything else is wrong.
+pub(crate) fn remove(config: &Path) -> Done {
+    let settings = Settings::load(config);
+    let overrides = if let Ok(settings) = &settings {
+        settings.gate.tools.clone()
+    } else {
+        eprintln!(
+            "no usable configuration at {}: the tools are looked for in the usual places",
+            config.display()
+        );
+        ToolOverrides::default()
+    };
+    wait(gate(&overrides)?.remove())?;
+    eprintln!("the gate is removed: all ports are as they were without it");
+    if settings.is_ok_and(|settings| daemon_runs(&settings)) {
+        eprintln!("the daemon still runs and may put it back; stop it: systemctl stop spa-server");
+    }
+    Ok(())
+}
+
+fn gate(overrides: &ToolOverrides) -> Result<IptablesGate, CommandError> {
+    let tools =
+        Tools::find(overrides).map_err(|missing| CommandError::Failed(missing.to_string()))?;
+    Ok(IptablesGate::new(tools))
+}
+
+fn wait<T>(future: impl Future<Output = Result<T, GateError>>) -> Result<T, CommandError> {
+    wait_for(future)?.map_err(|error| failed(&error))
+}
+
+fn wait_for<F: Future>(future: F) -> Result<F::Output, CommandError> {
+    host::block_on(future).map_err(|source| {
+        CommandError::Failed(format!("the runtime could not be started: {source}"))
+    })
+}
+
+fn failed(error: &GateError) -> CommandError {
+    CommandError::Failed(with_causes(error))
+}
+
+fn daemon_runs(settings: &Settings) -> bool {
+    let answer = call(&settings.control_socket, &ControlRequest::Status);
+    !matches!(answer, Err(CallError::NotRunning { .. }))
+}
+
+/// All that an examination or installation found, as sentences.
+pub(super) fn warnings(report: &InstallReport) -> Vec<String> {
+    let busy = report.busy_knock_ports.iter().map(ToString::to_string);
+    busy.chain(report.warnings.iter().cloned()).collect()
+}
+
+fn render_report(report: &InstallReport) -> String {
+    let done =
+        if report.changed { "the gate is installed" } else { "the gate was in place already" };
+    let mut lines = vec![done.to_owned()];
+    if report.connections_kept > 0 {
+        lines.push(format!("established connections that live on: {}", report.connections_kept));
+    }
+    lines.extend(warnings(report).into_iter().map(|warning| format!("warning: {warning}")));
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn render(shown: &Shown) -> String {
+    let state = match (shown.installed, shown.up_to_date) {
+        (false, _) => "the gate is not installed",
+        (true, false) => {
+            "the gate is installed, but not as the configuration wants it; `spa-server gate install` or a restart of the daemon mends it"
+        }
+        (true, true) => "the gate is installed",
+    };
+    let mut lines = vec![state.to_owned()];
+    lines.extend(shown.warnings.iter().map(|warning| format!("warning: {warning}")));
+    if shown.installed && shown.admitted.is_empty() {
+        lines.push("nothing is admitted".to_owned());
+    }
+    lines.push(String::new());
+    let mut rows = vec![["SOURCE", "PORT", "LEFT"].map(String::from).to_vec()];
+    rows.extend(shown.admitted.iter().map(|live| {
+        let left = format_duration(Duration::from_secs(live.seconds_left.into()));
+        vec![live.element.source.to_string(), live.element.port.to_string(), left]
+    }));
+    let admitted = if shown.admitted.is_empty() { String::new() } else { table(&rows) };
+    lines.join("\n") + &admitted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::{BusyKnockPort, Element, Family};
+
+    fn busy() -> BusyKnockPort {
+        let listener = "0.0.0.0:53".parse().unwrap();
+        BusyKnockPort { port: 53, family: Family::V4, listener }
+    }
+
+    #[test]
+    fn an_installation_is_told() {
+        let report = InstallReport::default();
+        assert_eq!(render_report(&report), "the gate was in place already\n");
+        let report = InstallReport {
+            changed: true,
+            busy_knock_ports: vec![busy()],
+            connections_kept: 2,
+            warnings: vec!["nothing drops".into()],
+        };
+        insta::assert_snapshot!(render_report(&report), @"");
+    }
+
+    #[test]
+    fn a_gate_is_shown() {
+        let mut shown = Shown {
+            installed: false,
+            up_to_date: false,
+            admitted: Vec::new(),
+            warnings: Vec::new(),
+        };
+        assert_eq!(render(&shown), "the gate is not installed\n");
+        (shown.installed, shown.up_to_date) = (true, true);
+        assert_eq!(render(&shown), "the gate is installed\nnothing is admitted\n");
+        shown.up_to_date = false;
+        shown.warnings.push(busy().to_string());
+        let element =
+            Element { source: "192.0.2.7".parse().unwrap(), port: "tcp/22".parse().unwrap() };
+        shown.admitted.push(LiveElement { element, seconds_left: 29 });
+        insta::assert_snapshot!(render(&shown), @"");
+    }
+}
