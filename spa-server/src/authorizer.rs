@@ -404,7 +404,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     fn watch_clock(&mut self, now: Now) {
         let (step, barrier) = {
             let mut judge = self.judge.lock();
-            (judge.watch_clock(now), judge.receiver.barrier())
+            judge.watch_clock(now);
+            (judge.take_step(), judge.receiver.barrier())
         };
         match step {
             Some(Step::Forward(by)) => tracing::warn!(
