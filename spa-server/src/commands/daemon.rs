@@ -265,9 +265,9 @@ mod tests {
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
         status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
         let text = render_status(&status);
-        let (_, end) = text.split_once("dropped").unwrap();
+        let (_, end) = text.split_once("1 failed\n").unwrap();
         insta::assert_snapshot!(end, @"
-        none
+        dropped      none
         lost         0 before the daemon saw them
         barrier      after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
         reload       refused, the former configuration is in force: /etc/spa/server.toml: line 3: no
