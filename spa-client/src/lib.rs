@@ -1,1 +1,43 @@
-//! Under construction.
+//! The client of single-packet authorization: asks a server, with one datagram, to open a port
+//! for this machine.
+//!
+//! The crate is a library for programs, with the command line `spa-client` ([`cli`]) on top. It
+//! needs no root, no packet capture and nothing that one system has alone. Which datagram is
+//! sent is the business of `spa-proto`; which keys seal it, of `spa-keys`.
+//!
+//! ```no_run
+//! use spa_client::{Asked, Config, Options, knock};
+//!
+//! let config = Config::load(&Config::directory()?)?;
+//! let server = config.server(Some("work"))?;
+//! for sent in knock(server, &Asked::open(["ssh".parse()?])?, &Options::default())? {
+//!     println!("asked {} to open ssh", sent.to);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A server never answers. To learn whether the port opened, [prepare](Knocker::prepare) a
+//! [`Knocker`] and give it to [`until_open`], which probes the port and knocks again as needed.
+
+pub mod cli;
+mod config;
+mod duration;
+mod knock;
+mod probe;
+mod schedule;
+mod server;
+mod source;
+mod target;
+
+pub use config::{Config, ConfigError};
+pub use duration::{DurationError, Lifetime};
+pub use knock::{Asked, Family, KnockError, Knocker, Options, Sent, knock};
+pub use probe::{Failure, Probe, Probed, Progress, until_open};
+pub use server::{Host, HostError, Server, ServerName, ServerNameError};
+pub use source::{BindSource, BindSourceError};
+pub use target::{Target, TargetError};
+
+pub use spa_keys::PublicKey;
+pub use spa_proto::{
+    Item, ItemError, Items, MessageType, PacketLength, Port, ServiceName, Transport,
+};

@@ -15,6 +15,11 @@ macro_rules! drop_reasons {
             /// Every reason, in the order of the checks.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
+            /// The place of the reason in [`ALL`](Self::ALL), for tables of counters.
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+
             /// The reason's name in test vectors, `status` and the log.
             pub const fn as_str(self) -> &'static str {
                 match self {

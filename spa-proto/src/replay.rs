@@ -33,7 +33,7 @@ pub struct Accepted {
 }
 
 /// A port that a client closed, and the timestamp of the knock that did it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Closed {
     /// The port.
     pub port: Port,
@@ -57,7 +57,8 @@ pub(crate) struct ReplayWindow {
     floor: UnixMicros,
     accepted: HashMap<Nonce, UnixMicros>,
     closed: HashMap<Port, UnixMicros>,
-    /// Forgetting walks the whole window, so it waits until the window has grown to this.
+    /// What lies at or under the floor counts as forgotten at once; taking it out walks the whole
+    /// window, so that waits until the window has grown to this.
     prune_at: usize,
 }
 
@@ -65,8 +66,9 @@ pub(crate) struct ReplayWindow {
 const PRUNE_AT_LEAST: usize = 64;
 
 impl ReplayWindow {
+    /// Whether a knock of this nonce was accepted and is not forgotten.
     pub(crate) fn holds(&self, nonce: &Nonce) -> bool {
-        self.accepted.contains_key(nonce)
+        self.accepted.get(nonce).is_some_and(|stamp| *stamp > self.floor)
     }
 
     pub(crate) fn floor(&self) -> UnixMicros {
@@ -99,9 +101,7 @@ impl ReplayWindow {
             if stays >= capacity {
                 return Err(DropReason::WindowFull);
             }
-            self.accepted.retain(|_, accepted| *accepted > floor);
-            self.closed.retain(|_, close| *close > floor);
-            self.prune_at = stays.saturating_mul(2);
+            self.prune(floor);
         }
         self.insert(nonce, stamp, floor);
         if message_type == MessageType::Close {
@@ -115,6 +115,9 @@ impl ReplayWindow {
     /// Enters what was accepted in an earlier life, unjudged.
     pub(crate) fn restore(&mut self, accepted: &Accepted, freshness: Freshness) {
         let floor = self.floor.max(floor_under(accepted.stamp, freshness));
+        if self.accepted.len() >= self.prune_at.max(PRUNE_AT_LEAST) {
+            self.prune(floor);
+        }
         self.insert(accepted.nonce, accepted.stamp, floor);
         for port in &accepted.closed {
             self.close(*port, accepted.stamp);
@@ -146,6 +149,12 @@ impl ReplayWindow {
                 .filter(|closed| above(&closed.stamp))
                 .collect(),
         }
+    }
+
+    fn prune(&mut self, floor: UnixMicros) {
+        self.accepted.retain(|_, accepted| *accepted > floor);
+        self.closed.retain(|_, close| *close > floor);
+        self.prune_at = self.accepted.len().saturating_mul(2);
     }
 
     fn insert(&mut self, nonce: Nonce, stamp: UnixMicros, floor: UnixMicros) {

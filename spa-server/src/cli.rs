@@ -179,9 +179,10 @@ struct ShowArgs {
 Example:
   spa-server client reset-replay laptop
 
-A client whose clock was once years ahead is locked out until then, since only later
-knocks are taken. After the reset, knocks of the last minute or so that somebody
-recorded could be sent again. Make sure first that the client's clock is right."
+Once a client knocked with a clock that was years ahead, only later knocks are taken.
+This forgets that; knocks with the right time are taken again after the freshness
+window. The knocks from the future are fresh when their time comes, and whoever
+recorded them can send them again then: a new key for the client rules that out."
 )]
 pub(crate) struct ResetArgs {
     /// The client's name.

@@ -1,9 +1,353 @@
-//! The daemon. To be replaced.
+//! The running server: everything put together, and what happens to it from outside.
 
-use std::path::Path;
+mod start;
+mod status;
 
-/// Runs the daemon by the configuration at `config_path`, until it is told to stop.
+use crate::authorizer::{Authorizer, Selection};
+use crate::capture::{Capture, InterfaceState};
+use crate::causes::with_causes;
+use crate::clock::{BootMicros, Now};
+use crate::config::{Config, ConfigError, Settings};
+use crate::control::{ControlRequest, ControlResponse, Reloaded};
+use crate::counters::Counters;
+use crate::gate::IptablesGate;
+use crate::grants::FileGrantStore;
+use crate::pipeline::{Candidate, SharedJudge};
+use crate::replay_store::FileStore;
+use anyhow::Context as _;
+use sd_notify::NotifyState;
+use spa_keys::PublicKey;
+use spa_proto::UnixMicros;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Authentic knocks that may wait for the authorizer; more are dropped as `overloaded`.
+const QUEUE: usize = 4096;
+/// Knocks that are made durable and opened together at the most.
+const BATCH: usize = 256;
+/// A capture thread that has not gone round its loop for so long hangs.
+const HANGS_AFTER: Duration = Duration::from_secs(5);
+
+/// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
-    let config = crate::config::Config::load(config_path)?;
-    anyhow::bail!("the daemon is not there yet, for its {} clients", config.clients.len())
+    start_log()?;
+    let config = Config::load(config_path)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let daemon = Daemon::start(config).await?;
+        daemon.serve().await
+    })
+}
+
+/// A request over the control socket, and where its answer goes.
+type Command = (ControlRequest, oneshot::Sender<ControlResponse>);
+
+struct Daemon {
+    settings: Settings,
+    server_key: PublicKey,
+    config_path: PathBuf,
+    clients: status::ClientCount,
+    started: (UnixMicros, Instant),
+    judge: SharedJudge,
+    counters: Arc<Counters>,
+    authorizer: Authorizer<IptablesGate, FileStore, FileGrantStore>,
+    capture: Capture,
+    knocks: mpsc::Receiver<Candidate>,
+    commands: mpsc::Receiver<Command>,
+    control: JoinHandle<()>,
+    reload: Option<Reload>,
+    last_reload: Option<String>,
+    /// Held for as long as the state directory is ours.
+    _lock: std::fs::File,
+}
+
+/// A configuration that is being read, off the runtime's thread.
+struct Reload {
+    reading: JoinHandle<Result<Config, ConfigError>>,
+    asked_by: Vec<oneshot::Sender<ControlResponse>>,
+}
+
+/// What the server is to do next.
+enum Next {
+    Admit,
+    Command(Command),
+    Reloaded(Box<Result<Config, ConfigError>>),
+    Tick,
+    ReadAnew,
+    Stop(&'static str),
+}
+
+impl Daemon {
+    async fn serve(mut self) -> anyhow::Result<()> {
+        let mut stop = Signals::new()?;
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
+        notify(&[NotifyState::Ready]);
+        tracing::info!("ready");
+        loop {
+            let next = tokio::select! {
+                _ = self.knocks.recv_many(&mut batch, BATCH) => Next::Admit,
+                Some(command) = self.commands.recv() => Next::Command(command),
+                config = reading(&mut self.reload) => Next::Reloaded(Box::new(config)),
+                _ = tick.tick() => Next::Tick,
+                next = stop.next() => next,
+            };
+            match next {
+                Next::Admit => self.authorizer.admit(std::mem::take(&mut batch)).await,
+                Next::Command((request, answer)) => self.obey(request, answer).await,
+                Next::Reloaded(config) => self.reloaded(*config).await,
+                Next::Tick => self.tick().await?,
+                Next::ReadAnew => self.read_anew(None),
+                Next::Stop(signal) => {
+                    tracing::info!("stopping on {signal}; the gate and what is open stay");
+                    break;
+                }
+            }
+        }
+        self.finish(batch).await;
+        Ok(())
+    }
+
+    async fn tick(&mut self) -> anyhow::Result<()> {
+        self.authorizer.tick().await;
+        let health = self.capture.health();
+        if let Some(dead) = health.iter().find(|one| one.state == InterfaceState::Stopped) {
+            anyhow::bail!("the capture thread of {} has died", dead.name);
+        }
+        // A thread that hangs is for the watchdog.
+        if health.iter().all(|one| one.heartbeat.elapsed() < HANGS_AFTER) {
+            notify(&[NotifyState::Watchdog]);
+        }
+        Ok(())
+    }
+
+    async fn obey(&mut self, request: ControlRequest, answer: oneshot::Sender<ControlResponse>) {
+        let response = match request {
+            ControlRequest::Status => ControlResponse::Status(Box::new(self.status())),
+            ControlRequest::GrantsList => {
+                ControlResponse::Grants(self.authorizer.views(BootMicros::now()))
+            }
+            ControlRequest::GrantsRevoke { client, source, service, all } => {
+                if !all && client.is_none() && source.is_none() && service.is_none() {
+                    ControlResponse::error(&"name what to revoke, or all")
+                } else {
+                    match self.client_id(client.as_deref()) {
+                        Ok(client) => self.revoke(&Selection { client, source, service }).await,
+                        Err(unknown) => ControlResponse::error(&unknown),
+                    }
+                }
+            }
+            ControlRequest::Reload => return self.read_anew(Some(answer)),
+            ControlRequest::ResetReplayWindow { client } => {
+                match self.client_id(client.as_deref()) {
+                    Ok(client) => {
+                        self.authorizer.reset_replay(client, Now::read().realtime);
+                        ControlResponse::Done
+                    }
+                    Err(unknown) => ControlResponse::error(&unknown),
+                }
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = answer.send(response);
+    }
+
+    async fn revoke(&mut self, selection: &Selection) -> ControlResponse {
+        let now = BootMicros::now();
+        match self.authorizer.revoke(selection, "by the administrator").await {
+            Ok(gone) => ControlResponse::Revoked(
+                gone.iter().map(|grant| self.authorizer.view(grant, now)).collect(),
+            ),
+            Err(error) => ControlResponse::error(&format!(
+                "the kernel did not take it, and it is tried again every second: {}",
+                with_causes(&error)
+            )),
+        }
+    }
+
+    fn read_anew(&mut self, asked_by: Option<oneshot::Sender<ControlResponse>>) {
+        if let Some(reload) = &mut self.reload {
+            // What is being read may be older than the change that this is about.
+            reload.reading.abort();
+        }
+        let path = self.config_path.clone();
+        let reading = tokio::task::spawn_blocking(move || Config::load(&path));
+        let mut waiting = self.reload.take().map(|reload| reload.asked_by).unwrap_or_default();
+        waiting.extend(asked_by);
+        self.reload = Some(Reload { reading, asked_by: waiting });
+    }
+
+    async fn reloaded(&mut self, config: Result<Config, ConfigError>) {
+        let asked_by = self.reload.take().map(|reload| reload.asked_by).unwrap_or_default();
+        let outcome = match config {
+            Ok(config) => self.put_in_force(config).await,
+            Err(error) => Err(with_causes(&error)),
+        };
+        let response = match outcome {
+            Ok(reloaded) => {
+                tracing::info!(
+                    clients = reloaded.clients,
+                    services = reloaded.services,
+                    revoked = reloaded.revoked.len(),
+                    "configuration reloaded"
+                );
+                for setting in &reloaded.restart_needed {
+                    tracing::warn!("the new {setting} takes effect at the next start");
+                }
+                self.last_reload = None;
+                ControlResponse::Reloaded(reloaded)
+            }
+            Err(why) => {
+                tracing::error!(
+                    "the new configuration is refused, the old one stays in force: {why}"
+                );
+                self.last_reload = Some(why.clone());
+                ControlResponse::Error { message: why }
+            }
+        };
+        for answer in asked_by {
+            let _ = answer.send(response.clone());
+        }
+    }
+
+    /// First the gate, which can fail; then the policy, which can't.
+    async fn put_in_force(&mut self, config: Config) -> Result<Reloaded, String> {
+        if config.server_key != self.server_key {
+            return Err("the server's private key has changed; restart the server to use it".into());
+        }
+        let restart_needed = status::fixed_settings_that_differ(&self.settings, &config.settings);
+        // Those keep their old values until then.
+        let settings = Settings {
+            interfaces: self.settings.interfaces.clone(),
+            knock_ports: self.settings.knock_ports.clone(),
+            packet_length: self.settings.packet_length,
+            freshness: self.settings.freshness,
+            private_key_file: self.settings.private_key_file.clone(),
+            state_directory: self.settings.state_directory.clone(),
+            control_socket: self.settings.control_socket.clone(),
+            ..config.settings.clone()
+        };
+        let report = self
+            .authorizer
+            .install(&settings.gate_plan())
+            .await
+            .map_err(|error| with_causes(&error))?;
+        start::tell(&report);
+        let now = Now::read();
+        {
+            let mut judge = self.judge.lock();
+            judge.policy = Arc::new(config.policy());
+            judge.receiver.set_clients(config.pair_secrets());
+            judge.receiver.roll(now.realtime);
+        }
+        self.authorizer.set_max_grants(usize::try_from(settings.max_grants).unwrap_or(usize::MAX));
+        let boottime = now.boottime;
+        let revoked = match self.authorizer.enforce_policy(now.realtime).await {
+            Ok(gone) => gone.iter().map(|grant| self.authorizer.view(grant, boottime)).collect(),
+            Err(error) => {
+                tracing::error!(
+                    "grants that the new configuration forbids can't be withdrawn yet: {}",
+                    with_causes(&error)
+                );
+                Vec::new()
+            }
+        };
+        self.clients = status::ClientCount::of(&config);
+        let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);
+        self.settings = settings;
+        Ok(Reloaded { clients: self.clients.total, services, revoked, restart_needed })
+    }
+
+    /// What was captured before the stop is carried out; then the stores are marked clean.
+    async fn finish(mut self, mut batch: Vec<Candidate>) {
+        notify(&[NotifyState::Stopping]);
+        self.control.abort();
+        self.capture.stop();
+        while let Ok(candidate) = self.knocks.try_recv() {
+            batch.push(candidate);
+        }
+        if !batch.is_empty() {
+            self.authorizer.admit(batch).await;
+        }
+        self.authorizer.finish();
+        // It may be gone already.
+        let _ = std::fs::remove_file(&self.settings.control_socket);
+        tracing::info!("stopped");
+    }
+}
+
+/// Waits for the configuration that is being read; for ever, when none is.
+async fn reading(reload: &mut Option<Reload>) -> Result<Config, ConfigError> {
+    loop {
+        let Some(reload) = reload else { return std::future::pending().await };
+        // It can't be aborted here, and a panic in it would be a bug; nothing changes then.
+        match (&mut reload.reading).await {
+            Ok(config) => return config,
+            Err(_) => std::future::pending::<()>().await,
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Next {
+        tokio::select! {
+            _ = self.terminate.recv() => Next::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Next::Stop("SIGINT"),
+            _ = self.hangup.recv() => Next::ReadAnew,
+        }
+    }
+}
+
+/// The log goes to standard error: to the journal, under systemd, which adds the time itself.
+/// `SPA_LOG` sets what is logged, as in `SPA_LOG=spa_server=debug`.
+fn start_log() -> anyhow::Result<()> {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var("SPA_LOG")
+        .from_env()
+        .context("SPA_LOG is not a log filter")?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().try_init()
+    } else {
+        log.try_init()
+    };
+    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+}
+
+/// Tells systemd, where it listens.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("systemd was not told: {error}");
+    }
 }

@@ -1,14 +1,31 @@
 //! The daemon of single-packet authorization, and the commands that administer it.
+//!
+//! A knock walks one straight line, and nothing calls back upstream:
+//!
+//! ```text
+//! NIC -> capture -> frame -> pipeline (receiver, policy)
+//!     -> authorizer (limits, replay store, grants) -> gate
+//! ```
+//!
+//! What fails is dropped on the capture side of the one channel, which lies between pipeline and
+//! authorizer.
 
+pub mod audit;
+pub mod authorizer;
 pub mod capture;
+pub mod causes;
 pub mod cli;
+pub mod clock;
 mod commands;
 pub mod config;
 pub mod control;
+pub mod counters;
 pub mod daemon;
 pub mod frame;
 pub mod gate;
 pub mod grants;
 pub mod limits;
+pub mod pipeline;
 pub mod policy;
 pub mod process;
+pub mod replay_store;

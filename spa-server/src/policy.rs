@@ -125,6 +125,11 @@ impl Policy {
         self.clients.get(client)
     }
 
+    /// The client of that name.
+    pub fn client_named(&self, name: &str) -> Option<ClientId> {
+        self.clients.iter().find(|(_, rules)| &*rules.name == name).map(|(client, _)| *client)
+    }
+
     /// Judges an authentic knock; `now` is the server's clock.
     pub fn judge(&self, knock: &Knock, now: UnixMicros) -> Result<Permit, Refusal> {
         let request = &knock.request;

@@ -1,1 +1,48 @@
-//! Under construction.
+//! The harness of the end-to-end tests: real binaries, real packets, the real kernel firewall.
+//!
+//! A [`Lab`] is a set of network namespaces on one link: the server, the owner of a client key,
+//! and strangers. A [`Server`] is the real `spa-server` in such a namespace, a [`Device`] makes
+//! knocks of every kind, [`Sshd`] is OpenSSH behind the gate, and a [`Capture`] shows what was
+//! really on the wire. [`Scene`] puts the usual ones together.
+//!
+//! Rules that the tests keep:
+//!
+//! - They wait until something holds, with a generous deadline ([`eventually`]); they never sleep
+//!   for a time after which it "should" hold.
+//! - That something does *not* happen is shown by a counter that says the daemon has seen and
+//!   refused it, or by something later that did happen (a positive control).
+//! - What the machine lacks is an error that names the Debian package; nothing is skipped.
+
+mod capture;
+mod command;
+mod config;
+mod device;
+mod frames;
+mod lab;
+mod laptop;
+mod measure;
+mod nmap;
+mod probe;
+mod programs;
+mod scene;
+mod server;
+mod ssh;
+mod state;
+mod wait;
+
+pub use capture::{Capture, Packet};
+pub use command::{Finished, Quoted, finish, finish_within};
+pub use config::{Client, Configuration, Gate, Rate, Service};
+pub use device::{Ask, Device, Identity, now};
+pub use frames::{Frame, Ipv4, Ipv6};
+pub use lab::{Family, Host, Lab};
+pub use laptop::Laptop;
+pub use measure::{Latencies, report, time_to_open};
+pub use nmap::{Scan, Scanned};
+pub use probe::{Listener, PortState};
+pub use programs::{interop_python, our_binary, program};
+pub use scene::{SSH_PORT, Scene, WEB_PORT};
+pub use server::{Clock, Server};
+pub use ssh::{Session, Sshd};
+pub use state::TinyDisk;
+pub use wait::{DEADLINE, eventually, eventually_within};

@@ -3,6 +3,7 @@
 use super::*;
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
+use proptest::prelude::*;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::os::unix::net::UnixListener;
 use tempfile::TempDir;
@@ -173,9 +174,15 @@ fn what_is_no_regular_file_is_refused_without_waiting() {
         (path("socket"), "a socket"),
         ("/dev/null".into(), "a device"),
     ] {
-        for error in [read_private_key(&path).unwrap_err(), read_public_key(&path).unwrap_err()] {
+        let (send, receive) = std::sync::mpsc::channel();
+        let opened = path.clone();
+        std::thread::spawn(move || {
+            send.send([read_private_key(&opened).map(drop), read_public_key(&opened).map(drop)])
+        });
+        let patience = std::time::Duration::from_secs(60);
+        for result in receive.recv_timeout(patience).expect("the open waits") {
             assert_eq!(
-                error.to_string(),
+                result.unwrap_err().to_string(),
                 format!("{} is {what}, not a key file; name a regular file", path.display())
             );
         }
@@ -363,4 +370,22 @@ fn who_reads_while_the_file_is_replaced_sees_a_whole_key() {
             }
         }
     });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_file_content_panics(
+        content in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..5000),
+            "(#\\PC{0,9}|spa-private-[A-Za-z0-9_-]{48}|[ \r\n]){0,6}".prop_map(String::into_bytes),
+        ]
+    ) {
+        let directory = directory();
+        let path = file_with(&directory, content);
+        let _ = read_private_key(&path).map_err(|error| error.to_string());
+        let _ = read_pre_shared_key(&path).map_err(|error| error.to_string());
+        let _ = read_public_key(&path).map_err(|error| error.to_string());
+    }
 }

@@ -3,7 +3,9 @@
 use super::interface::Interface;
 use super::{CaptureError, CaptureSettings, filter};
 use crate::frame::LinkType;
-use pcap::{Active, Direction, Linktype};
+use pcap::{Active, BpfInstruction, Direction, Linktype};
+use socket2::{SockFilter, SockRef};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 /// Bytes of a frame that are captured. In immediate mode the kernel reserves this much for every
@@ -71,18 +73,41 @@ fn set_filter(
     link: LinkType,
     settings: &CaptureSettings,
 ) -> Result<(), CaptureError> {
-    let text = filter::live_expression(link, &settings.ports, settings.packet_length);
-    let refused = |source| CaptureError::Filter {
-        interface: interface.to_string(),
-        filter: text.clone(),
-        source,
-    };
-    let program = pcap.compile(&text, true).map_err(refused)?;
-    let instructions = program.get_instructions().len();
-    if instructions > filter::MAX_INSTRUCTIONS {
-        return Err(CaptureError::FilterTooLong { interface: interface.to_string(), instructions });
+    let CaptureSettings { ports, packet_length, .. } = settings;
+    let inbound = filter::inbound_expression(link, ports, *packet_length);
+    let is_cooked = matches!(link, LinkType::LinuxSll | LinkType::LinuxSll2);
+    let text =
+        if is_cooked { inbound.clone() } else { filter::expression(link, ports, *packet_length) };
+    if let Err(source) = pcap.filter(&text, true) {
+        let interface = interface.to_string();
+        return Err(CaptureError::Filter { interface, filter: text, source });
     }
-    pcap.filter(&text, true).map_err(refused)?;
-    tracing::debug!(%interface, ?link, instructions, filter = text, "capture opened");
+    if !is_cooked && let Err(error) = replace_in_kernel(pcap, &inbound) {
+        // What libpcap has set still holds.
+        tracing::warn!(%interface, %error, "the kernel refused the better capture filter");
+    }
+    tracing::debug!(%interface, ?link, filter = inbound, "capture opened");
     Ok(())
+}
+
+/// Puts a filter into the kernel that libpcap does not know of.
+///
+/// See [`filter::inbound_expression`]. Behind libpcap's back, this replaces libpcap's own program in
+/// one step, and must be stricter than that one.
+fn replace_in_kernel(pcap: &pcap::Capture<Active>, text: &str) -> io::Result<()> {
+    let program = pcap.compile(text, true).map_err(io::Error::other)?;
+    let program: Option<Vec<_>> = program.get_instructions().iter().map(instruction).collect();
+    let program = program.ok_or_else(|| io::Error::other("libpcap's program can't be read"))?;
+    SockRef::from(pcap).attach_filter(&program)
+}
+
+/// The fields of an instruction are private; its text has them: code, both jumps, operand.
+fn instruction(instruction: &BpfInstruction) -> Option<SockFilter> {
+    let text = instruction.to_string();
+    let mut fields = text.split(' ');
+    let code = fields.next()?.parse().ok()?;
+    let jump_true = fields.next()?.parse().ok()?;
+    let jump_false = fields.next()?.parse().ok()?;
+    let operand = fields.next()?.parse().ok()?;
+    Some(SockFilter::new(code, jump_true, jump_false, operand))
 }

@@ -26,7 +26,7 @@ use std::thread::JoinHandle;
 pub struct CaptureSettings {
     /// Where.
     pub interfaces: Interfaces,
-    /// The UDP ports to which knocks are sent.
+    /// The UDP ports to which knocks are sent: at least one, at most [`filter::MAX_PORTS`].
     pub ports: Vec<u16>,
     /// The length of a knock: bytes of UDP payload.
     pub packet_length: usize,
@@ -35,7 +35,8 @@ pub struct CaptureSettings {
 }
 
 impl CaptureSettings {
-    /// A good size of the buffer: 16 MiB hold 26,000 frames, 20 ms of a flood at line rate.
+    /// A good size of the buffer: 16 MiB hold 28,000 frames, which come in 28 ms at a million a
+    /// second.
     pub const BUFFER_BYTES: u32 = 16 * 1024 * 1024;
 }
 
@@ -74,6 +75,9 @@ pub enum CaptureError {
     /// The list of ports is empty.
     #[error("no knock port to capture; name at least one")]
     NoPorts,
+    /// The list of ports is too long.
+    #[error("{0} knock ports are too many for a capture filter; name at most {max}", max = filter::MAX_PORTS)]
+    TooManyPorts(usize),
     /// No interface has the name.
     #[error("there is no interface {name:?}; this host has {}", Listed(existing))]
     Missing {
@@ -122,18 +126,6 @@ pub enum CaptureError {
         filter: String,
         /// What libpcap says.
         source: pcap::Error,
-    },
-    /// The kernel filter is too long for the kernel.
-    #[error(
-        "the capture filter for {interface} takes {instructions} instructions, the kernel allows \
-         {}; configure fewer knock ports",
-        filter::MAX_INSTRUCTIONS
-    )]
-    FilterTooLong {
-        /// The interface, or `any`.
-        interface: String,
-        /// How long it is.
-        instructions: usize,
     },
     /// libpcap reported an error while reading.
     #[error("the capture on {interface} failed: {source}")]
@@ -189,6 +181,9 @@ impl Capture {
     ) -> Result<Self, CaptureError> {
         if settings.ports.is_empty() {
             return Err(CaptureError::NoPorts);
+        }
+        if settings.ports.len() > filter::MAX_PORTS {
+            return Err(CaptureError::TooManyPorts(settings.ports.len()));
         }
         let mut handles = Vec::new();
         for interface in Interface::list(&settings.interfaces)? {

@@ -137,10 +137,13 @@ impl<S: Sink> Worker<S> {
         {
             self.sink.kernel_drops(total);
         }
-        if self.interface.index()? == handle.index {
-            Ok(())
-        } else {
-            Err(CaptureError::Replaced { name: self.interface.to_string() })
+        match self.interface.index() {
+            Ok(index) if index != handle.index => {
+                Err(CaptureError::Replaced { name: self.interface.to_string() })
+            }
+            Err(error @ CaptureError::Missing { .. }) => Err(error),
+            // That the question could not be put is no reason to end a capture that works.
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 

@@ -1,8 +1,9 @@
 //! `spa-server check`: looks for whatever is wrong with an installation, and says how to mend it.
 
 use super::output::{print, print_json};
-use super::{CONFIG, CommandError, Done, FAILED, causes, client, gate, host};
+use super::{CONFIG, CommandError, Done, FAILED, client, gate, host};
 use crate::capture::{Capture, CaptureSettings, Interfaces, Sink};
+use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::{Config, ConfigError, Settings, format_timestamp};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
@@ -199,7 +200,7 @@ fn look_at_capture(settings: &Settings, findings: &mut Findings) {
             };
             findings.ok(check, format!("knocks can be seen on {interfaces}"));
         }
-        Err(error) => findings.error(check, causes(&error)),
+        Err(error) => findings.error(check, with_causes(&error)),
     }
 }
 
@@ -309,7 +310,7 @@ async fn look_at_gate(settings: &Settings, findings: &mut Findings) {
     let Some(tools) = find_tools(&settings.gate.tools, findings) else { return };
     let report = match IptablesGate::new(tools).examine(&settings.gate_plan()).await {
         Ok(report) => report,
-        Err(error) => return findings.error(check, causes(&error as &GateError)),
+        Err(error) => return findings.error(check, with_causes(&error as &GateError)),
     };
     let warnings = gate::warnings(&report);
     let state = if report.changed { "can be installed" } else { "is installed" };

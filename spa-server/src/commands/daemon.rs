@@ -52,14 +52,15 @@ pub(crate) fn reload(config: &Path, output: Output) -> Done {
 pub(crate) fn reset_replay(config: &Path, args: ResetArgs) -> Done {
     let settings = Settings::load(config)?;
     let whose = match &args.name {
-        Some(name) => format!("the client {name}"),
-        None => "any client".to_owned(),
+        Some(name) => format!("client {name}"),
+        None => "every client".to_owned(),
     };
     let client = args.name.map(|name| name.to_string());
     match call(&settings.control_socket, &ControlRequest::ResetReplayWindow { client })? {
         ControlResponse::Done => {
             eprintln!(
-                "warning: knocks of {whose} from the last {} that somebody recorded can now be sent again, once",
+                "{whose} is heard again in {}\n\
+                warning: knocks that were sent while a clock was ahead are fresh when that time comes, and whoever recorded them can send them again then; a new key for the client rules that out",
                 format_duration(settings.freshness.get())
             );
             Ok(())
@@ -177,6 +178,7 @@ fn render_status(status: &Status) -> String {
         row("capture", interfaces.join(", ")),
         row("knock ports", ports.join(", ")),
         row("gate", format!("{} ({}, {})", status.gate, status.mode, status.refuse)),
+        row("replay store", status.replay_store.clone()),
         row("clients", format!("{}, {disabled} disabled", status.clients.total)),
         row("grants", format!("{} open", status.grants)),
         row(
@@ -239,6 +241,7 @@ mod tests {
             mode: "guard".into(),
             refuse: "drop".into(),
             gate: "installed".into(),
+            replay_store: "writable".into(),
             clients: StatusClients { total: 3, enabled: 2 },
             grants: 1,
             accepted: 10,
@@ -251,15 +254,16 @@ mod tests {
             last_reload: None,
         };
         insta::assert_snapshot!(render_status(&status), @"
-        daemon       spa-server 0.1.0, pid 123, for 1h2m3s (since 2026-12-31T23:00:00Z)
-        capture      any: running
-        knock ports  udp/53, udp/62201
-        gate         installed (guard, drop)
-        clients      3, 1 disabled
-        grants       1 open
-        knocks       10 accepted; grants: 9 opened, 2 closed early, 1 failed
-        dropped      2 mac, 4 replay
-        lost         0 before the daemon saw them
+        daemon        spa-server 0.1.0, pid 123, for 1h2m3s (since 2026-12-31T23:00:00Z)
+        capture       any: running
+        knock ports   udp/53, udp/62201
+        gate          installed (guard, drop)
+        replay store  writable
+        clients       3, 1 disabled
+        grants        1 open
+        knocks        10 accepted; grants: 9 opened, 2 closed early, 1 failed
+        dropped       2 mac, 4 replay
+        lost          0 before the daemon saw them
         ");
         status.dropped.clear();
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
@@ -267,10 +271,10 @@ mod tests {
         let text = render_status(&status);
         let (_, end) = text.split_once("1 failed\n").unwrap();
         insta::assert_snapshot!(end, @"
-        dropped      none
-        lost         0 before the daemon saw them
-        barrier      after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
-        reload       refused, the former configuration is in force: /etc/spa/server.toml: line 3: no
+        dropped       none
+        lost          0 before the daemon saw them
+        barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
+        reload        refused, the former configuration is in force: /etc/spa/server.toml: line 3: no
         ");
     }
 

@@ -1,7 +1,8 @@
 //! Commands that handle the gate without the daemon.
 
 use super::output::{print, print_json, table};
-use super::{CommandError, Done, causes, host};
+use super::{CommandError, Done, host};
+use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::{Settings, format_duration};
 use crate::control::{CallError, ControlRequest, call};
@@ -100,7 +101,7 @@ fn wait_for<F: Future>(future: F) -> Result<F::Output, CommandError> {
 }
 
 fn failed(error: &GateError) -> CommandError {
-    CommandError::Failed(causes(error))
+    CommandError::Failed(with_causes(error))
 }
 
 fn daemon_runs(settings: &Settings) -> bool {

@@ -2,8 +2,10 @@
 
 use super::output::{print, print_json};
 use super::{CommandError, Done, host, write};
+use crate::causes::with_causes;
 use crate::cli::InitArgs;
 use crate::config::{DEFAULT_PATH, Settings, clients_directory};
+use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
 use ring::rand::SystemRandom;
 use serde::Serialize;
 use spa_keys::{KeyFileError, Overwrite, PrivateKey, PublicKey};
@@ -53,7 +55,7 @@ pub(crate) fn run(config: &Path, args: InitArgs) -> Done {
     write::directory(directory)?;
     write::directory(&clients_directory(&config))?;
     write::directory(&settings.state_directory)?;
-    let key = server_key(&settings.private_key_file)?;
+    let key = server_key(&settings)?;
     write::create(&config, &text)?;
 
     let initialized = Initialized {
@@ -72,10 +74,17 @@ pub(crate) fn run(config: &Path, args: InitArgs) -> Done {
 }
 
 /// The server's key: the one that is there, or a new one.
-fn server_key(path: &Path) -> Result<PrivateKey, CommandError> {
+///
+/// No knock to a key that did not exist can have been accepted: with a new key goes a replay
+/// store that says so, and the first start needs no barrier.
+fn server_key(settings: &Settings) -> Result<PrivateKey, CommandError> {
+    let path = &settings.private_key_file;
     let key = PrivateKey::generate(&SystemRandom::new())?;
     match spa_keys::write_private_key(path, &key, Overwrite::Refuse) {
-        Ok(()) => Ok(key),
+        Ok(()) => {
+            empty_replay_store(&settings.state_directory)?;
+            Ok(key)
+        }
         Err(KeyFileError::Exists { .. }) => {
             let key = spa_keys::read_private_key(path)?;
             eprintln!("{} is there already and is used", path.display());
@@ -83,6 +92,19 @@ fn server_key(path: &Path) -> Result<PrivateKey, CommandError> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+fn empty_replay_store(directory: &Path) -> Result<(), CommandError> {
+    let path = replay_store::path(directory);
+    let boot = BootId::read()
+        .map_err(|source| CommandError::Read { path: BootId::SOURCE.into(), source })?;
+    let (mut store, _, condition) = FileStore::load(&path, boot);
+    if condition == Condition::Missing {
+        store
+            .rewrite(&Snapshot::default(), Mark::Clean)
+            .map_err(|error| CommandError::Failed(with_causes(&error)))?;
+    }
+    Ok(())
 }
 
 /// The example, with this host's ports; in another place than the usual, with the paths there.

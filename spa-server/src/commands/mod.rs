@@ -52,6 +52,14 @@ pub(crate) enum CommandError {
         /// What the system says.
         source: io::Error,
     },
+    /// A file could not be read.
+    #[error("{} can't be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// Standard output could not be written.
     #[error("the result can't be written: {0}")]
     Output(io::Error),
@@ -78,15 +86,3 @@ impl CommandError {
 }
 
 type Done = Result<(), CommandError>;
-
-/// An error with all its causes.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

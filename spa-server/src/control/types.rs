@@ -96,6 +96,8 @@ pub struct Status {
     pub refuse: String,
     /// `installed`, or what is wrong with the rules and sets in the kernel.
     pub gate: String,
+    /// `writable`, or what is wrong with the store of accepted knocks.
+    pub replay_store: String,
     /// How many clients there are.
     pub clients: StatusClients,
     /// How many grants are live.

@@ -25,6 +25,8 @@ mod ip;
 mod link;
 mod reader;
 #[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
 mod tests;
 
 pub use link::{LinkType, UnsupportedLink};

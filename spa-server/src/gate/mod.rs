@@ -25,8 +25,7 @@ pub use types::{
     MAX_ELEMENT_SECONDS, Mode, Plan, Refusal,
 };
 
-use std::error::Error;
-use std::fmt::Write as _;
+use crate::causes::with_causes;
 
 /// A back-end of the gate.
 ///
@@ -74,15 +73,4 @@ pub async fn answer<G: Gate>(gate: &G, request: GateRequest) -> GateAnswer {
         GateRequest::Remove => gate.remove().await.map(|()| GateAnswer::Removed),
     };
     answer.unwrap_or_else(|error| GateAnswer::Failed(with_causes(&error)))
-}
-
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a string can't fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -114,13 +114,13 @@ pub fn wanted(family: Family, table: TableName, plan: &Plan, knock_ports: &[u16]
 
 fn mangle(family: Family, plan: &Plan, knock_ports: &[u16]) -> OwnTable {
     // Forwarded packets are other hosts' business, but those to a published port of a container
-    // are still addressed to this one. Broadcasts end here too; ip6tables knows none.
-    let here = match family {
-        Family::V4 => "LOCAL,BROADCAST,MULTICAST",
-        Family::V6 => "LOCAL,MULTICAST",
+    // are still addressed to this one; broadcasts and the like end here, too. In the IPv6 match
+    // MULTICAST would have to be met *besides* one of the others (xt_addrtype.c).
+    let elsewhere = match family {
+        Family::V4 => "-m addrtype ! --dst-type LOCAL,BROADCAST,MULTICAST -j RETURN",
+        Family::V6 => "! -d ff00::/8 -m addrtype ! --dst-type LOCAL,ANYCAST -j RETURN",
     };
-    let mut guard =
-        vec!["-i lo -j RETURN".to_owned(), format!("-m addrtype ! --dst-type {here} -j RETURN")];
+    let mut guard = vec!["-i lo -j RETURN".to_owned(), elsewhere.to_owned()];
     let guarded = ports(plan);
     guard.extend(guarded.iter().map(|port| format!("{} -j {JUDGE}", match_port(*port))));
     guard.extend(

@@ -10,33 +10,12 @@ mod table;
 pub use store::{FileGrantStore, GrantStore, GrantStoreError, Loaded};
 pub use table::{GrantTable, MAX_LIFETIME};
 
+use crate::clock::BootMicros;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use spa_proto::{ClientId, Item, Nonce, Port, UnixMicros};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
-use std::time::Duration;
-
-/// Microseconds of `CLOCK_BOOTTIME`: no step of the wall clock moves it, and it goes on in
-/// suspend. It means nothing in another boot.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct BootMicros(pub u64);
-
-impl BootMicros {
-    /// `self + duration`, at most the end of time.
-    pub fn saturating_add(self, duration: Duration) -> Self {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_add(micros))
-    }
-
-    /// The time from `earlier` to `self`; none if it is the later one.
-    pub const fn saturating_since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.0.saturating_sub(earlier.0))
-    }
-}
 
 /// What makes two grants one: a knock for the same refreshes it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

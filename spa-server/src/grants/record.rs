@@ -1,6 +1,7 @@
 //! How grants are written: one JSON object a line. Pure.
 
-use super::{BootMicros, Grant, GrantKey, RequestId};
+use super::{Grant, GrantKey, RequestId};
+use crate::clock::BootMicros;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use spa_proto::{ClientId, Item, Port, UnixMicros};
 use std::net::IpAddr;

@@ -209,8 +209,9 @@ fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> GrantStoreE
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BootMicros, RequestId};
+    use super::super::RequestId;
     use super::*;
+    use crate::clock::BootMicros;
     use spa_proto::{ClientId, Nonce, UnixMicros};
     use std::net::IpAddr;
     use std::os::unix::fs::{PermissionsExt as _, symlink};

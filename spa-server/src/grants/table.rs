@@ -3,7 +3,8 @@
 //! A kernel element (source, port) may be needed by several grants: of several clients behind one
 //! address, of a service and of a port of it. It carries the latest expiry of all that need it.
 
-use super::{BootMicros, Grant, GrantKey};
+use super::{Grant, GrantKey};
+use crate::clock::BootMicros;
 use crate::gate::{Change, Element, LiveElement, MAX_ELEMENT_SECONDS};
 use spa_proto::ClientId;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -236,7 +237,7 @@ fn elements(grant: &Grant) -> impl Iterator<Item = Element> {
 
 /// Whole seconds, rounded up: the kernel must not close before the grant ends.
 fn seconds_until(now: BootMicros, until: BootMicros) -> u32 {
-    let left = until.saturating_since(now);
+    let left = until.since(now);
     let whole = left.as_secs().saturating_add(u64::from(left.subsec_nanos() > 0));
     u32::try_from(whole).unwrap_or(u32::MAX).clamp(1, MAX_ELEMENT_SECONDS)
 }

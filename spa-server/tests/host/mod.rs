@@ -183,6 +183,7 @@ pub(crate) fn status() -> Status {
         mode: "guard".into(),
         refuse: "drop".into(),
         gate: "installed".into(),
+        replay_store: "writable".into(),
         clients: StatusClients { total: 1, enabled: 1 },
         grants: 1,
         accepted: 1,

@@ -31,9 +31,9 @@ const UDP_HEADER: usize = 8;
 const ETHERNET_HEADER: usize = 14;
 const VLAN_TAG: usize = 4;
 
-/// The largest number of instructions that the kernel takes (`BPF_MAXINSNS`). A longer program
-/// would not fail: libpcap would run it in the daemon, on every packet of the host.
-pub const MAX_INSTRUCTIONS: usize = 4096;
+/// The largest number of knock ports. libpcap takes 0.1 s to compile this many for Ethernet, and
+/// minutes for 1,000, which the kernel would then refuse.
+pub const MAX_PORTS: usize = 64;
 
 /// The filter for UDP datagrams with `packet_length` bytes of payload to one of `ports`.
 ///
@@ -59,12 +59,15 @@ pub fn expression(link: LinkType, ports: &[u16], packet_length: usize) -> String
     alternatives.join(" or ")
 }
 
-/// The [`expression`] for a live capture: only what the host receives.
+/// The [`expression`] for a kernel that is asked, beside that, not to hand over what the host sends
+/// itself.
 ///
-/// libpcap would drop the packets that the host sends as well, but after they have filled the
-/// buffer, and without counting them as work done: a flood of them could hold a thread for ever.
-/// The keyword compiles to a question to the kernel, so it can't be tried on a file.
-pub fn live_expression(link: LinkType, ports: &[u16], packet_length: usize) -> String {
+/// libpcap drops those packets too, but only after they have filled the buffer, and it doesn't
+/// count them as work done: a flood of them could hold a reading thread for ever. On all but
+/// cooked captures `inbound` compiles to a load that only the kernel can make. libpcap filters the
+/// first frames after a filter was set in the daemon as well, where the load fails, and the frame is
+/// lost; so this text must not be given to libpcap there.
+pub fn inbound_expression(link: LinkType, ports: &[u16], packet_length: usize) -> String {
     format!("inbound and ({})", expression(link, ports, packet_length))
 }
 

@@ -1,0 +1,69 @@
+# What there is to do with this project. `make help` lists it.
+#
+# Everything works on a fresh Debian 12 with nothing but Rust, git and make: what else is needed is
+# installed by the name of its Debian package. Tests make network namespaces, and need root for it:
+# as another user, programs are built as that user and only the tests run by sudo.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(TARGET)/tools
+CARGO_DENY := $(TOOLS)/bin/cargo-deny
+CARGO_DENY_VERSION := 0.20.2
+
+# The tests wait more than they compute.
+export RUST_TEST_THREADS ?= 4
+
+ifneq ($(shell id -u),0)
+SUDO := sudo -E
+HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+export CARGO_TARGET_$(HOST)_RUNNER := $(SUDO)
+endif
+
+.PHONY: help
+help: ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: demo
+demo: needs ## Show the main job on real parts: namespaces, firewall, sshd.
+	cargo build --locked --workspace --bins
+	$(SUDO) $(TARGET)/debug/spa-demo
+
+.PHONY: test
+test: needs build lint interop deny doc ## Everything that decides about a change.
+	SPA_TESTS_BUILT=1 cargo test --locked --workspace
+
+.PHONY: build
+build: needs ## The programs, for development.
+	cargo build --locked --workspace --bins
+
+.PHONY: lint
+lint: needs ## Formatting and clippy.
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: doc
+doc: needs ## The documentation of the crates, without a warning.
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+.PHONY: interop
+interop: needs ## The second implementation, and the test vectors checked by it.
+	tests/interop/run
+
+.PHONY: deny
+deny: $(CARGO_DENY) ## Licences, sources and known faults of what we depend on.
+	PATH="$(abspath $(TOOLS))/bin:$$PATH" cargo deny --locked check bans licenses sources
+	@if PATH="$(abspath $(TOOLS))/bin:$$PATH" timeout 120 cargo deny --locked fetch db; then \
+		PATH="$(abspath $(TOOLS))/bin:$$PATH" cargo deny --locked check advisories; \
+	else \
+		echo "NOTE: the advisory database can't be had here; advisories were not checked"; \
+	fi
+
+$(CARGO_DENY):
+	cargo install --quiet cargo-deny@$(CARGO_DENY_VERSION) --locked --root $(TOOLS)
+
+.PHONY: needs
+needs: ## Install the Debian packages that are missing.
+	@tests/install-needs
+
+.PHONY: clean
+clean: ## Remove what was built.
+	cargo clean

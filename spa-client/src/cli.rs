@@ -1,0 +1,117 @@
+//! The command line `spa-client`.
+//!
+//! Data goes to standard output, messages to standard error. Exit status: 0 done, 1 failed,
+//! 2 usage, 78 configuration.
+
+mod args;
+mod keygen;
+mod open;
+mod report;
+mod servers;
+
+use crate::config::{Config, ConfigError};
+use crate::knock::KnockError;
+use args::{Cli, Command, ServerCommand};
+use clap::Parser as _;
+use spa_keys::{KeyFileError, KeyTextError, NoRandomness};
+use spa_proto::{ItemError, MessageType};
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+/// Runs the program: reads the command line, does what it says, tells what went wrong.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), CliError> {
+    let directory = Config::directory()?;
+    match command {
+        Command::Open(args) => {
+            let settings = args.settings();
+            open::run(&directory, MessageType::Open, &args.common, &settings)
+        }
+        Command::Close(args) => {
+            open::run(&directory, MessageType::Close, &args.common, &open::Settings::default())
+        }
+        Command::List(args) => servers::list(&directory, &args),
+        Command::Server(ServerCommand::Add(args)) => servers::add(&directory, args),
+        Command::Server(ServerCommand::Remove(args)) => servers::remove(&directory, &args),
+        Command::Keygen(args) => keygen::run(&directory, args),
+    }
+}
+
+/// Writes data to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(data: &str) -> Result<(), CliError> {
+    match io::stdout().lock().write_all(data.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string(value).map_err(io::Error::other).map_err(CliError::Output)?;
+    print(&format!("{text}\n"))
+}
+
+/// Whatever ends the program early.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Knock(#[from] KnockError),
+    #[error(transparent)]
+    Items(#[from] ItemError),
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
+    #[error("the key after --public-key can't be used: {0}")]
+    PublicKey(#[from] KeyTextError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("can't write to standard output: {0}")]
+    Output(io::Error),
+    /// What did not open, or could not be asked for; each on a line, then what to look at.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        const FAILED: u8 = 1;
+        const USAGE: u8 = 2;
+        // EX_CONFIG of sysexits.h
+        const CONFIGURATION: u8 = 78;
+        match self {
+            Self::Config(ConfigError::UnknownServer { .. } | ConfigError::WhichServer { .. })
+            | Self::Items(_)
+            | Self::PublicKey(_)
+            | Self::Usage(_)
+            | Self::Knock(KnockError::Seal(_) | KnockError::SourceFamily { .. }) => USAGE,
+            Self::Config(ConfigError::Exists { .. } | ConfigError::Write { .. }) => FAILED,
+            Self::Config(_)
+            | Self::Knock(
+                KnockError::NoIdentity { .. } | KnockError::KeyFile(_) | KnockError::Derive { .. },
+            ) => CONFIGURATION,
+            Self::Knock(_)
+            | Self::KeyFile(_)
+            | Self::NoRandomness(_)
+            | Self::Output(_)
+            | Self::Failed(_) => FAILED,
+        }
+    }
+}

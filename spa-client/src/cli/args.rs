@@ -1,0 +1,237 @@
+//! The words of the command line.
+
+use super::open::Settings;
+use crate::duration::{self, DurationError, Lifetime};
+use crate::knock::Family;
+use crate::server::{Host, ServerName};
+use crate::source::BindSource;
+use crate::target::Target;
+use clap::{Args, Parser, Subcommand};
+use core::num::NonZeroU16;
+use core::time::Duration;
+use spa_proto::PacketLength;
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+
+/// Opens a server's ports for this machine, and for nobody else, with one encrypted datagram.
+#[derive(Debug, Parser)]
+#[command(
+    name = "spa-client",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  spa-client keygen
+  spa-client server add work --host gw.example.org --public-key spa-public-...
+  spa-client open ssh && ssh gw.example.org
+
+Configuration: ~/.config/spa/config.toml, or config.toml in $SPA_CONFIG_DIR.
+Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."
+)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Open services or ports for this machine.
+    Open(OpenArgs),
+    /// Close what this machine had opened, before its time is over.
+    Close(CloseArgs),
+    /// Show the servers and services known here.
+    List(ListArgs),
+    /// Add or remove a server.
+    #[command(subcommand)]
+    Server(ServerCommand),
+    /// Make this client's key; prints the public half.
+    Keygen(KeygenArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CommonArgs {
+    /// What is meant: a service (ssh) or a port (tcp/8022), at a server (ssh@work) or the default
+    /// one.
+    #[arg(required = true, value_name = "SERVICE[@SERVER]")]
+    pub(super) targets: Vec<Target>,
+    /// The server of all that names none.
+    #[arg(long, value_name = "NAME")]
+    pub(super) server: Option<ServerName>,
+    /// Knock on the server's IPv4 addresses only.
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    ipv4: bool,
+    /// Knock on the server's IPv6 addresses only.
+    #[arg(short = '6', long)]
+    ipv6: bool,
+    /// The only address that the knock holds for: observed (none), auto (this machine's own if it
+    /// is a global one), or an address.
+    #[arg(long, value_name = "SOURCE")]
+    pub(super) source: Option<BindSource>,
+    /// Say what is sent where.
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(super) verbose: bool,
+    /// Say nothing but errors.
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Write the result to standard output as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl CommonArgs {
+    pub(super) const fn family(&self) -> Family {
+        match (self.ipv4, self.ipv6) {
+            (true, _) => Family::V4,
+            (_, true) => Family::V6,
+            _ => Family::Both,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  spa-client open ssh                        at the default server
+  spa-client open ssh@work tcp/8443@home     at two servers at once
+  spa-client open ssh --lifetime 5m --no-wait
+
+A server never answers a knock. --wait probes the services' TCP ports (those in the
+configuration; ssh, http and https are known) until they are open, and knocks again
+after 1, 3, 5 ... seconds. UDP ports can't be probed.")]
+pub(super) struct OpenArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    /// How long new connections are to be let in, as in 30s, 5m, 1h [default: the server's].
+    #[arg(long, value_name = "TIME")]
+    lifetime: Option<Lifetime>,
+    /// Wait until it is open [default where standard output or error is a terminal].
+    #[arg(long, overrides_with = "no_wait")]
+    wait: bool,
+    /// Send the knock and leave.
+    #[arg(long, overrides_with = "wait")]
+    no_wait: bool,
+    /// How long to wait.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
+    timeout: Duration,
+}
+
+impl OpenArgs {
+    pub(super) fn settings(&self) -> Settings {
+        // Either one: somebody is there who waits anyway, in `open ssh | ...`, in `open ssh 2>log`
+        // and below `ssh`, which hands its terminal on.
+        let on_terminal = || io::stdout().is_terminal() || io::stderr().is_terminal();
+        let wait = self.wait || (!self.no_wait && on_terminal());
+        Settings { lifetime: self.lifetime, wait: wait.then_some(self.timeout) }
+    }
+}
+
+fn timeout(text: &str) -> Result<Duration, DurationError> {
+    duration::parse(text)
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  spa-client close ssh@work
+
+Nothing is probed afterwards: a grant ends by itself too. What others behind the same
+address have opened stays open.")]
+pub(super) struct CloseArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Write JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ServerCommand {
+    /// Add a server to the configuration; the first one becomes the default.
+    Add(AddArgs),
+    /// Remove a server from the configuration. Key files stay.
+    Remove(RemoveArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  spa-client server add work --host gw.example.org --public-key spa-public-...")]
+pub(super) struct AddArgs {
+    /// What to call it here.
+    #[arg(value_name = "NAME")]
+    pub(super) name: ServerName,
+    /// Its name or address.
+    #[arg(long)]
+    pub(super) host: Host,
+    /// Its public key, as `spa-server init` shows it.
+    // A text: the parser would echo what it refuses, and that might be a private key.
+    #[arg(long, value_name = "KEY")]
+    pub(super) public_key: String,
+    /// A UDP port to knock at, the preferred one first [default: 62201].
+    #[arg(long = "knock-port", value_name = "PORT")]
+    pub(super) knock_ports: Vec<NonZeroU16>,
+    /// The file of this client's private key [default: identity.key].
+    #[arg(long, value_name = "FILE")]
+    pub(super) identity: Option<PathBuf>,
+    /// The file of a pre-shared key.
+    #[arg(long, value_name = "FILE")]
+    pub(super) pre_shared_key_file: Option<PathBuf>,
+    /// The server's plaintext-length, where it has another than 128.
+    #[arg(long, value_name = "BYTES", value_parser = length)]
+    pub(super) plaintext_length: Option<PacketLength>,
+    /// Make it the default server.
+    #[arg(long)]
+    pub(super) default: bool,
+}
+
+fn length(text: &str) -> Result<PacketLength, String> {
+    let bytes: u16 = text.parse().map_err(|error: core::num::ParseIntError| error.to_string())?;
+    PacketLength::try_from(bytes).map_err(|error| error.to_string())
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    /// The server's name.
+    #[arg(value_name = "NAME")]
+    pub(super) name: ServerName,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KeygenArgs {
+    /// The file to write [default: identity.key in the configuration directory].
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// Known only to be refused: a key that was replaced is a lock-out.
+    #[arg(long, hide = true)]
+    pub(super) force: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_last_of_wait_and_no_wait_counts() {
+        let wait = |words: &[&str]| {
+            let words = ["spa-client", "open", "ssh"].iter().chain(words);
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::Open(args) => args.settings().wait.is_some(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(wait(&["--wait"]));
+        assert!(!wait(&["--no-wait"]));
+        assert!(!wait(&["--wait", "--no-wait"]));
+        assert!(wait(&["--no-wait", "--wait"]));
+    }
+}

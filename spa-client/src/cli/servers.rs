@@ -1,0 +1,142 @@
+//! `spa-client list`, `spa-client server add` and `server remove`.
+
+use super::args::{AddArgs, ListArgs, RemoveArgs};
+use super::{CliError, print, print_json};
+use crate::config::Config;
+use crate::knock::{KnockError, Secrets};
+use crate::server::Server;
+use core::fmt::Write as _;
+use serde::Serialize;
+use spa_keys::PublicKey;
+use spa_proto::{Port, ServiceName};
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+pub(super) fn list(directory: &Path, args: &ListArgs) -> Result<(), CliError> {
+    let config = Config::load(directory)?;
+    let default = config.default_server().map(|server| server.name.as_str());
+    let servers: Vec<Listed<'_>> = config.servers().map(Listed::of).collect();
+    if args.json {
+        return print_json(&List { default, servers });
+    }
+    let texts: Vec<String> =
+        servers.iter().map(|server| server.text(default == Some(server.name))).collect();
+    print(&texts.join("\n"))?;
+    if texts.is_empty() {
+        config.server(None)?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    default: Option<&'a str>,
+    servers: Vec<Listed<'a>>,
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    name: &'a str,
+    host: &'a str,
+    knock_ports: Vec<u16>,
+    public_key: PublicKey,
+    identity: Identity<'a>,
+    pre_shared_key_file: Option<&'a Path>,
+    plaintext_length: usize,
+    lifetime_seconds: Option<u32>,
+    bind_source: String,
+    services: BTreeMap<ServiceName, Vec<Port>>,
+}
+
+#[derive(Serialize)]
+struct Identity<'a> {
+    file: &'a Path,
+    public_key: Option<PublicKey>,
+    error: Option<String>,
+}
+
+impl<'a> Listed<'a> {
+    fn of(server: &'a Server) -> Self {
+        let key = crate::knock::identity(&server.identity);
+        let identity = Identity {
+            file: &server.identity,
+            public_key: key.as_ref().ok().map(spa_keys::PrivateKey::public),
+            error: key.err().map(|error| error.to_string()),
+        };
+        Self {
+            name: server.name.as_str(),
+            host: server.host.as_str(),
+            knock_ports: server.knock_ports.iter().map(|port| port.get()).collect(),
+            public_key: server.public_key,
+            identity,
+            pre_shared_key_file: server.pre_shared_key_file.as_deref(),
+            plaintext_length: server.length.plaintext(),
+            lifetime_seconds: server.lifetime.map(|lifetime| lifetime.0.get()),
+            bind_source: server.bind_source.to_string(),
+            services: server.known_services(),
+        }
+    }
+
+    fn text(&self, is_default: bool) -> String {
+        let joined = |parts: Vec<String>| parts.join(", ");
+        let ports = joined(self.knock_ports.iter().map(ToString::to_string).collect());
+        let services = self.services.iter().map(|(name, ports)| {
+            format!("{name} ({})", joined(ports.iter().map(ToString::to_string).collect()))
+        });
+        let mut text = String::new();
+        let mark = if is_default { " (default)" } else { "" };
+        let _ = writeln!(text, "{}{mark}", self.name);
+        let plural = if self.knock_ports.len() == 1 { "" } else { "s" };
+        let _ = writeln!(text, "  host        {}, knock port{plural} {ports}", self.host);
+        let _ = writeln!(text, "  services    {}", joined(services.collect()));
+        let _ = writeln!(text, "  server key  {}", self.public_key);
+        let _ = match (&self.identity.public_key, &self.identity.error) {
+            (Some(key), _) => writeln!(text, "  client key  {key}"),
+            (None, error) => writeln!(text, "  client key  {}", error.as_deref().unwrap_or("-")),
+        };
+        text
+    }
+}
+
+pub(super) fn add(directory: &Path, args: AddArgs) -> Result<(), CliError> {
+    let here = |file: PathBuf| std::path::absolute(&file).unwrap_or(file);
+    let identity = args.identity.map_or_else(|| Config::default_identity(directory), here);
+    let mut server = Server::new(args.name, args.host, args.public_key.parse()?, identity);
+    if !args.knock_ports.is_empty() {
+        server.knock_ports = args.knock_ports;
+    }
+    server.pre_shared_key_file = args.pre_shared_key_file.map(here);
+    server.length = args.plaintext_length.unwrap_or_default();
+    // Keys that don't go together are told now, not at the first knock.
+    let no_key = match Secrets::of(&server) {
+        Ok(_) => None,
+        Err(error @ KnockError::NoIdentity { .. }) => Some(error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    let config = Config::add_server(directory, &server, args.default)?;
+    let is_default = config.default_server().is_some_and(|default| default.name == server.name);
+    let (mark, at) = if is_default {
+        (", the default server,", String::new())
+    } else {
+        ("", format!("@{}", server.name))
+    };
+    let path = Config::path(directory);
+    say(&format!("added {}{mark} to {}", server.name, path.display()));
+    say(&no_key.unwrap_or_else(|| format!("next: spa-client open ssh{at}")));
+    Ok(())
+}
+
+pub(super) fn remove(directory: &Path, args: &RemoveArgs) -> Result<(), CliError> {
+    let config = Config::remove_server(directory, args.name.as_str())?;
+    let path = Config::path(directory);
+    say(&format!("removed {} from {}", args.name, path.display()));
+    if config.servers().next().is_some() && config.default_server().is_none() {
+        say("there is no default server now; choose one with default = \"NAME\" in that file");
+    }
+    Ok(())
+}
+
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}

@@ -1,0 +1,136 @@
+//! Changes to `config.toml` that leave everything else in it as the user wrote it.
+
+use super::{Config, ConfigError};
+use crate::server::{DEFAULT_KNOCK_PORT, Server};
+use crate::source::BindSource;
+use spa_proto::PacketLength;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+use toml_edit::{Array, DocumentMut, Item, Table, value};
+
+impl Config {
+    /// Writes `server` into the configuration in `directory`, which is made when it is not
+    /// there. The first server becomes the default one; a later one when `as_default` is set.
+    pub fn add_server(
+        directory: &Path,
+        server: &Server,
+        as_default: bool,
+    ) -> Result<Self, ConfigError> {
+        let path = Self::path(directory);
+        let (mut document, before) = match Self::load(directory) {
+            Ok(before) => (document(&path)?, Some(before)),
+            Err(ConfigError::Missing { .. }) => (DocumentMut::new(), None),
+            Err(error) => return Err(error),
+        };
+        let present = before.as_ref().map(|config| &config.servers);
+        if present.is_some_and(|present| present.contains_key(&server.name)) {
+            return Err(ConfigError::Exists { name: server.name.clone(), path });
+        }
+        if as_default || present.is_none_or(BTreeMap::is_empty) {
+            document.insert("default", value(server.name.as_str()));
+        }
+        let servers = document.entry("server").or_insert_with(|| {
+            let mut table = Table::new();
+            table.set_implicit(true);
+            Item::Table(table)
+        });
+        if let Some(servers) = servers.as_table_like_mut() {
+            servers.insert(server.name.as_str(), Item::Table(table(directory, server)));
+        }
+        store(directory, &document)
+    }
+
+    /// Takes the server `name` out of the configuration in `directory`. A default that named it
+    /// goes with it.
+    pub fn remove_server(directory: &Path, name: &str) -> Result<Self, ConfigError> {
+        let path = Self::path(directory);
+        let before = Self::load(directory)?;
+        let mut document = document(&path)?;
+        let servers = document.get_mut("server").and_then(Item::as_table_like_mut);
+        if servers.and_then(|servers| servers.remove(name)).is_none() {
+            let known = super::known(name, before.servers.keys());
+            return Err(ConfigError::UnknownServer { name: name.into(), path, known });
+        }
+        if before.default.is_some_and(|default| default.as_str() == name) {
+            document.remove("default");
+        }
+        store(directory, &document)
+    }
+}
+
+fn document(path: &Path) -> Result<DocumentMut, ConfigError> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    text.parse().map_err(|error: toml_edit::TomlError| ConfigError::Content {
+        path: path.into(),
+        line: super::line_of(&text, error.span()),
+        message: error.message().into(),
+    })
+}
+
+/// Only what differs from the defaults.
+fn table(directory: &Path, server: &Server) -> Table {
+    let mut table = Table::new();
+    table.insert("host", value(server.host.as_str()));
+    table.insert("public-key", value(server.public_key.to_string()));
+    if server.knock_ports != [DEFAULT_KNOCK_PORT] {
+        let ports: Array = server.knock_ports.iter().map(|port| i64::from(port.get())).collect();
+        table.insert("knock-ports", value(ports));
+    }
+    let shown =
+        |file: &Path| file.strip_prefix(directory).unwrap_or(file).to_string_lossy().into_owned();
+    if server.identity != Config::default_identity(directory) {
+        table.insert("identity", value(shown(&server.identity)));
+    }
+    if let Some(file) = &server.pre_shared_key_file {
+        table.insert("pre-shared-key-file", value(shown(file)));
+    }
+    if server.length != PacketLength::default() {
+        let length = i64::try_from(server.length.plaintext()).unwrap_or(i64::MAX);
+        table.insert("plaintext-length", value(length));
+    }
+    if let Some(lifetime) = server.lifetime {
+        table.insert("lifetime", value(lifetime.to_string()));
+    }
+    if server.bind_source != BindSource::default() {
+        table.insert("bind-source", value(server.bind_source.to_string()));
+    }
+    if !server.services.is_empty() {
+        let mut services = Table::new();
+        for (service, ports) in &server.services {
+            let ports: Array = ports.iter().map(ToString::to_string).collect();
+            services.insert(service.as_str(), value(ports));
+        }
+        table.insert("services", Item::Table(services));
+    }
+    table
+}
+
+/// Writes the file beside the old one and puts it in its place. What could not be read again is
+/// not written.
+fn store(directory: &Path, document: &DocumentMut) -> Result<Config, ConfigError> {
+    let path = Config::path(directory);
+    let text = document.to_string();
+    let config = Config::parse(&text, path.clone())?;
+    let failed = |source: io::Error| ConfigError::Write { path: path.clone(), source };
+    crate::config::make_directory(directory)
+        .map_err(|source| ConfigError::Write { path: directory.into(), source })?;
+    // A symbolic link (into a repository of dotfiles, say) stays one: its target is replaced.
+    let place = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+    let beside = place.with_extension(format!("toml.{}.new", std::process::id()));
+    let written = fs::File::create_new(&beside).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        if let Ok(metadata) = fs::metadata(&place) {
+            file.set_permissions(metadata.permissions())?;
+        }
+        fs::rename(&beside, &place)
+    });
+    written.map_err(|error| {
+        let _ = fs::remove_file(&beside);
+        failed(error)
+    })?;
+    Ok(config)
+}

@@ -1,0 +1,336 @@
+//! Sending knocks: keys, addresses, one datagram for each address.
+//!
+//! Everything that can go wrong before a packet leaves goes wrong in [`Knocker::prepare`].
+
+mod address;
+mod error;
+
+use crate::config::Config;
+use crate::duration::Lifetime;
+use crate::schedule::rotated;
+use crate::server::{DEFAULT_KNOCK_PORT, Server};
+use crate::source::BindSource;
+use address::resolve;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use spa_keys::{KeyFileError, PrivateKey, PublicKey};
+use spa_proto::{
+    Item, ItemError, Items, MaskKey, MessageType, Nonce, PairSecret, Request, UnixMicros,
+};
+use std::io;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+pub use address::Family;
+pub use error::KnockError;
+
+/// 2025-01-01T00:00:00Z. A clock before it was never set.
+const CLOCK_WAS_SET: UnixMicros = UnixMicros::from_secs(1_735_689_600);
+
+/// Sends one knock to each address of `server`, and waits for nothing: there is no answer.
+///
+/// # Errors
+///
+/// Whatever keeps the datagrams from leaving. When some left, the others are told by
+/// [`Sent::outcome`].
+pub fn knock(server: &Server, asked: &Asked, options: &Options) -> Result<Vec<Sent>, KnockError> {
+    Knocker::prepare(server, asked, options)?.send()
+}
+
+/// What a server is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Open or close.
+    pub message_type: MessageType,
+    /// What.
+    pub items: Items,
+}
+
+impl Asked {
+    /// To open these services and ports: 1 to 8, none of them twice.
+    pub fn open(items: impl IntoIterator<Item = Item>) -> Result<Self, ItemError> {
+        Self::new(MessageType::Open, items)
+    }
+
+    /// To close what this client had opened.
+    pub fn close(items: impl IntoIterator<Item = Item>) -> Result<Self, ItemError> {
+        Self::new(MessageType::Close, items)
+    }
+
+    /// To do either.
+    pub fn new(
+        message_type: MessageType,
+        items: impl IntoIterator<Item = Item>,
+    ) -> Result<Self, ItemError> {
+        let items = Items::try_from(items.into_iter().collect::<Vec<_>>())?;
+        Ok(Self { message_type, items })
+    }
+}
+
+/// What one knock has other than its server's configuration says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Options {
+    /// The lifetime to ask for; `None`: what the configuration says.
+    pub lifetime: Option<Lifetime>,
+    /// The source to bind to; `None`: what the configuration says.
+    pub source: Option<BindSource>,
+    /// Which of the server's addresses to knock on.
+    pub family: Family,
+}
+
+/// One datagram.
+#[derive(Debug)]
+pub struct Sent {
+    /// Where it went: an address of the server, and the knock port.
+    pub to: SocketAddr,
+    /// The address that it is bound to; `None`: as observed.
+    pub bound_source: Option<IpAddr>,
+    /// Bytes of the datagram, or why it did not leave.
+    pub outcome: io::Result<usize>,
+}
+
+/// A request to one server with everything that sending it needs: keys read, secrets derived,
+/// addresses resolved, request known to fit.
+pub struct Knocker<'a> {
+    server: &'a Server,
+    request: Request,
+    source: BindSource,
+    addresses: Vec<SocketAddr>,
+    identity: PublicKey,
+    pair: PairSecret,
+    mask: MaskKey,
+    random: SystemRandom,
+    round: u32,
+    first_sent: Option<Instant>,
+}
+
+impl<'a> Knocker<'a> {
+    /// Reads the keys, resolves the name and checks the rest. No packet leaves but those of the
+    /// system's resolver.
+    pub fn prepare(
+        server: &'a Server,
+        asked: &Asked,
+        options: &Options,
+    ) -> Result<Self, KnockError> {
+        let Secrets { identity, pair, mask } = Secrets::of(server)?;
+        let lifetime = match asked.message_type {
+            MessageType::Open => options.lifetime.or(server.lifetime),
+            MessageType::Close => None,
+        };
+        let source = options.source.unwrap_or(server.bind_source);
+        let request = Request {
+            message_type: asked.message_type,
+            items: asked.items.clone(),
+            bound_source: None,
+            lifetime: lifetime.map(|Lifetime(seconds)| seconds),
+        };
+        let random = SystemRandom::new();
+        let mut knocker = Self {
+            server,
+            request,
+            source,
+            addresses: Vec::new(),
+            identity,
+            pair,
+            mask,
+            random,
+            round: 0,
+            first_sent: None,
+        };
+        knocker.seal(None)?;
+        knocker.addresses = resolve(&server.host, options.family, source)?;
+        Ok(knocker)
+    }
+
+    /// The server's addresses, the system's favourite first; the port is none of them yet.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().map(SocketAddr::ip)
+    }
+
+    /// The addresses with what belongs to them beside the port (an IPv6 scope).
+    pub(crate) fn sockets(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The server that is knocked on.
+    pub const fn server(&self) -> &'a Server {
+        self.server
+    }
+
+    /// The client's identity, as the server has to know it.
+    pub const fn identity(&self) -> PublicKey {
+        self.identity
+    }
+
+    /// What is asked for.
+    pub const fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// How often [`send`](Self::send) was called.
+    pub const fn rounds(&self) -> u32 {
+        self.round
+    }
+
+    pub(crate) const fn first_sent(&self) -> Option<Instant> {
+        self.first_sent
+    }
+
+    /// Sends one knock to each address, each sealed on its own. The next call sends fresh ones,
+    /// to the next knock port.
+    ///
+    /// # Errors
+    ///
+    /// When none left this machine.
+    pub fn send(&mut self) -> Result<Vec<Sent>, KnockError> {
+        let port = rotated(&self.server.knock_ports, self.round).unwrap_or(DEFAULT_KNOCK_PORT);
+        self.round = self.round.saturating_add(1);
+        self.first_sent.get_or_insert_with(Instant::now);
+        let mut sent = Vec::with_capacity(self.addresses.len());
+        for address in &self.addresses {
+            let mut to = *address;
+            to.set_port(port.get());
+            let bound_source = self.source.bound(own_address(to));
+            let packet = self.seal(bound_source)?;
+            // A socket of its own, so that every knock has another random source port. Not
+            // connected: an ICMP message must not make the next call fail.
+            let outcome = UdpSocket::bind(any(to)).and_then(|socket| socket.send_to(&packet, to));
+            sent.push(Sent { to, bound_source, outcome });
+        }
+        if sent.iter().any(|sent| sent.outcome.is_ok()) {
+            Ok(sent)
+        } else {
+            Err(not_sent(self.server.host.to_string(), sent))
+        }
+    }
+
+    fn seal(&self, bound_source: Option<IpAddr>) -> Result<Vec<u8>, KnockError> {
+        let mut nonce = Nonce([0; 24]);
+        self.random.fill(&mut nonce.0).map_err(|_| KnockError::NoRandomness)?;
+        let request = Request { bound_source, ..self.request.clone() };
+        let stamp = stamp(SystemTime::now())?;
+        Ok(spa_proto::seal(&self.pair, &self.mask, &request, stamp, nonce, self.server.length)?)
+    }
+}
+
+/// The client's own key.
+pub(crate) fn identity(file: &Path) -> Result<PrivateKey, KnockError> {
+    spa_keys::read_private_key(file).map_err(|error| match error {
+        KeyFileError::NotFound { path } => {
+            let keygen = keygen(&path);
+            KnockError::NoIdentity { path, keygen }
+        }
+        other => other.into(),
+    })
+}
+
+/// What to type to get the missing key.
+fn keygen(file: &Path) -> String {
+    match Config::directory() {
+        Ok(directory) if Config::default_identity(&directory) == file => "spa-client keygen".into(),
+        _ => format!("spa-client keygen --output {}", file.display()),
+    }
+}
+
+/// What the keys of a server's client and server give.
+pub(crate) struct Secrets {
+    identity: PublicKey,
+    pair: PairSecret,
+    mask: MaskKey,
+}
+
+impl Secrets {
+    pub(crate) fn of(server: &Server) -> Result<Self, KnockError> {
+        let me = identity(&server.identity)?;
+        let pre_shared =
+            server.pre_shared_key_file.as_ref().map(spa_keys::read_pre_shared_key).transpose()?;
+        let pair =
+            spa_keys::pair_secret_for_client(&me, &server.public_key, pre_shared.as_ref())
+                .map_err(|source| KnockError::Derive { server: server.name.to_string(), source })?;
+        Ok(Self { identity: me.public(), pair, mask: spa_keys::mask_key(&server.public_key) })
+    }
+}
+
+fn stamp(clock: SystemTime) -> Result<UnixMicros, KnockError> {
+    let since = clock.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let stamp = UnixMicros::default().saturating_add(since);
+    if stamp < CLOCK_WAS_SET { Err(KnockError::Clock) } else { Ok(stamp) }
+}
+
+/// The address that this machine would send from. Connecting a UDP socket sends nothing.
+fn own_address(to: SocketAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(any(to)).ok()?;
+    socket.connect(to).ok()?;
+    Some(socket.local_addr().ok()?.ip().to_canonical())
+}
+
+fn any(to: SocketAddr) -> SocketAddr {
+    let address: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(address, 0)
+}
+
+/// What the system says, without its number for it.
+pub(crate) fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error").map_or(text.clone(), |(words, _)| words.to_lowercase())
+}
+
+fn not_sent(host: String, sent: Vec<Sent>) -> KnockError {
+    let mut advice = None;
+    let mut reasons = Vec::new();
+    for Sent { to, outcome, .. } in sent {
+        let Err(error) = outcome else { continue };
+        advice = advice.or(match error.kind() {
+            io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::AddrNotAvailable => Some("is this machine online?"),
+            io::ErrorKind::PermissionDenied => Some("does a firewall on this machine forbid it?"),
+            _ => None,
+        });
+        reasons.push(format!("{}: {}", to.ip(), plain(&error)));
+    }
+    let advice = advice.unwrap_or("try again when that is mended");
+    KnockError::NotSent { host, reasons: reasons.join("; "), advice }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_never_set_is_told() {
+        let at = |seconds| stamp(UNIX_EPOCH + core::time::Duration::from_secs(seconds));
+        assert!(matches!(at(0), Err(KnockError::Clock)));
+        assert!(matches!(at(1_735_689_599), Err(KnockError::Clock)));
+        assert_eq!(at(1_735_689_600).unwrap(), CLOCK_WAS_SET);
+        let before = UNIX_EPOCH - core::time::Duration::from_secs(1);
+        assert!(matches!(stamp(before), Err(KnockError::Clock)));
+    }
+
+    #[test]
+    fn a_datagram_that_could_not_leave_is_told_with_its_reason() {
+        let failed = |to: &str, kind: io::ErrorKind| Sent {
+            to: SocketAddr::new(to.parse().unwrap(), 62201),
+            bound_source: None,
+            outcome: Err(kind.into()),
+        };
+        let told = |sent| not_sent("gw".into(), sent).to_string();
+        assert_eq!(
+            told(vec![
+                failed("192.0.2.1", io::ErrorKind::NetworkUnreachable),
+                failed("2001:db8::1", io::ErrorKind::AddrNotAvailable),
+            ]),
+            "no knock could be sent to gw (192.0.2.1: network unreachable; \
+             2001:db8::1: address not available); is this machine online?"
+        );
+        assert_eq!(
+            told(vec![failed("192.0.2.1", io::ErrorKind::PermissionDenied)]),
+            "no knock could be sent to gw (192.0.2.1: permission denied); \
+             does a firewall on this machine forbid it?"
+        );
+    }
+}

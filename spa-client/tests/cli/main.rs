@@ -1,0 +1,10 @@
+//! The command line, as the real binary.
+
+#[cfg(test)]
+mod commands;
+#[cfg(test)]
+mod dependencies;
+#[cfg(test)]
+mod knock;
+#[cfg(test)]
+mod support;

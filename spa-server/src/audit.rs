@@ -1,0 +1,274 @@
+//! The audit trail: one line for each accepted knock, and few for what was refused.
+//!
+//! A line is `key=value` pairs, in one order, so that people and programs read it alike. It goes
+//! where the log goes, under the target `audit`. What an attacker sends without a key never
+//! writes a line; what a client's key refuses writes one a minute at most, for each reason.
+
+use crate::clock::BootMicros;
+use crate::grants::RequestId;
+use spa_proto::{ClientId, Item, UnixMicros};
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// What a line tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// The kernel admits the source, new or for longer.
+    Opened {
+        /// For how long.
+        lifetime: Duration,
+        /// Until when, by the clock on the wall.
+        until: UnixMicros,
+    },
+    /// The client closed what it had.
+    Closed,
+    /// An administrator, or a new policy, closed it; why.
+    Revoked(&'a str),
+    /// The knock was accepted and nothing changed; why.
+    Failed(&'a str),
+}
+
+/// Who, from where, what: one line of the trail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// What happened.
+    pub event: Event<'a>,
+    /// The client's name.
+    pub client: &'a str,
+    /// The address that it is about.
+    pub source: IpAddr,
+    /// What was asked for.
+    pub items: &'a [Item],
+    /// The knock that it is about.
+    pub id: RequestId,
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.event {
+            Event::Opened { .. } => "opened",
+            Event::Closed => "closed",
+            Event::Revoked(_) => "revoked",
+            Event::Failed(_) => "failed",
+        };
+        write!(f, "event={name} client={} source={} services=", Value(self.client), self.source)?;
+        for (at, item) in self.items.iter().enumerate() {
+            if at > 0 {
+                f.write_char(',')?;
+            }
+            write!(f, "{item}")?;
+        }
+        match &self.event {
+            Event::Opened { lifetime, until } => {
+                write!(f, " lifetime={} until={}", lifetime.as_secs(), Instant(*until))?;
+            }
+            Event::Closed => {}
+            Event::Revoked(why) | Event::Failed(why) => write!(f, " reason={}", Value(why))?,
+        }
+        write!(f, " id={}", self.id)
+    }
+}
+
+/// Writes a line of the trail.
+pub fn write(line: &Line<'_>) {
+    if let Event::Failed(_) = line.event {
+        tracing::error!(target: "audit", "{line}");
+    } else {
+        tracing::info!(target: "audit", "{line}");
+    }
+}
+
+/// Authentic knocks that were refused: one line for each client and reason at once, then one a
+/// minute with a count. It holds no more than there are clients and reasons.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    open: HashMap<(ClientId, &'static str), Counted>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    since: BootMicros,
+    /// Those that no line has told yet.
+    untold: u64,
+    detail: String,
+    source: IpAddr,
+}
+
+/// A line to write about refusals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusalLine {
+    /// Whose knocks.
+    pub client: ClientId,
+    /// Why.
+    pub reason: &'static str,
+    /// More about the last one.
+    pub detail: String,
+    /// Where the last one came from.
+    pub source: IpAddr,
+    /// How many.
+    pub count: u64,
+}
+
+impl Refusals {
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    /// Takes note of a refusal. `detail` is called only when its text will be used.
+    pub fn note(
+        &mut self,
+        now: BootMicros,
+        client: ClientId,
+        reason: &'static str,
+        source: IpAddr,
+        detail: impl FnOnce() -> String,
+    ) {
+        let counted = self.open.entry((client, reason)).or_insert_with(|| Counted {
+            // Told at the next call of `due`.
+            since: BootMicros(0),
+            untold: 0,
+            detail: String::new(),
+            source,
+        });
+        if counted.untold == 0 {
+            counted.detail = detail();
+            counted.source = source;
+            if now.since(counted.since) >= Self::WINDOW {
+                counted.since = BootMicros(0);
+            }
+        }
+        counted.untold = counted.untold.saturating_add(1);
+    }
+
+    /// The lines that are due now; to be called every second or so.
+    pub fn due(&mut self, now: BootMicros) -> Vec<RefusalLine> {
+        let mut lines = Vec::new();
+        self.open.retain(|(client, reason), counted| {
+            let over = counted.since == BootMicros(0) || now.since(counted.since) >= Self::WINDOW;
+            if !over {
+                return true;
+            }
+            if counted.untold == 0 {
+                return false;
+            }
+            lines.push(RefusalLine {
+                client: *client,
+                reason,
+                detail: std::mem::take(&mut counted.detail),
+                source: counted.source,
+                count: std::mem::take(&mut counted.untold),
+            });
+            counted.since = now;
+            true
+        });
+        lines
+    }
+}
+
+/// Writes a line about refusals; `name` is the client's.
+pub fn write_refusal(name: &str, line: &RefusalLine) {
+    let RefusalLine { reason, detail, source, count, .. } = line;
+    let detail =
+        if detail.is_empty() { String::new() } else { format!(" detail={}", Value(detail)) };
+    tracing::warn!(
+        target: "audit",
+        "event=refused client={} source={source} reason={reason} count={count}{detail}",
+        Value(name),
+    );
+}
+
+/// A value; in quotation marks when it has spaces or signs of its own.
+struct Value<'a>(&'a str);
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@+,".contains(c);
+        if !self.0.is_empty() && self.0.chars().all(plain) {
+            f.write_str(self.0)
+        } else {
+            write!(f, "{:?}", self.0)
+        }
+    }
+}
+
+/// RFC 3339, in UTC, to the second.
+struct Instant(UnixMicros);
+
+impl fmt::Display for Instant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let second = i64::try_from(self.0.as_secs()).ok();
+        match second.and_then(|second| jiff::Timestamp::from_second(second).ok()) {
+            Some(timestamp) => timestamp.fmt(f),
+            None => write!(f, "@{}", self.0.as_secs()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spa_proto::Nonce;
+
+    const CLIENT: ClientId = ClientId([1; 32]);
+
+    fn at(second: u64) -> BootMicros {
+        BootMicros((1_000 + second) * 1_000_000)
+    }
+
+    fn source() -> IpAddr {
+        "192.0.2.7".parse().unwrap()
+    }
+
+    fn line<'a>(event: Event<'a>, items: &'a [Item]) -> Line<'a> {
+        Line { event, client: "laptop", source: source(), items, id: Nonce([0xab; 24]).into() }
+    }
+
+    #[test]
+    fn a_line_tells_who_from_where_what_and_until_when() {
+        let items = ["ssh".parse().unwrap(), "tcp/8022".parse().unwrap()];
+        let opened = Event::Opened {
+            lifetime: Duration::from_secs(30),
+            until: UnixMicros::from_secs(1_800_000_000),
+        };
+        assert_eq!(
+            line(opened, &items).to_string(),
+            "event=opened client=laptop source=192.0.2.7 services=ssh,tcp/8022 lifetime=30 until=2027-01-15T08:00:00Z id=abababababababab"
+        );
+        assert_eq!(
+            line(Event::Failed("ipset: it is \"full\""), &items[..1]).to_string(),
+            r#"event=failed client=laptop source=192.0.2.7 services=ssh reason="ipset: it is \"full\"" id=abababababababab"#
+        );
+    }
+
+    #[test]
+    fn a_value_can_not_forge_another_line_or_key() {
+        assert_eq!(Value("a b=c\nevent=opened").to_string(), r#""a b=c\nevent=opened""#);
+        assert_eq!(Value("").to_string(), r#""""#);
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_told_at_once_and_then_once_a_minute() {
+        let mut refusals = Refusals::default();
+        let mut lines = Vec::new();
+        for second in 0..180 {
+            for _ in 0..1_000 {
+                refusals.note(at(second), CLIENT, "too-old", source(), || "150 s behind".into());
+            }
+            lines.extend(refusals.due(at(second)).into_iter().map(|line| (second, line.count)));
+        }
+        assert_eq!(lines, [(0, 1_000), (60, 60_000), (120, 60_000)]);
+        // The rest is told when its minute is over, and then nothing is left.
+        assert_eq!(refusals.due(at(180)).first().map(|line| line.count), Some(59_000));
+        assert_eq!(refusals.due(at(240)), []);
+        assert!(refusals.open.is_empty());
+    }
+
+    #[test]
+    fn clients_and_reasons_are_told_apart() {
+        let mut refusals = Refusals::default();
+        refusals.note(at(0), CLIENT, "too-old", source(), String::new);
+        refusals.note(at(0), CLIENT, "lifetime", source(), String::new);
+        refusals.note(at(0), ClientId([2; 32]), "too-old", source(), String::new);
+        assert_eq!(refusals.due(at(0)).len(), 3);
+    }
+}

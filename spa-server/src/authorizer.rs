@@ -1,0 +1,553 @@
+//! The far side of the channel: limits, replay window, durable store, grants, gate, audit.
+//!
+//! One task owns all of it and does one thing after another, so grants and gate need no lock.
+//! Knocks that arrive together are made durable by one write and opened by one batch.
+
+use crate::audit::{self, Event, Line};
+use crate::causes::with_causes;
+use crate::clock::{BootMicros, Now, Step};
+use crate::control::GrantView;
+use crate::counters::{Counters, Dropped, count};
+use crate::gate::{Gate, GateError, InstallReport, Plan};
+use crate::grants::{Grant, GrantKey, GrantStore, GrantTable, RequestId};
+use crate::limits::Limits;
+use crate::pipeline::{Candidate, SharedJudge};
+use crate::policy::{Policy, Refusal};
+use crate::replay_store::{Mark, ReplayStore, Snapshot};
+use spa_proto::{Accepted, ClientId, Item, MessageType, Port, UnixMicros};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Owns everything that an accepted knock changes.
+pub struct Authorizer<G, R, L> {
+    judge: SharedJudge,
+    counters: Arc<Counters>,
+    gate: G,
+    replay: R,
+    grants: GrantTable,
+    /// `None`: it can't be written, and grants end with this process.
+    grant_log: Option<L>,
+    limits: Limits,
+    max_grants: usize,
+    /// The barrier that the store holds.
+    stored_barrier: UnixMicros,
+    store_failing: bool,
+    /// The kernel may differ from the table since an error: it is looked at again.
+    unreconciled: bool,
+}
+
+/// The grants that one knock touches, as they were before it.
+type Before = Vec<(GrantKey, Option<Grant>)>;
+
+/// Which grants to revoke: those that match all that is given.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// The client, by its key.
+    pub client: Option<ClientId>,
+    /// The address that is admitted.
+    pub source: Option<IpAddr>,
+    /// What was asked for.
+    pub service: Option<Item>,
+}
+
+impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
+    /// An authorizer without grants. `replay` has been rewritten, or failed to be.
+    pub fn new(
+        judge: SharedJudge,
+        counters: Arc<Counters>,
+        gate: G,
+        replay: R,
+        grant_log: Option<L>,
+        max_grants: usize,
+    ) -> Self {
+        let stored_barrier = judge.lock().receiver.barrier();
+        Self {
+            judge,
+            counters,
+            gate,
+            replay,
+            grants: GrantTable::default(),
+            grant_log,
+            limits: Limits::default(),
+            max_grants,
+            stored_barrier,
+            store_failing: false,
+            unreconciled: false,
+        }
+    }
+
+    /// Takes over the grants of an earlier daemon, and makes the kernel admit just these.
+    pub async fn resume(&mut self, grants: Vec<Grant>) -> Result<(), GateError> {
+        let now = BootMicros::now();
+        let live = self.gate.snapshot().await?;
+        let changes = self.grants.rebuild(now, grants, &live);
+        self.gate.apply(&changes).await
+    }
+
+    /// Opens and closes what these knocks ask for.
+    pub async fn admit(&mut self, batch: Vec<Candidate>) {
+        let now = Now::read();
+        let (agreed, accepted) = self.agree(batch, now);
+        if agreed.is_empty() {
+            return;
+        }
+        if let Err(error) = self.replay.append(&accepted) {
+            let error = with_causes(&error);
+            self.store_failing = true;
+            tracing::error!("{error}");
+            for knock in &agreed {
+                self.failed(knock, &error);
+            }
+            return;
+        }
+        if let Err(error) = self.carry_out(&agreed, now).await {
+            if let [knock] = agreed.as_slice() {
+                self.failed(knock, &with_causes(&error));
+                return;
+            }
+            // One of them may have spoiled it for the others.
+            for knock in agreed.chunks(1) {
+                if let (Err(error), Some(first)) = (self.carry_out(knock, now).await, knock.first())
+                {
+                    self.failed(first, &with_causes(&error));
+                }
+            }
+        }
+    }
+
+    /// Limits, then the replay window: the last checks, each knock wholly before the next.
+    fn agree(&mut self, batch: Vec<Candidate>, now: Now) -> (Vec<Candidate>, Vec<Accepted>) {
+        let shared = self.judge.clone();
+        let mut judge = shared.lock();
+        let mut agreed: Vec<Candidate> = Vec::with_capacity(batch.len());
+        let mut accepted = Vec::with_capacity(batch.len());
+        for candidate in batch {
+            let client = candidate.knock.client;
+            let ports: Vec<Port> = candidate
+                .permit
+                .grants
+                .iter()
+                .flat_map(|(_, ports)| ports.iter().copied())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect();
+            let verdict =
+                self.within_limits(&judge.policy, &candidate, &agreed, now).and_then(|()| {
+                    judge.receiver.commit(&candidate.knock, &ports).map_err(Dropped::Protocol)
+                });
+            match verdict {
+                Ok(entry) => {
+                    if let Some(rules) = judge.policy.client(&client) {
+                        // It was there a moment ago; nobody else takes any.
+                        let _ = self.limits.take(&client, rules.rate, uptime(now));
+                    }
+                    count(&self.counters.accepted);
+                    accepted.push(entry);
+                    agreed.push(candidate);
+                }
+                Err(dropped) => {
+                    self.counters.dropped_one(&dropped);
+                    let source = candidate.knock.source;
+                    judge.refusals.note(
+                        now.boottime,
+                        client,
+                        dropped.as_str(),
+                        source,
+                        String::new,
+                    );
+                }
+            }
+        }
+        (agreed, accepted)
+    }
+
+    fn within_limits(
+        &self,
+        policy: &Policy,
+        candidate: &Candidate,
+        agreed: &[Candidate],
+        now: Now,
+    ) -> Result<(), Dropped> {
+        let knock = &candidate.knock;
+        let rules = policy.client(&knock.client).ok_or(Dropped::Policy(Refusal::UnknownClient))?;
+        if !self.limits.available(&knock.client, rules.rate, uptime(now)) {
+            return Err(Dropped::Policy(Refusal::Rate));
+        }
+        if knock.request.message_type == MessageType::Close {
+            return Ok(());
+        }
+        let mut sources = self.grants.sources_of(knock.client, now.boottime);
+        let waiting =
+            agreed.iter().filter(|other| other.knock.request.message_type == MessageType::Open);
+        sources.extend(
+            waiting
+                .clone()
+                .filter(|other| other.knock.client == knock.client)
+                .map(|other| other.knock.source),
+        );
+        let most = usize::try_from(rules.max_sources).unwrap_or(usize::MAX);
+        if !sources.contains(&knock.source) && sources.len() >= most {
+            return Err(Dropped::Policy(Refusal::MaxSources));
+        }
+        let new = |candidate: &Candidate| {
+            let known =
+                |(item, _): &&(Item, Vec<Port>)| self.grants.get(&key(candidate, item)).is_none();
+            candidate.permit.grants.iter().filter(known).count()
+        };
+        let coming: usize = waiting.map(new).sum();
+        if self.grants.len() + coming + new(candidate) > self.max_grants {
+            return Err(Dropped::Policy(Refusal::MaxGrants));
+        }
+        Ok(())
+    }
+
+    /// Changes the table and the kernel; the table only if the kernel took it.
+    async fn carry_out(&mut self, knocks: &[Candidate], now: Now) -> Result<(), GateError> {
+        let mut changes = Vec::new();
+        let mut before: Before = Vec::new();
+        let mut opened = Vec::new();
+        let mut closed = Vec::new();
+        for candidate in knocks {
+            for (item, ports) in &candidate.permit.grants {
+                let key = key(candidate, item);
+                before.push((key.clone(), self.grants.get(&key).cloned()));
+                match candidate.knock.request.message_type {
+                    MessageType::Open => {
+                        let grant = Grant {
+                            key: key.clone(),
+                            ports: ports.clone(),
+                            opened: now.realtime,
+                            expires: now.boottime.saturating_add(candidate.permit.lifetime),
+                            request: RequestId::from(candidate.knock.nonce),
+                        };
+                        changes.extend(self.grants.open(now.boottime, grant));
+                        opened.push(key);
+                    }
+                    MessageType::Close => {
+                        let (gone, withdrawn) =
+                            self.grants.close(now.boottime, |grant| grant.key == key);
+                        changes.extend(withdrawn);
+                        closed.extend(gone.into_iter().map(|grant| grant.key));
+                    }
+                }
+            }
+        }
+        if let Err(error) = self.gate.apply(&changes).await {
+            self.undo(before);
+            self.unreconciled = true;
+            self.reconcile().await;
+            return Err(error);
+        }
+        for knock in knocks {
+            self.succeeded(knock, now);
+        }
+        let opened: Vec<Grant> =
+            opened.iter().filter_map(|key| self.grants.get(key).cloned()).collect();
+        self.log_grants(&opened, &closed);
+        Ok(())
+    }
+
+    /// Brings the table back to what it was; what that means for the kernel is found out by
+    /// [`reconcile`](Self::reconcile).
+    fn undo(&mut self, before: Before) {
+        let now = BootMicros::now();
+        // Backwards: the first entry of a key is how it was before all of them.
+        for (key, grant) in before.into_iter().rev() {
+            let _ = self.grants.close(now, |grant| grant.key == key);
+            if let Some(grant) = grant {
+                let _ = self.grants.open(now, grant);
+            }
+        }
+    }
+
+    /// Makes the kernel admit what the table says, after an error had left it in between.
+    async fn reconcile(&mut self) {
+        let now = BootMicros::now();
+        let changes = match self.gate.snapshot().await {
+            Ok(live) => self.grants.reconcile(now, &live),
+            Err(error) => {
+                tracing::error!("the gate can't be read: {}", with_causes(&error));
+                return;
+            }
+        };
+        match self.gate.apply(&changes).await {
+            Ok(()) => self.unreconciled = false,
+            Err(error) => tracing::error!("the gate can't be mended: {}", with_causes(&error)),
+        }
+    }
+
+    fn succeeded(&self, knock: &Candidate, now: Now) {
+        let grants = u64::try_from(knock.permit.grants.len()).unwrap_or(u64::MAX);
+        let lifetime = knock.permit.lifetime;
+        let event = match knock.knock.request.message_type {
+            MessageType::Open => {
+                self.counters.opened.fetch_add(grants, Ordering::Relaxed);
+                Event::Opened { lifetime, until: now.realtime.saturating_add(lifetime) }
+            }
+            MessageType::Close => {
+                self.counters.closed.fetch_add(grants, Ordering::Relaxed);
+                Event::Closed
+            }
+        };
+        write_audit(knock, event);
+    }
+
+    fn failed(&self, knock: &Candidate, why: &str) {
+        count(&self.counters.failed);
+        write_audit(knock, Event::Failed(why));
+    }
+
+    /// Closes grants before their time, and says so in the audit trail.
+    ///
+    /// # Errors
+    ///
+    /// The kernel did not take it: they are listed still, and it is tried again every second.
+    pub async fn revoke(
+        &mut self,
+        selection: &Selection,
+        why: &str,
+    ) -> Result<Vec<Grant>, GateError> {
+        self.revoke_if(why, |grant| selection.matches(grant)).await
+    }
+
+    async fn revoke_if(
+        &mut self,
+        why: &str,
+        condition: impl Fn(&Grant) -> bool,
+    ) -> Result<Vec<Grant>, GateError> {
+        let now = BootMicros::now();
+        let (gone, changes) = self.grants.close(now, condition);
+        if gone.is_empty() {
+            return Ok(gone);
+        }
+        if let Err(error) = self.gate.apply(&changes).await {
+            // What is to be closed stays out of the table: the kernel is brought to it.
+            self.unreconciled = true;
+            self.log_grants(&[], &keys_of(&gone));
+            return Err(error);
+        }
+        for grant in &gone {
+            count(&self.counters.closed);
+            let name = self.client_name(&grant.key.client);
+            audit::write(&Line {
+                event: Event::Revoked(why),
+                client: &name,
+                source: grant.key.source,
+                items: std::slice::from_ref(&grant.key.service),
+                id: grant.request,
+            });
+        }
+        self.log_grants(&[], &keys_of(&gone));
+        Ok(gone)
+    }
+
+    /// Revokes what the policy forbids, after it has changed.
+    pub async fn enforce_policy(&mut self, now: UnixMicros) -> Result<Vec<Grant>, GateError> {
+        let policy = Arc::clone(&self.judge.lock().policy);
+        self.revoke_if("forbidden by the new configuration", |grant| {
+            let GrantKey { client, source, service } = &grant.key;
+            policy.upholds(client, *source, service, &grant.ports, now).is_err()
+        })
+        .await
+    }
+
+    /// Brings the gate to a new plan; grants stay.
+    pub async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        self.gate.install(plan).await
+    }
+
+    /// Another limit of all grants together.
+    pub fn set_max_grants(&mut self, max_grants: usize) {
+        self.max_grants = max_grants;
+    }
+
+    /// What is due every second: grants whose time is over, the clock, the stores, the audit.
+    pub async fn tick(&mut self) {
+        let now = Now::read();
+        self.watch_clock(now);
+        self.expire(now.boottime).await;
+        if self.unreconciled {
+            self.reconcile().await;
+        }
+        self.tend_store();
+        self.limits.prune(uptime(now));
+        let lines = {
+            let mut judge = self.judge.lock();
+            judge.receiver.roll(now.realtime);
+            judge.refusals.due(now.boottime)
+        };
+        for line in lines {
+            audit::write_refusal(&self.client_name(&line.client), &line);
+        }
+    }
+
+    /// The kernel closes by its own timer; this covers what that timer does not see: it stands
+    /// still while the machine is suspended.
+    async fn expire(&mut self, now: BootMicros) {
+        let (gone, changes) = self.grants.expire(now);
+        if gone.is_empty() {
+            return;
+        }
+        if let Err(error) = self.gate.apply(&changes).await {
+            tracing::error!(
+                "grants that are over can't be withdrawn; the kernel closes them itself: {}",
+                with_causes(&error)
+            );
+            self.unreconciled = true;
+        }
+        self.log_grants(&[], &keys_of(&gone));
+    }
+
+    fn watch_clock(&mut self, now: Now) {
+        let (step, barrier) = {
+            let mut judge = self.judge.lock();
+            (judge.watch_clock(now), judge.receiver.barrier())
+        };
+        match step {
+            Some(Step::Forward(by)) => tracing::warn!(
+                "the clock was set forward by {} s: knocks are refused until their timestamps are later than now and a freshness window",
+                by.as_secs()
+            ),
+            Some(Step::Back(by)) => tracing::warn!("the clock was set back by {} s", by.as_secs()),
+            None => {}
+        }
+        if barrier != self.stored_barrier {
+            self.rewrite_store(Mark::InUse);
+        }
+    }
+
+    fn tend_store(&mut self) {
+        if self.replay.is_broken() || self.replay.is_bloated() {
+            self.rewrite_store(Mark::InUse);
+        }
+    }
+
+    fn rewrite_store(&mut self, mark: Mark) {
+        let snapshot = Snapshot::of(&self.judge.lock().receiver);
+        match self.replay.rewrite(&snapshot, mark) {
+            Ok(()) => {
+                if self.store_failing {
+                    tracing::info!("the replay store can be written again");
+                }
+                self.store_failing = false;
+                self.stored_barrier = snapshot.barrier;
+            }
+            Err(error) if self.store_failing => tracing::debug!("{}", with_causes(&error)),
+            Err(error) => {
+                self.store_failing = true;
+                tracing::error!("{}", with_causes(&error));
+            }
+        }
+    }
+
+    /// Marks the stores clean; nothing may follow. The gate and what is open stay.
+    pub fn finish(&mut self) {
+        self.rewrite_store(Mark::Clean);
+    }
+
+    /// Forgets the replay window of one client, or of all and the barrier.
+    pub fn reset_replay(&mut self, client: Option<ClientId>, now: UnixMicros) {
+        {
+            let mut judge = self.judge.lock();
+            let clients = match client {
+                Some(client) => vec![client],
+                None => judge.receiver.windows().map(|(client, _)| client).collect(),
+            };
+            for client in clients {
+                let floor = judge.receiver.reset_window(client, now);
+                tracing::warn!(%client, "replay window reset; knocks stamped up to {} are refused", floor.as_secs());
+                if judge.receiver.barrier() > floor {
+                    judge.receiver.set_barrier(floor);
+                }
+            }
+        }
+        self.rewrite_store(Mark::InUse);
+    }
+
+    /// What is open now.
+    pub fn views(&self, now: BootMicros) -> Vec<GrantView> {
+        self.grants.iter().map(|grant| self.view(grant, now)).collect()
+    }
+
+    /// One grant as an administrator sees it.
+    pub fn view(&self, grant: &Grant, now: BootMicros) -> GrantView {
+        let left = grant.expires.since(now);
+        GrantView {
+            client: self.client_name(&grant.key.client),
+            source: grant.key.source,
+            service: grant.key.service.clone(),
+            ports: grant.ports.clone(),
+            opened: grant.opened,
+            seconds_left: left.as_secs() + u64::from(left.subsec_nanos() > 0),
+            request_id: grant.request.to_string(),
+        }
+    }
+
+    /// The number of live grants.
+    pub fn grants(&self) -> usize {
+        self.grants.len()
+    }
+
+    /// Why nothing opens, if it is so.
+    pub fn store_trouble(&self) -> bool {
+        self.store_failing || self.replay.is_broken()
+    }
+
+    /// Whether the kernel may admit something else than the table says.
+    pub fn is_unreconciled(&self) -> bool {
+        self.unreconciled
+    }
+
+    fn client_name(&self, client: &ClientId) -> String {
+        let judge = self.judge.lock();
+        judge
+            .policy
+            .client(client)
+            .map_or_else(|| client.to_string(), |rules| rules.name.to_string())
+    }
+
+    fn log_grants(&mut self, opened: &[Grant], closed: &[GrantKey]) {
+        let Some(log) = &mut self.grant_log else { return };
+        let written =
+            log.record(opened, closed).and_then(|()| log.compact(&mut self.grants.iter()));
+        if let Err(error) = written {
+            tracing::error!("a restart will close these grants: {}", with_causes(&error));
+        }
+    }
+}
+
+impl Selection {
+    fn matches(&self, grant: &Grant) -> bool {
+        self.client.is_none_or(|client| client == grant.key.client)
+            && self.source.is_none_or(|source| source.to_canonical() == grant.key.source)
+            && self.service.as_ref().is_none_or(|service| *service == grant.key.service)
+    }
+}
+
+fn key(candidate: &Candidate, item: &Item) -> GrantKey {
+    let knock = &candidate.knock;
+    GrantKey { client: knock.client, source: knock.source, service: item.clone() }
+}
+
+fn write_audit(candidate: &Candidate, event: Event<'_>) {
+    let Candidate { knock, permit } = candidate;
+    let items: Vec<Item> = permit.grants.iter().map(|(item, _)| item.clone()).collect();
+    audit::write(&Line {
+        event,
+        client: &permit.client,
+        source: knock.source,
+        items: &items,
+        id: RequestId::from(knock.nonce),
+    });
+}
+
+fn keys_of(grants: &[Grant]) -> Vec<GrantKey> {
+    grants.iter().map(|grant| grant.key.clone()).collect()
+}
+
+fn uptime(now: Now) -> Duration {
+    Duration::from_micros(now.boottime.0)
+}

@@ -1,0 +1,201 @@
+//! From a configuration to a server that captures.
+
+use super::{Command, Daemon, QUEUE, status};
+use crate::authorizer::Authorizer;
+use crate::capture::{Capture, CaptureSettings};
+use crate::causes::with_causes;
+use crate::clock::Now;
+use crate::config::{Config, Settings};
+use crate::control::{self, ControlResponse};
+use crate::counters::Counters;
+use crate::gate::{Gate as _, InstallReport, IptablesGate, Tools};
+use crate::grants::{FileGrantStore, Grant};
+use crate::pipeline::{Judge, Pipeline, SharedJudge};
+use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
+use anyhow::Context as _;
+use spa_proto::{Receiver, Settings as ReceiverSettings};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot};
+
+impl Daemon {
+    /// State, gate, grants, capture, control socket: in this order, so that nothing is let in
+    /// before everything that keeps others out stands.
+    pub(super) async fn start(config: Config) -> anyhow::Result<Self> {
+        let now = Now::read();
+        let settings = config.settings.clone();
+        let lock = lock_state(&settings.state_directory)?;
+        let boot = BootId::read().with_context(|| format!("cannot read {}", BootId::SOURCE))?;
+        let tools = Tools::find(&settings.gate.tools)?;
+
+        let mut receiver = Receiver::new(
+            ReceiverSettings {
+                length: settings.packet_length,
+                freshness: settings.freshness,
+                ..ReceiverSettings::default()
+            },
+            config.mask.clone(),
+        );
+        receiver.set_clients(config.pair_secrets());
+        let replay = load_replay_store(&settings, boot, &mut receiver, now);
+        receiver.roll(now.realtime);
+
+        let gate = IptablesGate::new(tools);
+        tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
+
+        let counters = Arc::new(Counters::default());
+        let policy = Arc::new(config.policy());
+        let judge = SharedJudge::new(Judge::new(receiver, policy, settings.freshness, now));
+        let (grant_log, grants) = load_grants(&settings.state_directory, &boot.to_string());
+        let max_grants = usize::try_from(settings.max_grants).unwrap_or(usize::MAX);
+        let mut authorizer = Authorizer::new(
+            judge.clone(),
+            Arc::clone(&counters),
+            gate,
+            replay,
+            grant_log,
+            max_grants,
+        );
+        authorizer.resume(grants).await.context("what is open can't be taken over")?;
+        authorizer
+            .enforce_policy(now.realtime)
+            .await
+            .context("what the configuration forbids can't be closed")?;
+
+        let (queue, knocks) = mpsc::channel(QUEUE);
+        let capture_settings = CaptureSettings {
+            interfaces: settings.interfaces.clone(),
+            ports: settings.knock_ports.clone(),
+            packet_length: settings.packet_length.packet(),
+            buffer_bytes: CaptureSettings::BUFFER_BYTES,
+        };
+        let capture = Capture::start(&capture_settings, |_| {
+            Pipeline::new(judge.clone(), Arc::clone(&counters), queue.clone())
+        })?;
+
+        let listener = control::bind(&settings.control_socket)?;
+        let (commands_in, commands) = mpsc::channel::<Command>(16);
+        let control = tokio::spawn(control::serve(listener, move |request| {
+            let commands = commands_in.clone();
+            async move {
+                let (answer, answered) = oneshot::channel();
+                let stopping = || ControlResponse::error(&"the daemon is stopping");
+                if commands.send((request, answer)).await.is_err() {
+                    return stopping();
+                }
+                answered.await.unwrap_or_else(|_| stopping())
+            }
+        }));
+
+        Ok(Self {
+            clients: status::ClientCount::of(&config),
+            config_path: config.path,
+            settings,
+            server_key: config.server_key,
+            started: (now.realtime, Instant::now()),
+            judge,
+            counters,
+            authorizer,
+            capture,
+            knocks,
+            commands,
+            control,
+            reload: None,
+            last_reload: None,
+            _lock: lock,
+        })
+    }
+}
+
+/// Says in the log what an installation of the gate found.
+pub(super) fn tell(report: &InstallReport) {
+    for port in &report.busy_knock_ports {
+        tracing::warn!("{port}");
+    }
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+    if report.connections_kept > 0 {
+        tracing::info!("{} established connections were kept", report.connections_kept);
+    }
+}
+
+/// Two servers on one state directory would forget each other's knocks.
+fn lock_state(directory: &Path) -> anyhow::Result<File> {
+    let shown = directory.display();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("cannot make the state directory {shown}"))?;
+    let path = directory.join("lock");
+    // On a file system that can't be written the lock of an earlier start still serves.
+    let opened = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .or_else(|error| File::open(&path).map_err(|_| error));
+    let lock = opened.with_context(|| format!("cannot open {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            anyhow::bail!("another spa-server runs already on the state directory {shown}")
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// Gives the receiver what was accepted before, and a barrier when some of that may be lost.
+fn load_replay_store(
+    settings: &Settings,
+    boot: BootId,
+    receiver: &mut Receiver,
+    now: Now,
+) -> FileStore {
+    let path = replay_store::path(&settings.state_directory);
+    let (mut store, snapshot, condition) = FileStore::load(&path, boot);
+    snapshot.restore(receiver);
+    if condition.needs_barrier() {
+        let window = settings.freshness.get();
+        let barrier = now.realtime.saturating_add(window).max(snapshot.barrier);
+        receiver.set_barrier(barrier);
+        let why = match condition {
+            Condition::Missing => "there is no replay store".to_owned(),
+            Condition::UncleanBoot => "the machine went down without a clean stop".to_owned(),
+            Condition::Damaged(what) => format!("the replay store is damaged ({what})"),
+            Condition::Whole => String::new(),
+        };
+        tracing::warn!(
+            "{why}: for {} s no knock is accepted, since some may have been accepted before",
+            window.as_secs()
+        );
+    }
+    if let Err(error) = store.rewrite(&Snapshot::of(receiver), Mark::InUse) {
+        // The gate stands all the same, and the store is tried again every second.
+        tracing::error!("{}", with_causes(&error));
+    }
+    store
+}
+
+/// Grants are a convenience after a restart; without them what is open is closed.
+fn load_grants(directory: &Path, boot: &str) -> (Option<FileGrantStore>, Vec<Grant>) {
+    match FileGrantStore::open(directory, boot) {
+        Ok((store, loaded)) => {
+            if loaded.damaged > 0 {
+                tracing::warn!("{} lines of the list of grants were damaged", loaded.damaged);
+            }
+            (Some(store), loaded.grants)
+        }
+        Err(error) => {
+            tracing::error!("a restart will close all grants: {}", with_causes(&error));
+            (None, Vec::new())
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What the server tells about itself.
+
+use super::Daemon;
+use crate::capture::InterfaceState;
+use crate::clock::Now;
+use crate::config::{Config, Settings};
+use crate::control::{InterfaceStatus, Status, StatusClients};
+use crate::counters::read;
+use crate::gate::{Mode, Refusal};
+use spa_proto::ClientId;
+
+/// How many clients there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClientCount {
+    pub(super) total: u64,
+    enabled: u64,
+}
+
+impl ClientCount {
+    pub(super) fn of(config: &Config) -> Self {
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let enabled = config.clients.iter().filter(|client| client.settings.rules.enabled);
+        Self { total: count(config.clients.len()), enabled: count(enabled.count()) }
+    }
+}
+
+impl Daemon {
+    pub(super) fn status(&self) -> Status {
+        let now = Now::read().realtime;
+        let barrier = self.judge.lock().receiver.barrier();
+        let interfaces = self.capture.health().into_iter().map(|one| InterfaceStatus {
+            name: one.name,
+            state: match one.state {
+                InterfaceState::Running => "running".into(),
+                InterfaceState::Retrying { error } => error,
+                InterfaceState::Stopped => "stopped".into(),
+            },
+        });
+        let gate = if self.authorizer.is_unreconciled() {
+            "the kernel may admit something else than is listed; mending is tried every second"
+        } else {
+            "installed"
+        };
+        let store = if self.authorizer.store_trouble() {
+            "can't be written: nothing opens; it is tried again every second"
+        } else {
+            "writable"
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            started: self.started.0,
+            uptime: self.started.1.elapsed().as_secs(),
+            interfaces: interfaces.collect(),
+            knock_ports: self.settings.knock_ports.clone(),
+            mode: match self.settings.gate.mode {
+                Mode::Guard => "guard".into(),
+                Mode::Open => "open".into(),
+            },
+            refuse: match self.settings.gate.refuse {
+                Refusal::Drop => "drop".into(),
+                Refusal::Reject => "reject".into(),
+            },
+            gate: gate.into(),
+            replay_store: store.into(),
+            clients: StatusClients { total: self.clients.total, enabled: self.clients.enabled },
+            grants: u64::try_from(self.authorizer.grants()).unwrap_or(u64::MAX),
+            accepted: read(&self.counters.accepted),
+            opened: read(&self.counters.opened),
+            closed: read(&self.counters.closed),
+            failed: read(&self.counters.failed),
+            dropped: self.counters.dropped(),
+            kernel_drops: read(&self.counters.kernel_drops),
+            barrier_until: (barrier >= now).then_some(barrier),
+            last_reload: self.last_reload.clone(),
+        }
+    }
+
+    /// The key of the client of that name; `None` for none.
+    pub(super) fn client_id(&self, name: Option<&str>) -> Result<Option<ClientId>, String> {
+        let Some(name) = name else { return Ok(None) };
+        let judge = self.judge.lock();
+        judge.policy.client_named(name).map(Some).ok_or_else(|| {
+            format!("there is no client {name:?}; `spa-server client list` shows all")
+        })
+    }
+}
+
+/// The settings that differ and that a running server can't change.
+pub(super) fn fixed_settings_that_differ(old: &Settings, new: &Settings) -> Vec<String> {
+    [
+        ("interfaces", old.interfaces != new.interfaces),
+        ("knock-ports", old.knock_ports != new.knock_ports),
+        ("plaintext-length", old.packet_length != new.packet_length),
+        ("freshness", old.freshness != new.freshness),
+        ("private-key-file", old.private_key_file != new.private_key_file),
+        ("state-directory", old.state_directory != new.state_directory),
+        ("control-socket", old.control_socket != new.control_socket),
+        ("gate.tools", old.gate.tools != new.gate.tools),
+    ]
+    .into_iter()
+    .filter(|(_, differs)| *differs)
+    .map(|(name, _)| name.to_owned())
+    .collect()
+}

@@ -1,0 +1,347 @@
+//! The capture side: judges each datagram, and hands on the few knocks that receiver and policy
+//! agree to.
+//!
+//! It runs on the capture threads. Noise ends here: it takes no part in the async runtime, and
+//! writes nothing.
+
+use crate::audit::Refusals;
+use crate::capture::Sink;
+use crate::clock::{BootMicros, Now, Step, StepWatch};
+use crate::counters::{Counters, Dropped};
+use crate::frame::{Datagram, FrameError};
+use crate::policy::{Permit, Policy};
+use spa_proto::{Freshness, Knock, Nonce, Receiver, Skew, Verdict};
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// A knock that receiver and policy agree to; limits and replay window have the last word.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The knock.
+    pub knock: Knock,
+    /// What it may have.
+    pub permit: Permit,
+}
+
+/// What the capture threads and the authorizer share.
+pub struct Judge {
+    /// Tag table and replay windows.
+    pub receiver: Receiver,
+    /// Who may open what.
+    pub policy: Arc<Policy>,
+    /// Authentic knocks that were refused, to be told in the audit trail.
+    pub refusals: Refusals,
+    twins: Twins,
+    steps: StepWatch,
+    freshness: Freshness,
+}
+
+/// A [`Judge`] that several threads use.
+#[derive(Clone)]
+pub struct SharedJudge(Arc<Mutex<Judge>>);
+
+impl SharedJudge {
+    /// Shares `judge`.
+    pub fn new(judge: Judge) -> Self {
+        Self(Arc::new(Mutex::new(judge)))
+    }
+
+    /// Waits for the others. Everything behind the lock is whole between two statements, so a
+    /// thread that panicked leaves nothing half done.
+    pub fn lock(&self) -> MutexGuard<'_, Judge> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Judge {
+    /// Judges by `receiver` and `policy`, from `now` on.
+    pub fn new(receiver: Receiver, policy: Arc<Policy>, freshness: Freshness, now: Now) -> Self {
+        Self {
+            receiver,
+            policy,
+            refusals: Refusals::default(),
+            twins: Twins::default(),
+            steps: StepWatch::new(now),
+            freshness,
+        }
+    }
+
+    /// Looks whether the realtime clock has jumped. Forward: knocks may have been accepted in
+    /// the time that was jumped over, by a copy of this machine, so the barrier is put up anew.
+    pub fn watch_clock(&mut self, now: Now) -> Option<Step> {
+        let step = self.steps.observe(now)?;
+        if let Step::Forward(_) = step {
+            self.receiver.set_barrier(now.realtime.saturating_add(self.freshness.get()));
+        }
+        Some(step)
+    }
+
+    fn judge(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        interface: u32,
+        payload: &[u8],
+    ) -> Result<Candidate, Dropped> {
+        let knock = match self.receiver.receive(now.realtime, source, payload) {
+            Verdict::Authentic(knock) => knock,
+            Verdict::Dropped(dropped) => {
+                let nonce = nonce_of(payload);
+                if nonce.is_some_and(|nonce| self.twins.is_twin(nonce, interface, now.boottime)) {
+                    return Err(Dropped::Duplicate);
+                }
+                if let Some(client) = dropped.client {
+                    let reason = dropped.reason.as_str();
+                    self.refusals.note(now.boottime, client, reason, source, || {
+                        dropped.skew.map(describe).unwrap_or_default()
+                    });
+                }
+                return Err(Dropped::Protocol(dropped.reason));
+            }
+        };
+        if self.twins.is_twin(knock.nonce, interface, now.boottime) {
+            return Err(Dropped::Duplicate);
+        }
+        self.watch_clock(now);
+        match self.policy.judge(&knock, now.realtime) {
+            Ok(permit) => {
+                self.twins.saw(knock.nonce, interface, now.boottime);
+                Ok(Candidate { knock, permit })
+            }
+            Err(refusal) => {
+                let Knock { client, source, .. } = knock;
+                self.refusals
+                    .note(now.boottime, client, refusal.as_str(), source, || refusal.to_string());
+                Err(Dropped::Policy(refusal))
+            }
+        }
+    }
+}
+
+/// What one capture thread does with each frame.
+pub struct Pipeline {
+    judge: SharedJudge,
+    counters: Arc<Counters>,
+    queue: mpsc::Sender<Candidate>,
+    /// The kernel's count of this handle at the last look.
+    kernel_drops: u64,
+}
+
+impl Pipeline {
+    /// Judges by `judge` and hands on through `queue`.
+    pub fn new(
+        judge: SharedJudge,
+        counters: Arc<Counters>,
+        queue: mpsc::Sender<Candidate>,
+    ) -> Self {
+        Self { judge, counters, queue, kernel_drops: 0 }
+    }
+}
+
+impl Sink for Pipeline {
+    fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>) {
+        let now = Now::read();
+        let verdict = {
+            let mut judge = self.judge.lock();
+            judge.judge(now, datagram.source, interface, datagram.payload)
+        };
+        let dropped = match verdict {
+            // A full queue: the client's next knock, a fresh one, will find room.
+            Ok(candidate) => match self.queue.try_send(candidate) {
+                Ok(()) => return,
+                Err(_) => Dropped::Overloaded,
+            },
+            Err(dropped) => dropped,
+        };
+        self.counters.dropped_one(&dropped);
+        tracing::debug!(source = %datagram.source, interface, reason = dropped.as_str(), "dropped");
+    }
+
+    fn malformed(&mut self, error: FrameError) {
+        self.counters.dropped_one(&Dropped::Frame(error));
+    }
+
+    fn kernel_drops(&mut self, total: u64) {
+        // A handle that was opened anew counts from zero again.
+        let new = total.checked_sub(self.kernel_drops).unwrap_or(total);
+        self.kernel_drops = total;
+        self.counters.kernel_drops.fetch_add(new, Ordering::Relaxed);
+    }
+}
+
+/// The knocks of the last moment, and where they came in: one packet that a bridge and its
+/// member both show is no replay.
+#[derive(Debug, Default)]
+struct Twins(VecDeque<(Nonce, u32, BootMicros)>);
+
+impl Twins {
+    const REMEMBERED: usize = 64;
+    const TOGETHER: Duration = Duration::from_millis(100);
+
+    fn saw(&mut self, nonce: Nonce, interface: u32, now: BootMicros) {
+        if self.0.len() >= Self::REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back((nonce, interface, now));
+    }
+
+    fn is_twin(&self, nonce: Nonce, interface: u32, now: BootMicros) -> bool {
+        self.0.iter().any(|(seen, on, at)| {
+            *seen == nonce && *on != interface && now.since(*at) <= Self::TOGETHER
+        })
+    }
+}
+
+/// The nonce stands behind the masked tag.
+fn nonce_of(payload: &[u8]) -> Option<Nonce> {
+    let (_tag, rest) = payload.split_at_checked(spa_proto::TAG_LENGTH)?;
+    rest.first_chunk().map(|nonce| Nonce(*nonce))
+}
+
+fn describe(skew: Skew) -> String {
+    let (duration, where_to) = match skew {
+        Skew::Behind(duration) => (duration, "behind"),
+        Skew::Ahead(duration) => (duration, "ahead of"),
+    };
+    format!("the client's clock is {} s {where_to} the server's", duration.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{ClientRules, Rate};
+    use spa_proto::{
+        ClientId, DropReason, Item, MaskKey, MessageType, PacketLength, PairSecret, Request,
+        Settings, UnixMicros, seal,
+    };
+
+    const NOW: Now =
+        Now { realtime: UnixMicros::from_secs(1_800_000_000), boottime: BootMicros(5_000_000) };
+    const CLIENT: ClientId = ClientId([1; 32]);
+
+    fn secret() -> PairSecret {
+        PairSecret::new([1; 32], [2; 32], [3; 32])
+    }
+
+    fn judge() -> Judge {
+        let mut receiver = Receiver::new(Settings::default(), MaskKey::new([9; 32]));
+        receiver.set_clients([(CLIENT, secret())]);
+        let rules = ClientRules {
+            name: "laptop".into(),
+            enabled: true,
+            allow: ["ssh".parse().unwrap()].into(),
+            max_lifetime: Duration::from_secs(60),
+            default_lifetime: Duration::from_secs(30),
+            sources: Vec::new(),
+            not_before: None,
+            expires: None,
+            require_bound_source: false,
+            rate: Rate::default(),
+            max_sources: 16,
+        };
+        let ssh = ("ssh".parse().unwrap(), ["tcp/22".parse().unwrap()].into());
+        let policy = Policy::new([ssh].into(), [(CLIENT, rules)]);
+        Judge::new(receiver, Arc::new(policy), Freshness::default(), NOW)
+    }
+
+    fn knock(nonce: u8, item: &str) -> Vec<u8> {
+        let request = Request {
+            message_type: MessageType::Open,
+            items: item.parse::<Item>().unwrap().try_into().unwrap(),
+            bound_source: None,
+            lifetime: None,
+        };
+        let mask = MaskKey::new([9; 32]);
+        let length = PacketLength::default();
+        seal(&secret(), &mask, &request, NOW.realtime, Nonce([nonce; 24]), length).unwrap()
+    }
+
+    fn source() -> IpAddr {
+        "192.0.2.7".parse().unwrap()
+    }
+
+    fn later(millis: u64) -> Now {
+        let passed = Duration::from_millis(millis);
+        Now {
+            realtime: NOW.realtime.saturating_add(passed),
+            boottime: NOW.boottime.saturating_add(passed),
+        }
+    }
+
+    #[test]
+    fn a_twin_on_another_interface_is_a_duplicate_and_a_replay_is_a_replay() {
+        let mut judge = judge();
+        let packet = knock(1, "ssh");
+        let candidate = judge.judge(NOW, source(), 2, &packet).unwrap();
+        // Before the first one is committed, and after.
+        assert_eq!(judge.judge(later(1), source(), 3, &packet).unwrap_err(), Dropped::Duplicate);
+        judge.receiver.commit(&candidate.knock, &["tcp/22".parse().unwrap()]).unwrap();
+        assert_eq!(judge.judge(later(2), source(), 3, &packet).unwrap_err(), Dropped::Duplicate);
+        let replay = Dropped::Protocol(DropReason::Replay);
+        assert_eq!(judge.judge(later(3), source(), 2, &packet).unwrap_err(), replay);
+        assert_eq!(judge.judge(later(500), source(), 3, &packet).unwrap_err(), replay);
+    }
+
+    #[test]
+    fn a_refused_knock_is_noted_with_its_reason_and_noise_is_not() {
+        let mut judge = judge();
+        let refused = judge.judge(NOW, source(), 2, &knock(1, "db")).unwrap_err();
+        assert_eq!(refused.as_str(), "service-not-allowed");
+        let noise = judge.judge(NOW, source(), 2, &[0x5a; 216]).unwrap_err();
+        assert_eq!(noise, Dropped::Protocol(DropReason::UnknownTag));
+        let lines = judge.refusals.due(NOW.boottime);
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].detail, "service-not-allowed (db)");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_forward_puts_up_the_barrier_before_anything_opens() {
+        let mut judge = judge();
+        let before = judge.judge(NOW, source(), 2, &knock(1, "ssh")).unwrap();
+        let port = ["tcp/22".parse().unwrap()];
+        judge.receiver.commit(&before.knock, &port).unwrap();
+        let jumped = Now { realtime: NOW.realtime.saturating_add(Duration::from_secs(30)), ..NOW };
+        let candidate = judge.judge(jumped, source(), 2, &knock(2, "ssh")).unwrap();
+        assert_eq!(judge.receiver.commit(&candidate.knock, &port), Err(DropReason::Barrier));
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let (queue, mut waiting) = mpsc::channel(1);
+        let counters = Arc::new(Counters::default());
+        let mut judge = judge();
+        // The sink reads the real clock.
+        let now = Now::read();
+        judge.steps = StepWatch::new(now);
+        let mut pipeline = Pipeline::new(SharedJudge::new(judge), Arc::clone(&counters), queue);
+        for nonce in 0..3 {
+            let request = Request {
+                message_type: MessageType::Open,
+                items: "ssh".parse::<Item>().unwrap().try_into().unwrap(),
+                bound_source: None,
+                lifetime: None,
+            };
+            let mask = MaskKey::new([9; 32]);
+            let nonce = Nonce([nonce; 24]);
+            let length = PacketLength::default();
+            let packet = seal(&secret(), &mask, &request, now.realtime, nonce, length).unwrap();
+            pipeline.datagram(
+                2,
+                &Datagram {
+                    source: source(),
+                    source_port: 4000,
+                    destination: source(),
+                    destination_port: 62201,
+                    interface_index: None,
+                    payload: &packet,
+                },
+            );
+        }
+        assert!(waiting.try_recv().is_ok());
+        assert_eq!(counters.dropped().get("overloaded"), Some(&2));
+    }
+}

@@ -1,0 +1,138 @@
+//! Interfaces that are missing, go away, come back.
+
+use crate::net::{Namespace, Sender};
+use crate::sample::{IPV4, UDP, ethernet, ipv4, udp};
+use crate::{
+    PATIENCE, PORT, add_veth, is_retrying, is_running, named, next_mark, payload, start, wait_for,
+    with_veth,
+};
+use spa_server::capture::{CaptureError, InterfaceState, Interfaces};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+fn knock(mark: u8) -> Vec<u8> {
+    ethernet(&[], IPV4, &ipv4(UDP, &[], &udp(PORT, &payload(mark))))
+}
+
+/// Datagrams can be lost while an interface comes up, so this one is sent until it arrives.
+fn arrives(events: &Receiver<crate::Event>, mark: u8) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        Sender::on("far").send(&knock(mark));
+        if events.recv_timeout(Duration::from_millis(100)).is_ok() {
+            return;
+        }
+        assert!(Instant::now() < end, "{mark} never arrived");
+    }
+}
+
+#[test]
+fn a_missing_interface_is_an_error_that_lists_those_that_exist() {
+    with_veth(|_| {
+        let names = vec!["near".to_owned(), "absent0".to_owned()];
+        let Err(error @ CaptureError::Missing { .. }) = start(Interfaces::Named(names)) else {
+            panic!("a missing interface went through");
+        };
+        assert_eq!(
+            error.to_string(),
+            "there is no interface \"absent0\"; this host has far, lo, near"
+        );
+        let (capture, _events) = start(named("near")).unwrap();
+        capture.stop();
+    });
+}
+
+#[test]
+fn an_interface_that_is_deleted_and_made_anew_is_captured_again() {
+    with_veth(|namespace| {
+        let (capture, events) = start(named("near")).unwrap();
+        Sender::on("far").send(&knock(1));
+        assert_eq!(next_mark(&events), 1);
+
+        namespace.ip("link del near");
+        wait_for(&capture, "noticed", is_retrying);
+        let InterfaceState::Retrying { error } = &capture.health()[0].state else { panic!() };
+        assert!(error.contains("near"), "{error}");
+
+        add_veth(namespace);
+        wait_for(&capture, "recovered", is_running);
+        arrives(&events, 2);
+        capture.stop();
+    });
+}
+
+/// Libpcap's own check can't see this when it happens between two reads.
+#[test]
+fn an_interface_that_is_replaced_at_once_is_captured_again() {
+    with_veth(|namespace| {
+        let (capture, events) = start(named("near")).unwrap();
+        Sender::on("far").send(&knock(1));
+        assert_eq!(next_mark(&events), 1);
+        namespace.ip("link del near");
+        add_veth(namespace);
+        arrives(&events, 2);
+        capture.stop();
+    });
+}
+
+#[test]
+fn an_interface_that_goes_down_and_up_is_captured_again() {
+    with_veth(|namespace| {
+        let (capture, events) = start(named("near")).unwrap();
+        for mark in 1..4 {
+            arrives(&events, mark);
+            namespace.ip("link set near down");
+            namespace.ip("link set near up");
+        }
+        arrives(&events, 4);
+        capture.stop();
+    });
+}
+
+#[test]
+fn an_interface_that_is_down_at_the_start_is_waited_for() {
+    with_veth(|namespace| {
+        namespace.ip("link set near down");
+        let (capture, events) = start(named("near")).unwrap();
+        let state = capture.health()[0].state.clone();
+        assert!(is_retrying(&state), "{state:?}");
+        namespace.ip("link set near up");
+        wait_for(&capture, "running", is_running);
+        arrives(&events, 1);
+        capture.stop();
+    });
+}
+
+#[test]
+fn any_survives_that_all_interfaces_are_deleted_and_made_anew() {
+    with_veth(|namespace| {
+        let (capture, events) = start(Interfaces::All).unwrap();
+        for mark in 1..4 {
+            arrives(&events, mark);
+            namespace.ip("link del near");
+            assert_eq!(capture.health()[0].state, InterfaceState::Running);
+            add_veth(namespace);
+        }
+        arrives(&events, 4);
+        capture.stop();
+    });
+}
+
+#[test]
+fn two_interfaces_have_a_thread_each_and_a_name_given_twice_has_one() {
+    let namespace = Namespace::new();
+    add_veth(&namespace);
+    namespace.inside(|| {
+        let names = ["near", "far", "near"].map(str::to_owned).to_vec();
+        let (capture, events) = start(Interfaces::Named(names)).unwrap();
+        let health = capture.health();
+        let names: Vec<_> = health.iter().map(|interface| interface.name.as_str()).collect();
+        assert_eq!(names, ["near", "far"]);
+        Sender::on("far").send(&knock(1));
+        assert_eq!(next_mark(&events), 1);
+        Sender::on("near").send(&knock(2));
+        assert_eq!(next_mark(&events), 2);
+        capture.stop();
+        assert!(events.recv_timeout(PATIENCE).is_err(), "each came once");
+    });
+}

@@ -1,0 +1,295 @@
+//! What gets through the gate, and what does not.
+
+use crate::lab::{
+    CLIENT, INNER, LINK_LOCAL, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, element,
+    hears, plan, with_both_variants, withdraw,
+};
+use spa_server::gate::{Family, Gate as _, GateError, IptablesGate, LiveElement, Mode, Refusal};
+use std::net::UdpSocket;
+use std::thread;
+use std::time::{Duration, Instant};
+
+with_both_variants!(
+    guard_hides_the_port_and_a_grant_opens_it_for_its_source_only,
+    reject_looks_like_a_closed_port,
+    the_kernel_closes_by_itself,
+    an_established_session_outlives_its_grant,
+    knock_ports_are_hidden_but_for_those_of_real_services,
+    loopback_and_own_addresses_pass,
+    a_published_port_is_judged_by_its_number_before_translation,
+    traffic_to_other_hosts_is_not_touched,
+    an_idle_session_survives_the_installation_where_nothing_was_tracked,
+    a_half_tracked_session_survives_the_installation,
+    a_snapshot_tells_what_is_admitted,
+    changes_that_no_plan_covers_are_refused,
+    a_full_set_is_told,
+);
+
+fn guard_hides_the_port_and_a_grant_opens_it_for_its_source_only(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    assert_eq!(lab.both(STRANGER, 22), OPEN);
+    lab.install(&plan);
+    assert_eq!(lab.both(CLIENT, 22), SILENT);
+    assert_eq!(lab.both(CLIENT, 80), OPEN);
+
+    lab.apply(&plan, &admit(CLIENT, "tcp/22", 600));
+    assert_eq!(lab.both(CLIENT, 22), OPEN);
+    assert_eq!(lab.both(STRANGER, 22), SILENT);
+
+    lab.apply(&plan, &withdraw(CLIENT, "tcp/22"));
+    assert_eq!(lab.both(CLIENT, 22), SILENT);
+
+    // So are the addresses of the link itself.
+    let (mine, its) = LINK_LOCAL;
+    assert_eq!(lab.tcp(mine, its, 80), Seen::Open);
+    assert_eq!(lab.tcp(mine, its, 22), Seen::Silent);
+    lab.apply(&plan, &admit([CLIENT[0], mine], "tcp/22", 600));
+    assert_eq!(lab.tcp(mine, its, 22), Seen::Open);
+
+    // UDP alike: guarded, then granted.
+    let socket = lab.inside("s", || UdpSocket::bind("[::]:5000").unwrap());
+    let udp = || [0, 1].map(|family| lab.udp(family, 5000, Some(&socket)));
+    assert_eq!(udp(), SILENT);
+    lab.apply(&plan, &admit(CLIENT, "udp/5000", 600));
+    assert_eq!(udp(), OPEN);
+    lab.remove();
+    assert_eq!(lab.both(CLIENT, 22), OPEN);
+}
+
+fn reject_looks_like_a_closed_port(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Reject);
+    lab.install(&plan);
+    assert_eq!(lab.both(CLIENT, 22), REFUSED);
+    assert_eq!(lab.both(CLIENT, 23), REFUSED, "what a closed port looks like");
+    assert_eq!([0, 1].map(|family| lab.udp(family, 5000, None)), REFUSED);
+    assert_eq!([0, 1].map(|family| lab.udp(family, 62201, None)), REFUSED);
+    lab.apply(&plan, &admit(CLIENT, "tcp/22", 600));
+    assert_eq!(lab.both(CLIENT, 22), OPEN);
+    assert_eq!(lab.both(STRANGER, 22), REFUSED);
+
+    // A rule of the host's own that takes packet marks off comes too late.
+    lab.rules(lab.variant, &["-t mangle -A PREROUTING -j MARK --set-mark 0"]);
+    assert_eq!(lab.both(STRANGER, 22), REFUSED);
+
+    // To the other refusal and back, live.
+    lab.install(&crate::lab::plan(Mode::Guard, Refusal::Drop));
+    assert_eq!(lab.both(STRANGER, 22), SILENT);
+    lab.install(&plan);
+    assert_eq!(lab.both(STRANGER, 22), REFUSED);
+    assert_eq!(lab.both(CLIENT, 22), OPEN);
+}
+
+fn the_kernel_closes_by_itself(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    lab.apply(&plan, &admit(CLIENT, "tcp/22", 3));
+    // No gate lives any more: the process could be dead.
+    assert_eq!(lab.both(CLIENT, 22), OPEN);
+    let began = Instant::now();
+    while lab.tcp(CLIENT[0], SERVER[0], 22) == Seen::Open {
+        assert!(began.elapsed() < Duration::from_secs(30), "still open");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(lab.both(CLIENT, 80), OPEN);
+}
+
+fn an_established_session_outlives_its_grant(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    // On a host that drops everything else, even what is established.
+    lab.rules(lab.variant, &["-P INPUT DROP", "-A INPUT -i lo -j ACCEPT"]);
+    lab.rules(lab.variant, &["-I INPUT -p icmpv6 -j ACCEPT"]);
+    lab.apply(&plan, &admit(CLIENT, "tcp/22", 600));
+    let mut sessions = [0, 1].map(|family| lab.session(family, 22));
+    lab.apply(&plan, &withdraw(CLIENT, "tcp/22"));
+    assert_eq!(lab.both(CLIENT, 22), SILENT);
+    for (near, far) in &mut sessions {
+        assert!(hears(near, far) && hears(far, near));
+    }
+    // To port 80, which nobody accepts, nothing ever came through.
+    assert_eq!(lab.both(CLIENT, 80), SILENT);
+}
+
+fn knock_ports_are_hidden_but_for_those_of_real_services(lab: &Lab) {
+    let mut plan = plan(Mode::Guard, Refusal::Drop);
+    plan.knock_ports = vec![53, 62201];
+    let socket = lab.inside("s", || UdpSocket::bind("[::]:53").unwrap());
+    assert_eq!([0, 1].map(|family| lab.udp(family, 62201, None)), REFUSED);
+    let report = lab.with_gate(&lab.variant.overrides(), |gate| async move {
+        let seen = gate.examine(&plan).await.unwrap();
+        let report = gate.install(&plan).await.unwrap();
+        assert_eq!(seen.busy_knock_ports, report.busy_knock_ports);
+        assert!(seen.changed && report.changed);
+        assert!(!gate.examine(&plan).await.unwrap().changed);
+        report
+    });
+    assert_eq!([0, 1].map(|family| lab.udp(family, 62201, None)), SILENT);
+    assert_eq!([0, 1].map(|family| lab.udp(family, 53, Some(&socket))), OPEN);
+    let busy: Vec<_> = report.busy_knock_ports.iter().map(|b| (b.port, b.family)).collect();
+    assert_eq!(busy, [(53, Family::V4), (53, Family::V6)]);
+}
+
+fn loopback_and_own_addresses_pass(lab: &Lab) {
+    lab.install(&plan(Mode::Guard, Refusal::Drop));
+    for (from, to) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {
+        assert_eq!(lab.tcp_on("s", from, to, 22), Seen::Open);
+    }
+    for own in SERVER {
+        assert_eq!(lab.tcp_on("s", own, own, 22), Seen::Open);
+    }
+    assert_eq!(lab.both(CLIENT, 22), SILENT);
+}
+
+fn a_published_port_is_judged_by_its_number_before_translation(lab: &Lab) {
+    // As a container's port is published: the inner host's 22 is the server's 2222, 2223.
+    let [four, six] = lab.variant.commands();
+    for port in [2222, 2223] {
+        let rule = format!("-t nat -A PREROUTING -i ext -p tcp --dport {port} -j DNAT");
+        lab.on("s", &format!("{four} {rule} --to-destination {}:22", INNER[0]));
+        lab.on("s", &format!("{six} {rule} --to-destination [{}]:22", INNER[1]));
+    }
+    assert_eq!(lab.both(CLIENT, 2222), OPEN);
+    for (refusal, seen) in [(Refusal::Drop, SILENT), (Refusal::Reject, REFUSED)] {
+        let mut plan = plan(Mode::Guard, refusal);
+        plan.ports.push("tcp/2222".parse().unwrap());
+        lab.install(&plan);
+        assert_eq!(lab.both(CLIENT, 2222), seen);
+        // Translated to a guarded number, but not itself guarded.
+        assert_eq!(lab.both(CLIENT, 2223), OPEN);
+        lab.apply(&plan, &admit(CLIENT, "tcp/2222", 600));
+        assert_eq!(lab.both(CLIENT, 2222), OPEN);
+        assert_eq!(lab.both(STRANGER, 2222), seen);
+        assert_eq!(lab.both(CLIENT, 22), seen);
+        lab.apply(&plan, &withdraw(CLIENT, "tcp/2222"));
+    }
+}
+
+fn traffic_to_other_hosts_is_not_touched(lab: &Lab) {
+    for refusal in [Refusal::Drop, Refusal::Reject] {
+        lab.install(&plan(Mode::Guard, refusal));
+        for family in 0..2 {
+            assert_eq!(lab.tcp(CLIENT[family], INNER[family], 22), Seen::Open);
+            assert_ne!(lab.tcp(CLIENT[family], SERVER[family], 22), Seen::Open);
+        }
+    }
+}
+
+fn an_idle_session_survives_the_installation_where_nothing_was_tracked(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    let mut kept = [0, 1].map(|family| lab.session(family, 22));
+    let report = lab.with_gate(&lab.variant.overrides(), |gate| async move {
+        gate.install(&plan).await.unwrap()
+    });
+    // Those of earlier probes are there as well, in a state that counts.
+    assert!(report.connections_kept >= 2, "{report:?}");
+    for (near, far) in &mut kept {
+        assert!(hears(near, far), "the client's next packet is let in");
+        assert!(hears(far, near));
+    }
+
+    // Positive control: without its entry in connection tracking, a session dies.
+    let control = Lab::new(lab.variant);
+    let mut lost = [0, 1].map(|family| control.session(family, 22));
+    let mut overrides = lab.variant.overrides();
+    overrides.conntrack = Some("/bin/true".into());
+    let plan = crate::lab::plan(Mode::Guard, Refusal::Drop);
+    control.with_gate(&overrides, |gate| async move { gate.install(&plan).await.unwrap() });
+    for (near, far) in &mut lost {
+        assert!(!hears(near, far));
+    }
+}
+
+fn a_half_tracked_session_survives_the_installation(lab: &Lab) {
+    // Tracking began in the middle of the session, and has seen one direction only: an entry is
+    // there, and all that the client sends is still NEW.
+    let (near, far) = lab.session(0, 22);
+    let (mut near, mut far) = (near, far);
+    let client = near.local_addr().unwrap();
+    lab.rules(lab.variant, &["-A INPUT -m conntrack --ctstate NEW -j ACCEPT"]);
+    lab.on(
+        "s",
+        &format!(
+            "conntrack -I -p tcp -s {} -d {} --sport {} --dport 22 --state ESTABLISHED -t 300",
+            CLIENT[0],
+            SERVER[0],
+            client.port()
+        ),
+    );
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    lab.install(&plan);
+    let entries = lab.on("s", "conntrack -L -p tcp");
+    let entry = entries.lines().find(|line| line.contains(&format!("sport={}", client.port())));
+    assert!(entry.is_some_and(|entry| entry.contains("[ASSURED]")), "{entries}");
+    assert!(hears(&mut near, &mut far) && hears(&mut far, &mut near));
+}
+
+fn a_snapshot_tells_what_is_admitted(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    let elements = async |gate: &IptablesGate| gate.snapshot().await.unwrap();
+    lab.with_gate(&lab.variant.overrides(), |gate| async move {
+        let error = gate.snapshot().await.unwrap_err();
+        assert!(matches!(error, GateError::NotInstalled), "{error}");
+        let error = gate.apply(&admit(CLIENT, "tcp/22", 1)).await.unwrap_err();
+        assert!(matches!(error, GateError::NotInstalled), "{error}");
+
+        gate.install(&plan).await.unwrap();
+        assert_eq!(elements(&gate).await, []);
+        let mut changes = admit(CLIENT, "tcp/22", 500);
+        changes.extend(admit(STRANGER, "udp/5000", 2_147_483));
+        gate.apply(&changes).await.unwrap();
+        let mut found = elements(&gate).await;
+        found.sort_unstable();
+        let admitted: Vec<_> = found.iter().map(|live| live.element).collect();
+        assert_eq!(
+            admitted,
+            [
+                element(CLIENT[0], "tcp/22"),
+                element(STRANGER[0], "udp/5000"),
+                element(CLIENT[1], "tcp/22"),
+                element(STRANGER[1], "udp/5000"),
+            ]
+        );
+        let left = |at: usize| found.get(at).map_or(0, |live: &LiveElement| live.seconds_left);
+        assert!((400..=500).contains(&left(0)), "{found:?}");
+        assert!((2_147_000..=2_147_483).contains(&left(1)), "{found:?}");
+
+        // Admitting again sets the time; withdrawing twice does no harm.
+        gate.apply(&admit(CLIENT, "tcp/22", 900)).await.unwrap();
+        gate.apply(&withdraw(STRANGER, "udp/5000")).await.unwrap();
+        gate.apply(&withdraw(STRANGER, "udp/5000")).await.unwrap();
+        let found = elements(&gate).await;
+        assert_eq!(found.len(), 2);
+        assert!(found.iter().all(|live| live.seconds_left > 800), "{found:?}");
+    });
+}
+
+fn changes_that_no_plan_covers_are_refused(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    lab.installed(&plan, |gate| async move {
+        let mapped = "::ffff:192.0.2.1";
+        for (source, port, seconds) in [
+            (CLIENT[0], "tcp/23", 30),
+            (CLIENT[0], "udp/22", 30),
+            (CLIENT[0], "tcp/22", 0),
+            (CLIENT[0], "tcp/22", 2_147_484),
+            ("0.0.0.0", "tcp/22", 30),
+            (mapped, "tcp/22", 30),
+        ] {
+            let mut changes = admit(CLIENT, "tcp/22", 30);
+            changes.extend(admit([source, CLIENT[1]], port, seconds));
+            let error = gate.apply(&changes).await.unwrap_err();
+            assert!(error.to_string().contains("refused to admit"), "{error}");
+        }
+        assert_eq!(gate.snapshot().await.unwrap(), [], "nothing of a bad batch is made");
+        gate.apply(&admit(CLIENT, "tcp/22", 30)).await.unwrap();
+        assert_eq!(gate.snapshot().await.unwrap().len(), 2);
+    });
+}
+
+fn a_full_set_is_told(lab: &Lab) {
+    let mut plan = plan(Mode::Guard, Refusal::Drop);
+    plan.max_elements = 1;
+    lab.installed(&plan, |gate| async move {
+        gate.apply(&admit(CLIENT, "tcp/22", 30)).await.unwrap();
+        let error = gate.apply(&admit(STRANGER, "tcp/22", 30)).await.unwrap_err();
+        assert!(matches!(error, GateError::Full { name: "spa4" }), "{error:?}");
+    });
+}

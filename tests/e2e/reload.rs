@@ -1,0 +1,175 @@
+//! A new configuration while the daemon runs: a bad one changes nothing, a good one closes what
+//! it forbids and leaves everything else.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use spa_tests::{Family, PortState, SSH_PORT, Scene, WEB_PORT, eventually};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+/// Sends SIGHUP and waits until the daemon says what came of it.
+fn reload(scene: &Scene, refused: bool) -> Result<()> {
+    // A reload that is refused leaves a reason, one that is not takes it away: begin with the
+    // opposite where that can be had.
+    scene.server.signal(Signal::SIGHUP)?;
+    eventually("the daemon is to have reloaded", || {
+        Ok((scene.server.status()?.last_reload.is_some() == refused).then_some(()))
+    })
+    .with_context(|| scene.server.account())
+}
+
+/// Reloads by the administrator's command, which comes back when it is done.
+fn reload_now(scene: &Scene) -> Result<String> {
+    scene.server.admin(&["reload"])?.ok()
+}
+
+#[test]
+fn a_bad_configuration_keeps_the_old_one_and_says_so() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let owner = scene.lab.owner().clone();
+    scene.knock(&owner, Family::V4, &scene.laptop.open("ssh").lifetime(600).seal()?)?;
+    scene.await_open(&owner, Family::V4, SSH_PORT)?;
+    let mut session = scene.sshd.session(&owner, Family::V4)?;
+    let (rules, grants) = (scene.server.rules()?, scene.server.grants()?.len());
+
+    let path = scene.server.config_path();
+    let good = fs::read_to_string(&path)?;
+    let laptop = scene.server.directory().join("clients.d/laptop.toml");
+    let good_client = fs::read_to_string(&laptop)?;
+    let bad = [
+        (&path, "this is no configuration"),
+        (&path, ""),
+        (&path, &format!("no-such-field = 1\n{good}")),
+        (&path, &good.replace("tcp/22", "tcp/0")),
+        (&laptop, "public-key = \"spa-public-x\"\nallow = [\"ssh\"]\n"),
+        (&laptop, &good_client.replace("\"ssh\"", "\"no-such-service\"")),
+    ];
+    for (number, (file, text)) in bad.iter().enumerate() {
+        let before = fs::read_to_string(file)?;
+        fs::write(file, text)?;
+        reload(&scene, true).with_context(|| format!("bad configuration {number}"))?;
+        let log = scene.server.log()?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        ensure!(log.contains(&name), "the log does not name {name}:\n{log}");
+        scene.ensure_sees(&owner, Family::V4, SSH_PORT, PortState::Open)?;
+        ensure!(scene.server.rules()? == rules, "a bad configuration has changed the rules");
+        ensure!(scene.server.grants()?.len() == grants, "{:?}", scene.server.grants()?);
+        fs::write(file, before)?;
+        reload(&scene, false)?;
+    }
+    session.ensure_alive()?;
+    scene.server.ensure_unharmed()?;
+    scene.ensure_owner_gets_in(Family::V6)
+}
+
+#[test]
+fn a_configuration_that_others_may_write_is_refused() -> Result<()> {
+    let scene = Scene::new()?;
+    let path = scene.server.config_path();
+    fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+    reload(&scene, true)?;
+    let reason = scene.server.status()?.last_reload.unwrap_or_default();
+    ensure!(reason.contains("chmod"), "it does not say how to mend it: {reason}");
+    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    reload(&scene, false)?;
+    scene.ensure_owner_gets_in(Family::V4)
+}
+
+#[test]
+fn a_good_configuration_keeps_the_grants_but_for_those_that_it_forbids() -> Result<()> {
+    let mut scene = Scene::prepared(|_| {})?;
+    let (_, second) = scene.add_client("second", |_| {})?;
+    let (_, third) = scene.add_client("third", |_| {})?;
+    scene.server.start()?;
+    let (owner, other, far) =
+        (scene.lab.owner().clone(), scene.lab.other().clone(), scene.lab.third().clone());
+    for (host, device) in [(&owner, &scene.laptop), (&other, &second), (&far, &third)] {
+        scene.knock(host, Family::V4, &device.open("ssh web").lifetime(600).seal()?)?;
+        scene.await_open(host, Family::V4, SSH_PORT)?;
+        scene.await_open(host, Family::V4, WEB_PORT)?;
+    }
+    let mut session = scene.sshd.session(&other, Family::V4)?;
+    reload_now(&scene)?;
+    ensure!(scene.server.grants()?.len() == 6, "{:?}", scene.server.grants()?);
+
+    // `laptop` loses a service, `second` is disabled, `third` may not come from there any more.
+    scene.server.reconfigure(|configuration| {
+        for client in &mut configuration.clients {
+            match client.name.as_str() {
+                "laptop" => client.allow = vec!["ssh".into()],
+                "second" => client.enabled = Some(false),
+                _ => client.sources = Some(vec!["192.0.2.0/24".into()]),
+            }
+        }
+    })?;
+    reload(&scene, false)?;
+    eventually("what is forbidden is to be revoked", || {
+        Ok((scene.server.grants()?.len() == 1).then_some(()))
+    })
+    .with_context(|| scene.server.account())?;
+    scene.ensure_sees(&owner, Family::V4, SSH_PORT, PortState::Open)?;
+    scene.ensure_sees(&owner, Family::V4, WEB_PORT, PortState::Filtered)?;
+    for host in [&other, &far] {
+        for port in [SSH_PORT, WEB_PORT] {
+            scene.ensure_sees(host, Family::V4, port, PortState::Filtered)?;
+        }
+    }
+    ensure!(scene.server.audit("revoked")?.len() == 5, "{:?}", scene.server.audit("revoked")?);
+    // What is revoked admits no new connection; established ones live on.
+    session.ensure_alive()?;
+    scene.knock(&other, Family::V4, &second.open("ssh").seal()?)?;
+    scene.server.await_dropped("disabled", 1)?;
+    scene.ensure_owner_gets_in(Family::V6)
+}
+
+#[test]
+fn a_client_that_is_added_gets_in_and_one_that_is_removed_does_not() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let owner = scene.lab.owner().clone();
+    let (_, second) = scene.add_client("second", |_| {})?;
+    let early = second.open("ssh").seal()?;
+    scene.knock(&owner, Family::V4, &early)?;
+    scene.server.await_dropped("unknown-tag", 1)?;
+
+    reload_now(&scene)?;
+    let knock = second.open("ssh").lifetime(600).seal()?;
+    scene.knock(&owner, Family::V4, &knock)?;
+    scene.await_open(&owner, Family::V4, SSH_PORT)?;
+
+    let mut removed = None;
+    scene.server.reconfigure(|configuration| removed = configuration.clients.pop())?;
+    reload_now(&scene)?;
+    scene.ensure_sees(&owner, Family::V4, SSH_PORT, PortState::Filtered)?;
+    scene.knock(&owner, Family::V4, &second.open("ssh").seal()?)?;
+    scene.server.await_dropped("unknown-tag", 2)?;
+
+    // Back again, it is not open to its old knocks.
+    let removed = removed.context("there was no client to remove")?;
+    scene.server.reconfigure(|configuration| configuration.clients.push(removed))?;
+    reload_now(&scene)?;
+    scene.knock(&owner, Family::V4, &knock)?;
+    scene.server.await_dropped("replay", 1)?;
+    scene.ensure_shut()?;
+    scene.knock(&owner, Family::V4, &second.open("ssh").seal()?)?;
+    scene.await_open(&owner, Family::V4, SSH_PORT)
+}
+
+#[test]
+fn a_service_that_is_added_is_hidden_and_opens() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let owner = scene.lab.owner().clone();
+    let _late = spa_tests::Listener::tcp(scene.lab.server(), 9443)?;
+    scene.ensure_sees(&owner, Family::V4, 9443, PortState::Open)?;
+    scene.server.reconfigure(|configuration| {
+        let late = spa_tests::Service { ports: vec!["tcp/9443".into()] };
+        configuration.services.insert("late".into(), late);
+        configuration.clients[0].allow.push("late".into());
+    })?;
+    reload_now(&scene)?;
+    for family in Family::BOTH {
+        scene.ensure_sees(&owner, family, 9443, PortState::Filtered)?;
+        scene.knock(&owner, family, &scene.laptop.open("late").seal()?)?;
+        scene.await_open(&owner, family, 9443)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! Waiting: until something holds, or a deadline that only a broken program reaches.
+
+use anyhow::{Result, bail};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long a test waits for what takes milliseconds on an idle machine.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Asks `probe` until it has an answer, at most for [`DEADLINE`]; `what` is for the error.
+pub fn eventually<T>(what: &str, probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    eventually_within(DEADLINE, what, probe)
+}
+
+/// Asks `probe` until it has an answer, at most for `deadline`; `what` is for the error.
+///
+/// An error of the probe ends the waiting at once: it is for what can't get better.
+pub fn eventually_within<T>(
+    deadline: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = probe()? {
+            return Ok(answer);
+        }
+        if start.elapsed() > deadline {
+            bail!("waited {} s in vain: {what}", deadline.as_secs());
+        }
+        sleep(PAUSE);
+    }
+}
