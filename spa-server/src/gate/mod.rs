@@ -11,6 +11,7 @@
 mod error;
 pub mod foreign;
 mod iptables;
+mod kernel;
 pub mod render;
 pub mod saved;
 pub mod sockets;
@@ -85,4 +86,85 @@ fn with_causes(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// A gate that remembers, and fails on demand.
+    #[derive(Default)]
+    struct Model(Mutex<Vec<LiveElement>>);
+
+    impl Gate for Model {
+        async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+            match plan.max_elements {
+                0 => Err(GateError::Tool {
+                    doing: "write the rules",
+                    source: crate::process::ProcessError::NotAbsolute("iptables".into()),
+                }),
+                _ => Ok(InstallReport { changed: true, ..InstallReport::default() }),
+            }
+        }
+
+        async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
+            for change in changes {
+                if let Change::Admit { element, seconds } = *change {
+                    self.0.lock().unwrap().push(LiveElement { element, seconds_left: seconds });
+                }
+            }
+            Ok(())
+        }
+
+        async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
+            Ok(self.0.lock().unwrap().clone())
+        }
+
+        async fn remove(&self) -> Result<(), GateError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_and_answers_cross_a_process_boundary() {
+        let gate = Model::default();
+        let element =
+            Element { source: "2001:db8::1".parse().unwrap(), port: "tcp/22".parse().unwrap() };
+        let plan = |max_elements| Plan {
+            mode: Mode::Guard,
+            refusal: Refusal::Reject,
+            ports: vec!["tcp/22".parse().unwrap()],
+            knock_ports: vec![62201],
+            max_elements,
+        };
+        let mut answers = Vec::new();
+        for request in [
+            GateRequest::Install(plan(9)),
+            GateRequest::Apply(vec![
+                Change::Admit { element, seconds: 30 },
+                Change::Withdraw { element },
+            ]),
+            GateRequest::Snapshot,
+            GateRequest::Remove,
+            GateRequest::Install(plan(0)),
+        ] {
+            let text = serde_json::to_string(&request).unwrap();
+            let read: GateRequest = serde_json::from_str(&text).unwrap();
+            assert_eq!(read, request);
+            let answer = answer(&gate, read).await;
+            let text = serde_json::to_string(&answer).unwrap();
+            assert_eq!(serde_json::from_str::<GateAnswer>(&text).unwrap(), answer);
+            answers.push(text);
+        }
+        assert_eq!(
+            answers[1..],
+            [
+                r#""applied""#,
+                r#"{"snapshot":[{"element":{"source":"2001:db8::1","port":"tcp/22"},"seconds-left":30}]}"#,
+                r#""removed""#,
+                r#"{"failed":"cannot write the rules: iptables is not an absolute path; name the tool by its full path"}"#,
+            ]
+        );
+    }
 }
