@@ -26,7 +26,10 @@ const IDLE_SECONDS: u32 = 7200 + 11 * 75;
 #[derive(Debug)]
 pub struct IptablesGate {
     kernel: Kernel,
-    /// The plan that is installed. Held locked during every operation.
+    /// Held by who looks at the rules, and perhaps changes them.
+    rules: Mutex<()>,
+    /// The plan that is installed. Held by who changes rules or elements: looking at rules, which
+    /// takes longer, delays no grant.
     installed: Mutex<Option<Plan>>,
 }
 
@@ -57,14 +60,14 @@ impl Host {
 impl IptablesGate {
     /// A gate that uses these tools. Nothing is touched yet.
     pub fn new(tools: Tools) -> Self {
-        Self { kernel: Kernel::new(tools), installed: Mutex::new(None) }
+        Self { kernel: Kernel::new(tools), rules: Mutex::new(()), installed: Mutex::new(None) }
     }
 
     /// Looks at the host as [`Gate::install`] would, and changes nothing: the tools, the rules of
     /// others, the sockets on knock ports. `changed` tells whether an installation would change
     /// rules.
     pub async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
-        let _installed = self.installed.lock().await;
+        let _rules = self.rules.lock().await;
         let host = self.host(plan).await?;
         let changed = host.rules.iter().any(|(family, saved)| {
             TableName::ALL.into_iter().any(|table| {
@@ -275,8 +278,9 @@ impl IptablesGate {
 
 impl Gate for IptablesGate {
     async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
-        let mut installed = self.installed.lock().await;
+        let _rules = self.rules.lock().await;
         let mut host = self.host(plan).await?;
+        let mut installed = self.installed.lock().await;
         let mut sets = Vec::new();
         if let Err(failure) = self.put_in_place(plan, &mut host, &mut sets).await {
             return Err(match self.undo(&host.rules, &sets).await {
@@ -302,7 +306,6 @@ impl Gate for IptablesGate {
     }
 
     async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
-        let _installed = self.installed.lock().await;
         let mut elements = Vec::new();
         for family in families() {
             elements.extend(self.kernel.elements(family).await?);
@@ -311,6 +314,7 @@ impl Gate for IptablesGate {
     }
 
     async fn remove(&self) -> Result<(), GateError> {
+        let _rules = self.rules.lock().await;
         let mut installed = self.installed.lock().await;
         *installed = None;
         let mut result = Ok(());

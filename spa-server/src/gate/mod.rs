@@ -7,6 +7,17 @@
 //! [`foreign`] and [`sockets`].
 //!
 //! The gate knows nothing of clients, services or knocks.
+//!
+//! # How a packet goes
+//!
+//! In guard mode, a packet to a guarded port of this host is judged in table mangle, before any
+//! address translation: granted (its source and port are in the set), of an established
+//! connection, or refused. Refused packets are dropped there, or marked there and rejected in
+//! table filter. In table filter, what was granted or is established is accepted before the
+//! host's own rules see it. In open mode there is only that accept, and the host's rules refuse.
+//!
+//! Known limits: packets that the host redirects from a guarded port to *another* port of itself
+//! must be accepted by its own rules, as must those that it forwards to published ports.
 
 mod error;
 pub mod foreign;
@@ -31,7 +42,9 @@ use std::fmt::Write as _;
 
 /// A back-end of the gate.
 ///
-/// The operations of one gate don't overlap: each waits for the one before it.
+/// Changes that one gate makes don't overlap: each waits for the one before it. An installation
+/// that finds all in place delays no [`Gate::apply`]: it may be repeated now and then, to mend
+/// what other programs have flushed.
 pub trait Gate: Send + Sync {
     /// Brings the rules and sets of ours to this plan. What is in place already isn't touched,
     /// elements live on, nothing of anybody else's changes.
@@ -46,7 +59,8 @@ pub trait Gate: Send + Sync {
     ///
     /// # Errors
     ///
-    /// Changes that the gate would never make are refused before any is made. If the kernel
+    /// Changes that the gate would never make are refused before any is made: above all,
+    /// admitting to a port that the installed plan doesn't guard. If the kernel
     /// refuses one, an unknown part of the batch has happened: take a [`Gate::snapshot`] and
     /// apply what makes it right.
     fn apply(&self, changes: &[Change]) -> impl Future<Output = Result<(), GateError>> + Send;

@@ -109,6 +109,8 @@ impl Lab {
                 lab.on(place, &format!("sysctl -qw net.ipv6.conf.{key}=0"));
             }
         }
+        // The kernel would else tell only the first few senders that a port is closed.
+        lab.on("s", "sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0");
         let (client, server, inner) = (lab.ns("c"), lab.ns("s"), lab.ns("i"));
         run("ip", &format!("link add ext netns {server} type veth peer name up netns {client}"));
         run("ip", &format!("link add int netns {server} type veth peer name up netns {inner}"));
