@@ -59,11 +59,7 @@ impl Daemon {
             grant_log,
             max_grants,
         );
-        authorizer.resume(grants).await.context("what is open can't be taken over")?;
-        authorizer
-            .enforce_policy(now.realtime)
-            .await
-            .context("what the configuration forbids can't be closed")?;
+        authorizer.resume(grants, now).await.context("what is open can't be taken over")?;
 
         let (queue, knocks) = mpsc::channel(QUEUE);
         let capture_settings = CaptureSettings {
