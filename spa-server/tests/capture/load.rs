@@ -83,20 +83,21 @@ fn stop_returns_quickly_under_a_flood_that_never_lets_the_buffer_run_empty() {
     });
 }
 
-/// The thread would look at its flag by itself after half a second. Of several times the shortest
-/// counts, for the machine may be busy.
+/// The thread would look at its flag by itself half a second after the start. Of several times the
+/// shortest counts, for the machine may be busy.
 #[test]
 fn stop_wakes_a_thread_that_waits_for_frames() {
     with_veth(|_| {
         for interfaces in [named("near"), Interfaces::All] {
             let quickest = (0..5).map(|_| {
                 let (capture, _events) = start(interfaces.clone()).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
                 let before = Instant::now();
                 capture.stop();
                 before.elapsed()
             });
             let quickest = quickest.min().unwrap();
-            assert!(quickest < Duration::from_millis(400), "{quickest:?}");
+            assert!(quickest < Duration::from_millis(300), "{quickest:?}");
         }
     });
 }
