@@ -2,10 +2,11 @@
 //! says "failed", and never "opened".
 
 use anyhow::{Result, ensure};
-use spa_tests::{Family, PortState, SSH_PORT, Scene, eventually, program};
+use spa_tests::{Family, PortState, SSH_PORT, Scene, eventually, eventually_within, program};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A tool in place of the real one, which it calls until a file tells it otherwise.
 struct Stand {
@@ -99,7 +100,8 @@ fn knocks_fail_while_ipset_does(trouble: &str) -> Result<()> {
     stand.does(trouble)?;
     let knock = scene.laptop.open("ssh").seal()?;
     scene.knock(scene.lab.owner(), Family::V4, &knock)?;
-    eventually("the knock is to fail", || {
+    // The daemon gives a tool some time, and looks at the sets afterwards by the same tool.
+    eventually_within(Duration::from_secs(90), "the knock is to fail", || {
         Ok((!scene.server.audit("failed")?.is_empty()).then_some(()))
     })
     .map_err(|error| error.context(scene.server.account()))?;
