@@ -84,7 +84,7 @@ fn open_waits_through_a_lost_knock() -> Result<()> {
     // The first two datagrams, one of each family, are lost on their way.
     for tables in ["iptables", "ip6tables"] {
         scene.lab.owner().sh(&format!(
-            "{tables} -A OUTPUT -p udp --dport 62201 -m statistic --mode nth --every 1000 -j DROP"
+            "{tables} -A OUTPUT -p udp --dport 62201 -m statistic --mode nth --every 1000 --packet 0 -j DROP"
         ))?;
     }
     let opened = laptop.run(&["open", "ssh", "--wait"])?;

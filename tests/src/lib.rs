@@ -45,4 +45,4 @@ pub use scene::{SSH_PORT, Scene, WEB_PORT};
 pub use server::{Clock, Server};
 pub use ssh::{Session, Sshd};
 pub use state::TinyDisk;
-pub use wait::{DEADLINE, eventually, eventually_within};
+pub use wait::{DEADLINE, at_once, eventually, eventually_within};
