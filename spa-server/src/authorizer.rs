@@ -39,6 +39,8 @@ pub struct Authorizer<G, R, L> {
     unreconciled: bool,
 }
 
+const FORBIDDEN: &str = "the configuration forbids it";
+
 /// The grants that one knock touches, as they were before it.
 type Before = Vec<(GrantKey, Option<Grant>)>;
 
@@ -79,12 +81,19 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         }
     }
 
-    /// Takes over the grants of an earlier daemon, and makes the kernel admit just these.
-    pub async fn resume(&mut self, grants: Vec<Grant>) -> Result<(), GateError> {
-        let now = BootMicros::now();
+    /// Takes over the grants of an earlier daemon, but for those that the policy now forbids, and
+    /// makes the kernel admit just these.
+    pub async fn resume(&mut self, grants: Vec<Grant>, now: Now) -> Result<(), GateError> {
+        let policy = Arc::clone(&self.judge.lock().policy);
+        let (upheld, forbidden): (Vec<_>, Vec<_>) =
+            grants.into_iter().partition(|grant| is_upheld(&policy, grant, now.realtime));
         let live = self.gate.snapshot().await?;
-        let changes = self.grants.rebuild(now, grants, &live);
-        self.gate.apply(&changes).await
+        let changes = self.grants.rebuild(now.boottime, upheld, &live);
+        self.gate.apply(&changes).await?;
+        let cut_short: Vec<_> =
+            forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
+        self.revoked(&cut_short, FORBIDDEN);
+        Ok(())
     }
 
     /// Opens and closes what these knocks ask for.
@@ -329,7 +338,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             self.log_grants(&[], &keys_of(&gone));
             return Err(error);
         }
-        for grant in &gone {
+        self.revoked(&gone, why);
+        Ok(gone)
+    }
+
+    fn revoked(&mut self, gone: &[Grant], why: &str) {
+        for grant in gone {
             count(&self.counters.closed);
             let name = self.client_name(&grant.key.client);
             audit::write(&Line {
@@ -340,18 +354,13 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 id: grant.request,
             });
         }
-        self.log_grants(&[], &keys_of(&gone));
-        Ok(gone)
+        self.log_grants(&[], &keys_of(gone));
     }
 
     /// Revokes what the policy forbids, after it has changed.
     pub async fn enforce_policy(&mut self, now: UnixMicros) -> Result<Vec<Grant>, GateError> {
         let policy = Arc::clone(&self.judge.lock().policy);
-        self.revoke_if("forbidden by the new configuration", |grant| {
-            let GrantKey { client, source, service } = &grant.key;
-            policy.upholds(client, *source, service, &grant.ports, now).is_err()
-        })
-        .await
+        self.revoke_if(FORBIDDEN, |grant| !is_upheld(&policy, grant, now)).await
     }
 
     /// Brings the gate to a new plan; grants stay.
@@ -404,7 +413,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     fn watch_clock(&mut self, now: Now) {
         let (step, barrier) = {
             let mut judge = self.judge.lock();
-            (judge.watch_clock(now), judge.receiver.barrier())
+            judge.watch_clock(now);
+            (judge.take_step(), judge.receiver.barrier())
         };
         match step {
             Some(Step::Forward(by)) => tracing::warn!(
@@ -542,6 +552,11 @@ fn write_audit(candidate: &Candidate, event: Event<'_>) {
         items: &items,
         id: RequestId::from(knock.nonce),
     });
+}
+
+fn is_upheld(policy: &Policy, grant: &Grant, now: UnixMicros) -> bool {
+    let GrantKey { client, source, service } = &grant.key;
+    policy.upholds(client, *source, service, &grant.ports, now).is_ok()
 }
 
 fn keys_of(grants: &[Grant]) -> Vec<GrantKey> {

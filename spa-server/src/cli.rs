@@ -9,8 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Hides ports from everybody, and opens them for those who send one datagram that proves who they
-/// are.
+/// Hides ports, and opens them for those who prove who they are with one datagram.
 #[derive(Debug, Parser)]
 #[command(
     name = "spa-server",
@@ -26,8 +25,14 @@ Example, on a fresh server:
 Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."
 )]
 struct Cli {
-    /// The configuration; the clients are in clients.d beside it.
-    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
+    /// Configuration, if not /etc/spa/server.toml.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = DEFAULT_PATH,
+        hide_default_value = true
+    )]
     config: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -36,22 +41,31 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon in the foreground, as the systemd unit does.
+    #[command(after_help = "Example:\n  spa-server run --config /etc/spa/server.toml")]
     Run,
-    /// Look for whatever is wrong with this host's installation, and say how to mend it.
+    /// Look for what is wrong with this installation, and say how to mend it.
+    #[command(after_help = "Example:\n  spa-server check")]
     Check(Output),
     /// Write a configuration and the server's key for this host.
     Init(InitArgs),
     /// Add, show and change clients.
+    #[command(
+        after_help = "Example:\n  spa-server client add laptop --public-key spa-public-... --allow ssh"
+    )]
     #[command(subcommand)]
     Client(ClientCommand),
     /// Show how the running daemon is.
+    #[command(after_help = "Example:\n  spa-server status --json")]
     Status(Output),
     /// Show or revoke what is open.
+    #[command(after_help = "Example:\n  spa-server grants list")]
     #[command(subcommand)]
     Grants(GrantsCommand),
     /// Have the running daemon read its configuration anew.
+    #[command(after_help = "Example:\n  spa-server reload")]
     Reload(Output),
     /// Install, show or remove the firewall rules without the daemon.
+    #[command(after_help = "Example:\n  spa-server gate show")]
     #[command(subcommand)]
     Gate(GateCommand),
 }
@@ -69,11 +83,11 @@ pub(crate) struct Output {
 Example:
   spa-server init
 
-Writes server.toml, server.key and clients.d, and makes the directory for the state. It overwrites
-nothing: an existing server.key is used, an existing server.toml ends it. Prints the server's
-public key.")]
+Writes server.toml, server.key and clients.d, and makes the directory for the state.
+It overwrites nothing: an existing server.key is used, an existing server.toml ends
+it. Prints the server's public key.")]
 pub(crate) struct InitArgs {
-    /// Put everything, state and control socket included, below this directory.
+    /// Put everything below this directory, state and socket too.
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
     #[command(flatten)]
@@ -85,16 +99,21 @@ enum ClientCommand {
     /// Let a client in.
     Add(AddArgs),
     /// Show all clients.
+    #[command(after_help = "Example:\n  spa-server client list --json")]
     List(Output),
     /// Show one client.
+    #[command(after_help = "Example:\n  spa-server client show laptop")]
     Show(ShowArgs),
     /// Remove a client and revoke what it has open.
+    #[command(after_help = "Example:\n  spa-server client remove laptop")]
     Remove(NameArgs),
     /// Lock a client out without removing it.
+    #[command(after_help = "Example:\n  spa-server client disable laptop")]
     Disable(NameArgs),
     /// Let a disabled client in again.
+    #[command(after_help = "Example:\n  spa-server client enable laptop")]
     Enable(NameArgs),
-    /// Forget which knocks of a client were accepted, after its clock was far ahead.
+    /// Let a client in again whose clock was far ahead.
     ResetReplay(ResetArgs),
 }
 
@@ -102,37 +121,37 @@ enum ClientCommand {
 #[command(after_help = "\
 Examples:
   spa-server client add laptop --public-key spa-public-... --allow ssh
-  spa-server client add backup --allow ssh,db --source 192.0.2.0/24 --expires 90d
+  spa-server client add backup --allow ssh,db --source 192.0.2.7 --expires 90d
 
-Without --public-key a key pair is made, and its private half written to ./NAME.key for the client.
-Better: run `spa-client keygen` there, and add what it prints. Prints the command that the client's
-user runs next.")]
+Without --public-key a key pair is made, with its private half for the client in
+./NAME.key. Better: run `spa-client keygen` there, and add what it prints.
+Prints the command that the client's user runs next.")]
 pub(crate) struct AddArgs {
     /// What to call it.
     pub(crate) name: ClientName,
-    /// Its public key, as `spa-client keygen` prints it.
+    /// What `spa-client keygen` prints there.
     // A text: the parser would echo what it refuses, and that might be a private key.
     #[arg(long, value_name = "KEY")]
     pub(crate) public_key: Option<String>,
-    /// The services that it may open.
-    #[arg(long, required = true, value_delimiter = ',', value_name = "SERVICE[,SERVICE]")]
+    /// What it may open, with commas between.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "SERVICES")]
     pub(crate) allow: Vec<String>,
-    /// The longest time that it may ask for, as in 5m [default: 1h].
+    /// Longest lifetime to ask for [default: 1h].
     #[arg(long, value_name = "TIME")]
     pub(crate) max_lifetime: Option<String>,
-    /// A network that it may knock from; may be repeated [default: anywhere].
+    /// Network to knock from [default: any].
     #[arg(long = "source", value_name = "NETWORK")]
     pub(crate) sources: Vec<String>,
-    /// When it is locked out: a date, a time with offset, or a duration from now, as in 90d.
+    /// A date, or a duration, as in 90d.
     #[arg(long, value_name = "WHEN")]
     pub(crate) expires: Option<String>,
-    /// Make a pre-shared key too; the client's copy goes to ./NAME.psk.
+    /// Make a pre-shared key, too: ./NAME.psk.
     #[arg(long)]
     pub(crate) psk: bool,
-    /// Take only knocks that name the address that they come from.
+    /// Only knocks that name their source.
     #[arg(long)]
     pub(crate) require_bound_source: bool,
-    /// Where to write the private key that is made.
+    /// Instead of ./NAME.key.
     #[arg(long, value_name = "FILE", conflicts_with = "public_key")]
     pub(crate) private_key_out: Option<PathBuf>,
     #[command(flatten)]
@@ -160,9 +179,10 @@ struct ShowArgs {
 Example:
   spa-server client reset-replay laptop
 
-A client whose clock was once years ahead is locked out until then, since only later knocks are
-taken. After the reset, knocks of the last minute or so that somebody recorded could be sent again.
-Make sure first that the client's clock is right."
+Once a client knocked with a clock that was years ahead, only later knocks are taken.
+This forgets that; knocks with the right time are taken again after the freshness
+window. The knocks from the future are fresh when their time comes, and whoever
+recorded them can send them again then: a new key for the client rules that out."
 )]
 pub(crate) struct ResetArgs {
     /// The client's name.
@@ -176,6 +196,7 @@ pub(crate) struct ResetArgs {
 #[derive(Debug, Subcommand)]
 enum GrantsCommand {
     /// Show what is open.
+    #[command(after_help = "Example:\n  spa-server grants list --json")]
     List(Output),
     /// Close what is open, before its time. Connections that were made live on.
     Revoke(RevokeArgs),
@@ -189,8 +210,8 @@ Examples:
   spa-server grants revoke laptop
   spa-server grants revoke --source 192.0.2.7 --service ssh
 
-A grant is revoked when it matches everything that is given. Revoking locks nobody out: see
-`spa-server client disable`."
+A grant is revoked when it matches everything that is given. Revoking locks nobody
+out: see `spa-server client disable`."
 )]
 pub(crate) struct RevokeArgs {
     /// Those of this client.
@@ -212,10 +233,13 @@ pub(crate) struct RevokeArgs {
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum GateCommand {
     /// Put the rules and sets in place, as the daemon does when it starts.
+    #[command(after_help = "Example:\n  spa-server gate install")]
     Install(Output),
     /// Show whether the gate is in place, and what it admits.
+    #[command(after_help = "Example:\n  spa-server gate show")]
     Show(Output),
-    /// Take all rules and sets away; needs no configuration. Every port is as it was before.
+    /// Take all rules and sets away; needs no configuration.
+    #[command(after_help = "Example:\n  spa-server gate remove")]
     Remove,
 }
 
@@ -284,5 +308,146 @@ fn run_daemon(config: &Path) -> u8 {
         commands::CONFIG
     } else {
         commands::FAILED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    /// The help of the program and of all commands, by their names, 80 columns wide.
+    fn helps(command: &clap::Command, names: &str) -> Vec<(String, String)> {
+        let mut this = command.clone().term_width(80);
+        let mut helps = vec![(names.to_owned(), this.render_help().to_string())];
+        for sub in command.get_subcommands() {
+            helps.extend(helps_of(sub, names));
+        }
+        helps
+    }
+
+    fn helps_of(command: &clap::Command, names: &str) -> Vec<(String, String)> {
+        helps(command, &format!("{names} {}", command.get_name()))
+    }
+
+    fn built() -> clap::Command {
+        let mut command = Cli::command().term_width(80);
+        command.build();
+        command
+    }
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_fits_a_screen_and_shows_an_example() {
+        let helps = helps(&built(), "spa-server");
+        assert_eq!(helps.len(), 21, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        for (names, help) in helps {
+            assert!(help.contains("Example"), "{names}: no example\n{help}");
+            assert!(help.lines().count() <= 30, "{names}: too long\n{help}");
+            for line in help.lines().filter(|line| !line.starts_with("Usage:")) {
+                assert!(line.chars().count() <= 88, "{names}: too wide: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn help_of_the_program() {
+        insta::assert_snapshot!(built().render_help(), @"
+        Hides ports, and opens them for those who prove who they are with one datagram
+
+        Usage: spa-server [OPTIONS] <COMMAND>
+
+        Commands:
+          run     Run the daemon in the foreground, as the systemd unit does
+          check   Look for what is wrong with this installation, and say how to mend it
+          init    Write a configuration and the server's key for this host
+          client  Add, show and change clients
+          status  Show how the running daemon is
+          grants  Show or revoke what is open
+          reload  Have the running daemon read its configuration anew
+          gate    Install, show or remove the firewall rules without the daemon
+
+        Options:
+              --config <FILE>  Configuration, if not /etc/spa/server.toml
+          -h, --help           Print help
+          -V, --version        Print version
+
+        Example, on a fresh server:
+          spa-server init
+          spa-server client add laptop --public-key spa-public-... --allow ssh
+          spa-server check && systemctl enable --now spa-server
+
+        Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.
+        ");
+    }
+
+    #[test]
+    fn help_of_client_add() {
+        let built = built();
+        let client = built.find_subcommand("client").unwrap();
+        let mut add = client.find_subcommand("add").unwrap().clone().term_width(80);
+        insta::assert_snapshot!(add.render_help(), @"
+        Let a client in
+
+        Usage: spa-server client add [OPTIONS] --allow <SERVICES> <NAME>
+
+        Arguments:
+          <NAME>  What to call it
+
+        Options:
+              --config <FILE>           Configuration, if not /etc/spa/server.toml
+              --public-key <KEY>        What `spa-client keygen` prints there
+              --allow <SERVICES>        What it may open, with commas between
+              --max-lifetime <TIME>     Longest lifetime to ask for [default: 1h]
+              --source <NETWORK>        Network to knock from [default: any]
+              --expires <WHEN>          A date, or a duration, as in 90d
+              --psk                     Make a pre-shared key, too: ./NAME.psk
+              --require-bound-source    Only knocks that name their source
+              --private-key-out <FILE>  Instead of ./NAME.key
+              --json                    Write JSON
+          -h, --help                    Print help
+
+        Examples:
+          spa-server client add laptop --public-key spa-public-... --allow ssh
+          spa-server client add backup --allow ssh,db --source 192.0.2.7 --expires 90d
+
+        Without --public-key a key pair is made, with its private half for the client in
+        ./NAME.key. Better: run `spa-client keygen` there, and add what it prints.
+        Prints the command that the client's user runs next.
+        ");
+    }
+
+    #[test]
+    fn words_that_do_not_go_together_are_refused() {
+        for words in [
+            "",
+            "client add laptop",
+            "client add la/ptop --allow ssh",
+            "client add laptop --allow ssh --public-key x --private-key-out y",
+            "client reset-replay",
+            "client reset-replay laptop --all",
+            "grants revoke",
+            "grants revoke --all --source 192.0.2.7",
+            "grants revoke --source example.org",
+            "grants revoke --service SSH",
+            "status now",
+        ] {
+            let words = ["spa-server"].into_iter().chain(words.split_ascii_whitespace());
+            let error = Cli::try_parse_from(words.clone()).expect_err(&format!("{words:?}"));
+            assert_eq!(error.exit_code(), i32::from(commands::USAGE), "{words:?}");
+        }
+        for words in [
+            "client add laptop --allow ssh,web --source 192.0.2.0/24 --source ::1",
+            "client reset-replay --all",
+            "grants revoke laptop --source 192.0.2.7 --service tcp/22",
+            "status --json --config /tmp/server.toml",
+        ] {
+            let words = ["spa-server"].into_iter().chain(words.split_ascii_whitespace());
+            Cli::try_parse_from(words).unwrap();
+        }
     }
 }

@@ -98,7 +98,10 @@ impl Daemon {
         tracing::info!("ready");
         loop {
             let next = tokio::select! {
-                _ = self.knocks.recv_many(&mut batch, BATCH) => Next::Admit,
+                // None come any more when all capture threads have died, which the tick finds out.
+                received = self.knocks.recv_many(&mut batch, BATCH) => {
+                    if received > 0 { Next::Admit } else { Next::Tick }
+                }
                 Some(command) = self.commands.recv() => Next::Command(command),
                 config = reading(&mut self.reload) => Next::Reloaded(Box::new(config)),
                 _ = tick.tick() => Next::Tick,

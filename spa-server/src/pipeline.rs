@@ -10,7 +10,7 @@ use crate::clock::{BootMicros, Now, Step, StepWatch};
 use crate::counters::{Counters, Dropped};
 use crate::frame::{Datagram, FrameError};
 use crate::policy::{Permit, Policy};
-use spa_proto::{Freshness, Knock, Nonce, Receiver, Skew, Verdict};
+use spa_proto::{DropReason, Freshness, Knock, Nonce, Receiver, Skew, Verdict};
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -37,6 +37,8 @@ pub struct Judge {
     pub refusals: Refusals,
     twins: Twins,
     steps: StepWatch,
+    /// A jump of the clock that the log has not told yet.
+    step: Option<Step>,
     freshness: Freshness,
 }
 
@@ -66,18 +68,28 @@ impl Judge {
             refusals: Refusals::default(),
             twins: Twins::default(),
             steps: StepWatch::new(now),
+            step: None,
             freshness,
         }
     }
 
-    /// Looks whether the realtime clock has jumped. Forward: knocks may have been accepted in
-    /// the time that was jumped over, by a copy of this machine, so the barrier is put up anew.
-    pub fn watch_clock(&mut self, now: Now) -> Option<Step> {
-        let step = self.steps.observe(now)?;
-        if let Step::Forward(_) = step {
-            self.receiver.set_barrier(now.realtime.saturating_add(self.freshness.get()));
+    /// Looks whether the realtime clock has jumped, and moves the barrier with it.
+    ///
+    /// Forward: in the time that was jumped over knocks may have been accepted by another copy of
+    /// this machine, so the barrier is put up anew. Back: the barrier comes down with the clock,
+    /// for a clock that was years ahead for a moment must not lock everybody out for years.
+    pub fn watch_clock(&mut self, now: Now) {
+        let step = self.steps.observe(now);
+        let ahead = now.realtime.saturating_add(self.freshness.get());
+        if matches!(step, Some(Step::Forward(_))) || self.receiver.barrier() > ahead {
+            self.receiver.set_barrier(ahead);
         }
-        Some(step)
+        self.step = step.or(self.step);
+    }
+
+    /// The last jump of the clock, if it was not asked for already.
+    pub fn take_step(&mut self) -> Option<Step> {
+        self.step.take()
     }
 
     fn judge(
@@ -90,8 +102,10 @@ impl Judge {
         let knock = match self.receiver.receive(now.realtime, source, payload) {
             Verdict::Authentic(knock) => knock,
             Verdict::Dropped(dropped) => {
-                let nonce = nonce_of(payload);
-                if nonce.is_some_and(|nonce| self.twins.is_twin(nonce, interface, now.boottime)) {
+                if dropped.reason == DropReason::Replay
+                    && let Some(nonce) = nonce_of(payload)
+                    && self.twins.is_twin(nonce, interface, now.boottime)
+                {
                     return Err(Dropped::Duplicate);
                 }
                 if let Some(client) = dropped.client {
@@ -215,8 +229,8 @@ mod tests {
     use super::*;
     use crate::policy::{ClientRules, Rate};
     use spa_proto::{
-        ClientId, DropReason, Item, MaskKey, MessageType, PacketLength, PairSecret, Request,
-        Settings, UnixMicros, seal,
+        ClientId, Item, MaskKey, MessageType, PacketLength, PairSecret, Request, Settings,
+        UnixMicros, seal,
     };
 
     const NOW: Now =
@@ -307,6 +321,19 @@ mod tests {
         let jumped = Now { realtime: NOW.realtime.saturating_add(Duration::from_secs(30)), ..NOW };
         let candidate = judge.judge(jumped, source(), 2, &knock(2, "ssh")).unwrap();
         assert_eq!(judge.receiver.commit(&candidate.knock, &port), Err(DropReason::Barrier));
+    }
+
+    #[test]
+    fn a_clock_that_was_years_ahead_for_a_moment_locks_nobody_out() {
+        let mut judge = judge();
+        let years = Duration::from_secs(5 * 365 * 86_400);
+        judge.watch_clock(Now { realtime: NOW.realtime.saturating_add(years), ..NOW });
+        assert_eq!(judge.take_step(), Some(Step::Forward(years)));
+        judge.watch_clock(NOW);
+        assert_eq!(judge.take_step(), Some(Step::Back(years)));
+        assert_eq!(judge.take_step(), None);
+        let window = Freshness::default().get();
+        assert_eq!(judge.receiver.barrier(), NOW.realtime.saturating_add(window));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 /// Bytes of a frame that are captured. In immediate mode the kernel reserves this much for every
-/// frame, so more would only make the buffer hold fewer of them; the longest knock needs 486 with
+/// frame, so more would only make the buffer hold fewer of them; the longest knock needs 498 with
 /// two VLAN tags and 40 bytes of IP options.
 const SNAP_LENGTH: i32 = 512;
 

@@ -244,7 +244,7 @@ mod tests {
                 "enabled = true # since May\nallow = [\"ssh\"]\n",
                 "enabled = false # since May\nallow = [\"ssh\"]\n",
             ),
-            ("enabled=false", "enabled=false"),
+            ("enabled=false", "enabled=false\n"),
             ("enabled = \"yes\"\n", "enabled = false\n"),
             ("a = 1\n\n[rate]\nburst = 5\n", "a = 1\nenabled = false\n\n[rate]\nburst = 5\n"),
         ] {

@@ -52,14 +52,15 @@ pub(crate) fn reload(config: &Path, output: Output) -> Done {
 pub(crate) fn reset_replay(config: &Path, args: ResetArgs) -> Done {
     let settings = Settings::load(config)?;
     let whose = match &args.name {
-        Some(name) => format!("the client {name}"),
-        None => "any client".to_owned(),
+        Some(name) => format!("client {name}"),
+        None => "every client".to_owned(),
     };
     let client = args.name.map(|name| name.to_string());
     match call(&settings.control_socket, &ControlRequest::ResetReplayWindow { client })? {
         ControlResponse::Done => {
             eprintln!(
-                "warning: knocks of {whose} from the last {} that somebody recorded can now be sent again, once",
+                "{whose} is heard again in {}\n\
+                warning: knocks that were sent while a clock was ahead are fresh when that time comes, and whoever recorded them can send them again then; a new key for the client rules that out",
                 format_duration(settings.freshness.get())
             );
             Ok(())
@@ -268,9 +269,9 @@ mod tests {
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
         status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
         let text = render_status(&status);
-        let (_, end) = text.split_once("dropped").unwrap();
+        let (_, end) = text.split_once("1 failed\n").unwrap();
         insta::assert_snapshot!(end, @"
-        none
+        dropped       none
         lost          0 before the daemon saw them
         barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
         reload        refused, the former configuration is in force: /etc/spa/server.toml: line 3: no

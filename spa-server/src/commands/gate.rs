@@ -170,7 +170,12 @@ mod tests {
             connections_kept: 2,
             warnings: vec!["nothing drops".into()],
         };
-        insta::assert_snapshot!(render_report(&report), @"");
+        insta::assert_snapshot!(render_report(&report), @"
+        the gate is installed
+        established connections that live on: 2
+        warning: knock port udp/53 is left alone over IPv4: a service listens on 0.0.0.0:53
+        warning: nothing drops
+        ");
     }
 
     #[test]
@@ -189,6 +194,11 @@ mod tests {
         let element =
             Element { source: "192.0.2.7".parse().unwrap(), port: "tcp/22".parse().unwrap() };
         shown.admitted.push(LiveElement { element, seconds_left: 29 });
-        insta::assert_snapshot!(render(&shown), @"");
+        insta::assert_snapshot!(render(&shown), @"
+        the gate is installed, but not as the configuration wants it; `spa-server gate install` or a restart of the daemon mends it
+        warning: knock port udp/53 is left alone over IPv4: a service listens on 0.0.0.0:53
+        SOURCE     PORT    LEFT
+        192.0.2.7  tcp/22  29s
+        ");
     }
 }

@@ -149,6 +149,14 @@ pub enum ValueError {
         /// What to write instead.
         advice: &'static str,
     },
+    /// A list with too much in it.
+    #[error("{count} are listed; {most} is the most there can be")]
+    TooMany {
+        /// How many.
+        count: usize,
+        /// How many there can be.
+        most: usize,
+    },
     /// The same thing again.
     #[error("{0} is listed twice")]
     Twice(String),

@@ -5,6 +5,7 @@ use super::file;
 use super::raw::{RawGate, RawService, RawSettings};
 use super::time::parse_duration;
 use crate::capture::Interfaces;
+use crate::capture::filter::MAX_PORTS;
 use crate::gate::{Mode, Plan, Refusal, ToolOverrides};
 use crate::policy::Services;
 use spa_proto::{Freshness, PacketLength, Port, ServiceName, Transport};
@@ -177,6 +178,9 @@ impl Judge {
         let numbers = raw.unwrap_or_else(|| vec![62_201]);
         if numbers.is_empty() {
             self.fault(key, ValueError::Empty { advice: "write [62201] for the usual one" });
+        }
+        if numbers.len() > MAX_PORTS {
+            self.fault(key, ValueError::TooMany { count: numbers.len(), most: MAX_PORTS });
         }
         let mut ports = Vec::new();
         for number in numbers {

@@ -59,11 +59,7 @@ impl Daemon {
             grant_log,
             max_grants,
         );
-        authorizer.resume(grants).await.context("what is open can't be taken over")?;
-        authorizer
-            .enforce_policy(now.realtime)
-            .await
-            .context("what the configuration forbids can't be closed")?;
+        authorizer.resume(grants, now).await.context("what is open can't be taken over")?;
 
         let (queue, knocks) = mpsc::channel(QUEUE);
         let capture_settings = CaptureSettings {
@@ -162,10 +158,14 @@ fn load_replay_store(
     let path = replay_store::path(&settings.state_directory);
     let (mut store, snapshot, condition) = FileStore::load(&path, boot);
     snapshot.restore(receiver);
+    let window = settings.freshness.get();
+    let ahead = now.realtime.saturating_add(window);
+    if snapshot.barrier > ahead {
+        // The clock was set back: see `Judge::watch_clock`.
+        receiver.set_barrier(ahead);
+    }
     if condition.needs_barrier() {
-        let window = settings.freshness.get();
-        let barrier = now.realtime.saturating_add(window).max(snapshot.barrier);
-        receiver.set_barrier(barrier);
+        receiver.set_barrier(ahead);
         let why = match condition {
             Condition::Missing => "there is no replay store".to_owned(),
             Condition::UncleanBoot => "the machine went down without a clean stop".to_owned(),

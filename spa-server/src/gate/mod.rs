@@ -7,10 +7,22 @@
 //! [`foreign`] and [`sockets`].
 //!
 //! The gate knows nothing of clients, services or knocks.
+//!
+//! # How a packet goes
+//!
+//! In guard mode, a packet to a guarded port of this host is judged in table mangle, before any
+//! address translation: granted (its source and port are in the set), of an established
+//! connection, or refused. Refused packets are dropped there, or marked there and rejected in
+//! table filter. In table filter, what was granted or is established is accepted before the
+//! host's own rules see it. In open mode there is only that accept, and the host's rules refuse.
+//!
+//! Known limits: packets that the host redirects from a guarded port to *another* port of itself
+//! must be accepted by its own rules, as must those that it forwards to published ports.
 
 mod error;
 pub mod foreign;
 mod iptables;
+mod kernel;
 pub mod render;
 pub mod saved;
 pub mod sockets;
@@ -29,7 +41,9 @@ use crate::causes::with_causes;
 
 /// A back-end of the gate.
 ///
-/// The operations of one gate don't overlap: each waits for the one before it.
+/// Changes that one gate makes don't overlap: each waits for the one before it. An installation
+/// that finds all in place delays no [`Gate::apply`]: it may be repeated now and then, to mend
+/// what other programs have flushed.
 pub trait Gate: Send + Sync {
     /// Brings the rules and sets of ours to this plan. What is in place already isn't touched,
     /// elements live on, nothing of anybody else's changes.
@@ -44,7 +58,8 @@ pub trait Gate: Send + Sync {
     ///
     /// # Errors
     ///
-    /// Changes that the gate would never make are refused before any is made. If the kernel
+    /// Changes that the gate would never make are refused before any is made: above all,
+    /// admitting to a port that the installed plan doesn't guard. If the kernel
     /// refuses one, an unknown part of the batch has happened: take a [`Gate::snapshot`] and
     /// apply what makes it right.
     fn apply(&self, changes: &[Change]) -> impl Future<Output = Result<(), GateError>> + Send;
@@ -73,4 +88,85 @@ pub async fn answer<G: Gate>(gate: &G, request: GateRequest) -> GateAnswer {
         GateRequest::Remove => gate.remove().await.map(|()| GateAnswer::Removed),
     };
     answer.unwrap_or_else(|error| GateAnswer::Failed(with_causes(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// A gate that remembers, and fails on demand.
+    #[derive(Default)]
+    struct Model(Mutex<Vec<LiveElement>>);
+
+    impl Gate for Model {
+        async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+            match plan.max_elements {
+                0 => Err(GateError::Tool {
+                    doing: "write the rules",
+                    source: crate::process::ProcessError::NotAbsolute("iptables".into()),
+                }),
+                _ => Ok(InstallReport { changed: true, ..InstallReport::default() }),
+            }
+        }
+
+        async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
+            for change in changes {
+                if let Change::Admit { element, seconds } = *change {
+                    self.0.lock().unwrap().push(LiveElement { element, seconds_left: seconds });
+                }
+            }
+            Ok(())
+        }
+
+        async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
+            Ok(self.0.lock().unwrap().clone())
+        }
+
+        async fn remove(&self) -> Result<(), GateError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_and_answers_cross_a_process_boundary() {
+        let gate = Model::default();
+        let element =
+            Element { source: "2001:db8::1".parse().unwrap(), port: "tcp/22".parse().unwrap() };
+        let plan = |max_elements| Plan {
+            mode: Mode::Guard,
+            refusal: Refusal::Reject,
+            ports: vec!["tcp/22".parse().unwrap()],
+            knock_ports: vec![62201],
+            max_elements,
+        };
+        let mut answers = Vec::new();
+        for request in [
+            GateRequest::Install(plan(9)),
+            GateRequest::Apply(vec![
+                Change::Admit { element, seconds: 30 },
+                Change::Withdraw { element },
+            ]),
+            GateRequest::Snapshot,
+            GateRequest::Remove,
+            GateRequest::Install(plan(0)),
+        ] {
+            let text = serde_json::to_string(&request).unwrap();
+            let read: GateRequest = serde_json::from_str(&text).unwrap();
+            assert_eq!(read, request);
+            let answer = answer(&gate, read).await;
+            let text = serde_json::to_string(&answer).unwrap();
+            assert_eq!(serde_json::from_str::<GateAnswer>(&text).unwrap(), answer);
+            answers.push(text);
+        }
+        assert_eq!(
+            answers[1..],
+            [
+                r#""applied""#,
+                r#"{"snapshot":[{"element":{"source":"2001:db8::1","port":"tcp/22"},"seconds-left":30}]}"#,
+                r#""removed""#,
+                r#"{"failed":"cannot write the rules: iptables is not an absolute path; name the tool by its full path"}"#,
+            ]
+        );
+    }
 }

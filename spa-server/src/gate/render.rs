@@ -31,6 +31,9 @@ const OWN_CHAINS: [&str; 7] = [GUARD, JUDGE, REFUSE, TRACK, INPUT, FORWARD, REJE
 /// one before address translation, to table filter, the only one that can send a reset.
 const MARK: &str = "0x20000000/0x20000000";
 
+/// From which built-in chains chains of ours are jumped to.
+const JUMPS: [(&str, &str); 3] = [("PREROUTING", GUARD), ("INPUT", INPUT), ("FORWARD", FORWARD)];
+
 const KEPT: &str = "-m conntrack --ctstate RELATED,ESTABLISHED";
 
 /// A table that holds chains of ours.
@@ -72,10 +75,8 @@ impl OwnTable {
             .filter(|chain| saved.has_chain(chain))
             .map(|chain| (chain, saved.rules(chain).to_vec()))
             .collect();
-        let jumps = [("PREROUTING", GUARD), ("INPUT", INPUT), ("FORWARD", FORWARD)]
-            .into_iter()
-            .filter(|(from, to)| saved.rules(from).contains(&jump(to)))
-            .collect();
+        let jumps =
+            JUMPS.into_iter().filter(|(from, to)| saved.rules(from).contains(&jump(to))).collect();
         Self { chains, jumps }
     }
 
@@ -122,7 +123,7 @@ fn mangle(family: Family, plan: &Plan, knock_ports: &[u16]) -> OwnTable {
     };
     let mut guard = vec!["-i lo -j RETURN".to_owned(), elsewhere.to_owned()];
     let guarded = ports(plan);
-    guard.extend(guarded.iter().map(|port| format!("{} -j {JUDGE}", match_port(*port))));
+    guard.extend(guarded.iter().copied().map(judge_port));
     guard.extend(
         knock_ports
             .iter()
@@ -188,6 +189,10 @@ fn match_port((transport, number): (Transport, u16)) -> String {
     format!("-p {transport} -m {transport} --dport {number}")
 }
 
+fn judge_port(port: (Transport, u16)) -> String {
+    format!("{} -j {JUDGE}", match_port(port))
+}
+
 fn jump(to: &str) -> String {
     format!("-j {to}")
 }
@@ -197,6 +202,12 @@ fn jump(to: &str) -> String {
 pub fn track(saved: &SavedTable) -> Option<String> {
     let tracks = saved.rules(JUDGE).iter().any(|rule| rule.contains("--ctstate"));
     (!tracks).then(|| format!("*mangle\n:{TRACK} - [0:0]\n-A {TRACK} {KEPT} -j RETURN\nCOMMIT\n"))
+}
+
+/// Whether the rules there judge the packets of a connection.
+pub fn judges(saved: &SavedTable, connection: &Connection) -> bool {
+    let rule = judge_port((connection.transport, connection.local.port()));
+    track(saved).is_none() && saved.rules(GUARD).contains(&rule)
 }
 
 /// Ends a batch of [`track`], when other rules track.
@@ -230,6 +241,12 @@ pub fn transition(table: TableName, saved: &SavedTable, wanted: &OwnTable) -> Op
         }
         lines.extend((0..ours).map(|_| format!("-D {from} -j {to}")));
         lines.push(format!("-I {from} 1 -j {to}"));
+    }
+    for (from, to) in JUMPS {
+        if is_wanted(to) && !wanted.jumps.contains(&(from, to)) {
+            let ours = saved.rules(from).iter().filter(|rule| **rule == jump(to));
+            lines.extend(ours.map(|rule| format!("-D {from} {rule}")));
+        }
     }
     // A rule of anybody's that goes to a chain of ours can't stay when the chain goes.
     for chain in saved.chains().filter(|chain| !OWN_CHAINS.contains(chain)) {
@@ -387,3 +404,6 @@ fn read_element(line: &str) -> Option<LiveElement> {
     let seconds_left = words.skip_while(|word| *word != "timeout").nth(1);
     Some(LiveElement { element, seconds_left: seconds_left.map_or(Some(0), |s| s.parse().ok())? })
 }
+
+#[cfg(test)]
+mod tests;

@@ -94,10 +94,22 @@ impl SavedTable {
 }
 
 /// The chain or target that a rule goes to, if it goes anywhere.
+///
+/// The last `-j` or `-g` says so; what stands in quotes (comments, log prefixes) says nothing.
 pub fn target(rule: &str) -> Option<&str> {
-    let mut words = rule.split(' ');
-    let found = words.by_ref().find(|word| matches!(*word, "-j" | "-g"));
-    found.and(words.next())
+    let mut found = None;
+    let mut quoted = false;
+    let mut previous = "";
+    for word in rule.split(' ') {
+        if !quoted && matches!(previous, "-j" | "-g") {
+            found = Some(word);
+        }
+        let quotes = word.bytes().filter(|byte| *byte == b'"').count();
+        let escaped = word.matches("\\\"").count();
+        quoted ^= quotes.abs_diff(escaped) % 2 == 1;
+        previous = if quoted { "" } else { word };
+    }
+    found
 }
 
 /// Whether a rule applies to every packet: it has nothing but a target and that target's options.
@@ -151,6 +163,12 @@ COMMIT
         assert_eq!(target("-i lo -j RETURN"), Some("RETURN"));
         assert_eq!(target("-p tcp -g CHAIN"), Some("CHAIN"));
         assert_eq!(target("-p tcp"), None);
+        let comment = |text: &str| format!("-m comment --comment \"{text}\" -j HERE");
+        for text in ["to -j THERE", "-j THERE", "\\\"to -j THERE", "THERE -j", "a"] {
+            assert_eq!(target(&comment(text)), Some("HERE"), "{text}");
+            let logs = format!("-j HERE --log-prefix \"{text} \"");
+            assert_eq!(target(&logs), Some("HERE"), "{text}");
+        }
         assert!(is_unconditional("-j DROP") && !is_unconditional("-i lo -j DROP"));
     }
 }

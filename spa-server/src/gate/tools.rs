@@ -74,12 +74,9 @@ impl Tools {
         })
     }
 
-    /// Finds a tool that nothing depends on.
-    pub(super) fn find_optional(name: &str) -> Option<PathBuf> {
-        DIRECTORIES
-            .map(|directory| Path::new(directory).join(name))
-            .into_iter()
-            .find(|p| is_executable(p))
+    /// The tool of this name that reads the rules of iptables-legacy.
+    pub(super) fn find_legacy(name: &'static str) -> Result<PathBuf, MissingTool> {
+        find(None, name, "iptables", &DIRECTORIES.map(Path::new))
     }
 
     /// The path of `nft`, for whom nothing goes without it.

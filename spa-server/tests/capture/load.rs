@@ -1,9 +1,13 @@
 //! Floods, slow sinks, and sinks that panic.
 
-use crate::net::{Sender, index};
+use crate::net::Sender;
 use crate::sample::{IPV4, UDP, ethernet, ipv4, udp};
-use crate::{PATIENCE, PORT, named, payload, settings, start, wait_for, with_veth};
-use spa_server::capture::{Capture, InterfaceState, Interfaces, Sink};
+use crate::{
+    Event, Events, PATIENCE, PORT, named, next_mark, payload, settings, start, wait_for, with_veth,
+};
+use spa_server::capture::{
+    Capture, CaptureError, CaptureSettings, InterfaceState, Interfaces, Sink, filter,
+};
 use spa_server::frame::{Datagram, FrameError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +15,11 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 fn knock() -> Vec<u8> {
-    ethernet(&[], IPV4, &ipv4(UDP, &[], &udp(PORT, &payload(1))))
+    marked(1)
+}
+
+fn marked(mark: u8) -> Vec<u8> {
+    ethernet(&[], IPV4, &ipv4(UDP, &[], &udp(PORT, &payload(mark))))
 }
 
 /// Counts datagrams, and takes its time with each.
@@ -83,20 +91,21 @@ fn stop_returns_quickly_under_a_flood_that_never_lets_the_buffer_run_empty() {
     });
 }
 
-/// The thread would look at its flag by itself after half a second. Of several times the shortest
-/// counts, for the machine may be busy.
+/// The thread would look at its flag by itself half a second after the start. Of several times the
+/// shortest counts, for the machine may be busy.
 #[test]
 fn stop_wakes_a_thread_that_waits_for_frames() {
     with_veth(|_| {
         for interfaces in [named("near"), Interfaces::All] {
             let quickest = (0..5).map(|_| {
                 let (capture, _events) = start(interfaces.clone()).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
                 let before = Instant::now();
                 capture.stop();
                 before.elapsed()
             });
             let quickest = quickest.min().unwrap();
-            assert!(quickest < Duration::from_millis(400), "{quickest:?}");
+            assert!(quickest < Duration::from_millis(300), "{quickest:?}");
         }
     });
 }
@@ -154,21 +163,105 @@ fn a_sink_that_panics_shows_in_the_health_and_stop_still_returns() {
     });
 }
 
-/// The kernel counts what its filter refused as not received.
-#[test]
-fn a_flood_of_other_lengths_never_reaches_the_daemon() {
-    with_veth(|_| {
-        let (capture, events) = start(named("near")).unwrap();
-        let mut far = Sender::on("far");
-        let noise = ethernet(&[], IPV4, &ipv4(UDP, &[], &udp(PORT, &[0; 64])));
-        // More than the buffer of 1 MiB holds: were they in it, the knock would be dropped.
-        for _ in 0..20_000 {
-            far.send(&noise);
+/// Passes everything on, and is busy with the first datagram until it is let go.
+struct Busy {
+    events: Events,
+    let_go: mpsc::Receiver<()>,
+    seen: bool,
+}
+
+impl Sink for Busy {
+    fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>) {
+        self.events.datagram(interface, datagram);
+        if !std::mem::replace(&mut self.seen, true) {
+            self.let_go.recv_timeout(PATIENCE).unwrap();
         }
-        far.send(&knock());
-        assert_eq!(crate::next_mark(&events), 1);
-        capture.stop();
-        assert!(events.recv_timeout(PATIENCE).is_err(), "neither a drop nor a datagram");
-        assert_ne!(index("near"), 0);
+    }
+
+    fn malformed(&mut self, error: FrameError) {
+        self.events.malformed(error);
+    }
+
+    fn kernel_drops(&mut self, total: u64) {
+        self.events.kernel_drops(total);
+    }
+}
+
+/// Captures with these settings, and sends `frame` 20,000 times while nothing is read: ten times
+/// what the buffer of 1 MiB holds. What comes in after that is left for `then`.
+fn flood_a_busy_thread(
+    settings: &CaptureSettings,
+    frame: &[u8],
+    then: impl FnOnce(&mut Sender, mpsc::Receiver<Event>),
+) {
+    let (sender, events) = mpsc::channel();
+    let (let_go, hold) = mpsc::channel();
+    let mut busy = Some(Busy { events: Events(sender), let_go: hold, seen: false });
+    let capture = Capture::start(settings, |_| busy.take().unwrap()).unwrap();
+    let mut far = Sender::on("far");
+    far.send(&knock());
+    assert_eq!(next_mark(&events), 1);
+    for _ in 0..20_000 {
+        far.send(frame);
+    }
+    far.send(&marked(2));
+    let_go.send(()).unwrap();
+    then(&mut far, events);
+    capture.stop();
+}
+
+/// The filter is in the kernel: what it refuses takes no place in the buffer. With as many ports as
+/// are allowed, too.
+#[test]
+fn a_flood_of_other_lengths_takes_no_place_in_the_buffer() {
+    let noise = ethernet(&[], IPV4, &ipv4(UDP, &[], &udp(PORT, &[0; 64])));
+    let many: Vec<u16> = (0..64).map(|more| PORT + more).collect();
+    assert_eq!(many.len(), filter::MAX_PORTS);
+    with_veth(|_| {
+        for interfaces in [named("near"), Interfaces::All] {
+            for ports in [vec![PORT], many.clone()] {
+                let settings = CaptureSettings { ports, ..settings(interfaces.clone()) };
+                flood_a_busy_thread(&settings, &noise, |_, events| {
+                    assert_eq!(next_mark(&events), 2);
+                });
+            }
+        }
+    });
+}
+
+/// The control of the test above, and the count of the frames that the kernel drops.
+#[test]
+fn a_flood_of_knocks_fills_the_buffer_and_the_kernel_says_how_many_it_dropped() {
+    with_veth(|_| {
+        for interfaces in [named("near"), Interfaces::All] {
+            flood_a_busy_thread(&settings(interfaces), &knock(), |far, events| {
+                // The first was taken before.
+                let (mut datagrams, mut dropped) = (0, 0);
+                while datagrams + dropped < 20_001 {
+                    match events.recv_timeout(PATIENCE).unwrap() {
+                        Event::Datagram(..) => datagrams += 1,
+                        Event::Drops(total) => dropped = total,
+                        other @ Event::Malformed(_) => panic!("{other:?}"),
+                    }
+                }
+                assert_eq!(datagrams + dropped, 20_001, "{dropped} dropped");
+                assert!(dropped > 10_000);
+                far.send(&marked(3));
+                assert_eq!(next_mark(&events), 3);
+            });
+        }
+    });
+}
+
+#[test]
+fn more_ports_than_a_filter_takes_are_refused() {
+    with_veth(|_| {
+        let too_many = vec![PORT; filter::MAX_PORTS + 1];
+        let with = |ports| CaptureSettings { ports, ..settings(named("near")) };
+        let (sender, _events) = mpsc::channel();
+        let refused = Capture::start(&with(too_many), |_| Events(sender.clone()));
+        assert!(matches!(refused, Err(CaptureError::TooManyPorts(65))), "{refused:?}");
+        let refused = Capture::start(&with(vec![]), |_| Events(sender.clone()));
+        assert!(matches!(refused, Err(CaptureError::NoPorts)), "{refused:?}");
     });
 }

@@ -19,6 +19,7 @@ with_both_variants!(
     open_mode_refuses_where_another_chain_drops,
     open_mode_refuses_where_the_other_variant_drops,
     guard_warns_of_chains_that_lose_granted_packets,
+    a_host_that_forgets_idle_connections_is_told_of,
     a_set_of_somebody_elses_is_not_taken,
 );
 
@@ -308,6 +309,23 @@ fn guard_warns_of_chains_that_lose_granted_packets(lab: &Lab) {
     assert!(warned[0].contains("tcp/22, udp/5000"), "{warned:?}");
     plan.ports = vec!["tcp/80".parse().unwrap()];
     assert!(warnings(plan).is_empty());
+}
+
+fn a_host_that_forgets_idle_connections_is_told_of(lab: &Lab) {
+    let install = || {
+        lab.with_gate(&lab.variant.overrides(), |gate| async move {
+            gate.install(&plan(Mode::Guard, Refusal::Drop)).await.unwrap().warnings
+        })
+    };
+    assert!(install().is_empty());
+    lab.on("s", "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established=600");
+    let warnings = install();
+    assert!(warnings.len() == 1 && warnings[0].contains("600 seconds"), "{warnings:?}");
+    lab.on("s", "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established=432000");
+
+    // Nor does it track what table raw takes out.
+    lab.rules(lab.variant, &["-t raw -A PREROUTING -p tcp --dport 22 -j CT --notrack"]);
+    assert_eq!(install().len(), 2, "one for each family");
 }
 
 fn a_set_of_somebody_elses_is_not_taken(lab: &Lab) {

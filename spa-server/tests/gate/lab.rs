@@ -109,6 +109,8 @@ impl Lab {
                 lab.on(place, &format!("sysctl -qw net.ipv6.conf.{key}=0"));
             }
         }
+        // The kernel would else tell only the first few senders that a port is closed.
+        lab.on("s", "sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0");
         let (client, server, inner) = (lab.ns("c"), lab.ns("s"), lab.ns("i"));
         run("ip", &format!("link add ext netns {server} type veth peer name up netns {client}"));
         run("ip", &format!("link add int netns {server} type veth peer name up netns {inner}"));
@@ -244,7 +246,7 @@ impl Lab {
 
     /// What every listed source sees of a server port, for both families.
     pub(crate) fn both(&self, from: [&str; 2], port: u16) -> [Seen; 2] {
-        [0, 1].map(|family| self.tcp(from[family], SERVER[family], port))
+        at_once(|family| self.tcp(from[family], SERVER[family], port))
     }
 
     /// A connection from the client to the server, both ends.
@@ -291,6 +293,33 @@ impl Lab {
             Err(error) if is_timeout(&error) => Seen::Silent,
             other => panic!("nobody answers here: {other:?}"),
         }
+    }
+
+    /// What `nmap` says of two server ports, by each kind of scan: state and reason.
+    pub(crate) fn nmap(&self, family: usize, scans: &[&str], ports: [u16; 2]) -> [Vec<String>; 2] {
+        let version = if family == 0 { "" } else { " -6" };
+        let [one, other] = ports;
+        let mut seen = [Vec::new(), Vec::new()];
+        for scan in scans {
+            let out = self.on(
+                "c",
+                &format!(
+                    "nmap{version} {scan} -Pn -n --reason --max-retries 1 -p {one},{other} {}",
+                    SERVER[family]
+                ),
+            );
+            for (port, seen) in ports.iter().zip(&mut seen) {
+                let line = out.lines().find(|line| {
+                    let number = line.split('/').next();
+                    number.is_some_and(|number| number == port.to_string())
+                });
+                let words: Vec<_> =
+                    line.unwrap_or_else(|| panic!("{out}")).split_whitespace().collect();
+                // Port, state, the port's usual service, reason.
+                seen.push(format!("{scan}: {} {}", words[1], words[3..].join(" ")));
+            }
+        }
+        seen
     }
 
     /// All rules of both variants and of nft, and all sets, as text; without comments and
@@ -343,6 +372,14 @@ impl Drop for Lab {
             let _ = Command::new("ip").args(["netns", "del", &self.ns(place)]).status();
         }
     }
+}
+
+/// Probes both families at once: nothing is what takes long to see.
+pub(crate) fn at_once(probe: impl Fn(usize) -> Seen + Sync) -> [Seen; 2] {
+    thread::scope(|scope| {
+        let six = scope.spawn(|| probe(1));
+        [probe(0), six.join().unwrap()]
+    })
 }
 
 /// Whether what is said at one end is heard at the other.
@@ -413,7 +450,7 @@ fn address(text: &str, port: u16) -> SocketAddr {
 }
 
 /// Children that end elsewhere in this process interrupt a read that has a time limit.
-fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+pub(crate) fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
     loop {
         match read() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
