@@ -250,6 +250,20 @@ impl Lab {
         self.server.ip(&format!("link del {name}\n"))
     }
 
+    /// Loses the first datagram to this port on its way over the link, of each family.
+    pub fn lose_first_datagram_to(&self, port: u16) -> Result<()> {
+        self.hub.sh(
+            "sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
+        )?;
+        for tables in ["iptables", "ip6tables"] {
+            self.hub.sh(&format!(
+                "{tables} -A FORWARD -p udp --dport {port} \
+                 -m statistic --mode nth --every 1000000 --packet 0 -j DROP"
+            ))?;
+        }
+        Ok(())
+    }
+
     fn hosts(&self) -> [&Host; 4] {
         [&self.server, &self.owner, &self.other, &self.third]
     }
