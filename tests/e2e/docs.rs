@@ -38,12 +38,12 @@ fn blocks(document: &str) -> Vec<Block> {
                 blocks.push(Block { language: language.into(), text: String::new() });
                 inside = true;
             }
-            None if inside => {
-                let block = blocks.last_mut().expect("there is one when inside");
-                block.text.push_str(line);
-                block.text.push('\n');
+            None => {
+                if let Some(block) = blocks.last_mut().filter(|_| inside) {
+                    block.text.push_str(line);
+                    block.text.push('\n');
+                }
             }
-            None => {}
         }
     }
     blocks
@@ -125,9 +125,8 @@ fn configurations_load_and_defaults_are_the_defaults() -> Result<()> {
 
 /// The keys that a parser says it knows when it meets one that it doesn't.
 fn known_keys<T>(parsed: Result<T, impl ToString>) -> BTreeSet<String> {
-    let message = parsed.map(drop).expect_err("the key is unknown").to_string();
-    let (_, known) = message.split_once("expected").expect(&message);
-    quoted(known)
+    let message = parsed.err().map(|error| error.to_string()).unwrap_or_default();
+    message.split_once("expected").map(|(_, known)| quoted(known)).unwrap_or_default()
 }
 
 #[test]
@@ -156,7 +155,7 @@ fn every_setting_is_in_the_manual() -> Result<()> {
     }
     let tools = known_keys(server("[gate.tools]\nnope = 1"));
     let told = quoted(section(MANUAL, "The server's configuration")?);
-    ensure!(tools.is_subset(&told), "{tools:?}");
+    ensure!(!tools.is_empty() && tools.is_subset(&told), "{tools:?}");
     Ok(())
 }
 
