@@ -149,7 +149,9 @@ impl Kernel {
         Ok(render::read_elements(&text))
     }
 
-    /// Makes the set, or gives it the size wanted; elements live on.
+    /// Makes the set, or gives it the size wanted; elements live on. A set that holds more than
+    /// that keeps its size: without it the gate could not be installed, and the ports would stay
+    /// hidden with nobody to open them until enough elements are over.
     pub(super) async fn make_set(
         &self,
         family: Family,
@@ -160,6 +162,9 @@ impl Kernel {
             Some(before) if before == size => return Ok(None),
             Some(_) => {
                 let elements = self.elements(family).await?;
+                if elements.len() > usize::try_from(size).unwrap_or(usize::MAX) {
+                    return Ok(None);
+                }
                 self.discard_new_set(family).await?;
                 let batch = render::resize_set(family, size, &elements);
                 if let Err(error) = self.ipset("resize the set", &batch).await {
