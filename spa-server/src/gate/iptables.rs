@@ -250,7 +250,7 @@ impl IptablesGate {
         }
         for change in sets {
             match change.before {
-                None => self.kernel.destroy_set(render::set_name(change.family)).await?,
+                None => self.kernel.destroy_sets(change.family).await?,
                 Some(size) => {
                     self.kernel.make_set(change.family, size).await?;
                 }
@@ -271,8 +271,7 @@ impl IptablesGate {
         if !batch.is_empty() {
             self.kernel.restore(family, &batch).await?;
         }
-        self.kernel.discard_new_set(family).await?;
-        self.kernel.destroy_set(render::set_name(family)).await
+        self.kernel.destroy_sets(family).await
     }
 }
 

@@ -125,9 +125,8 @@ impl Kernel {
         })
     }
 
-    /// The size of the set of a family, if there is one.
-    async fn set_size(&self, family: Family) -> Result<Option<u32>, GateError> {
-        let name = render::set_name(family);
+    /// The size of a set of ours of this name, if there is one.
+    async fn set_size(&self, family: Family, name: &'static str) -> Result<Option<u32>, GateError> {
         let listed = Run::new(&self.tools.ipset, &["list", "-t", name]).output().await;
         let text = match listed {
             Ok(text) => text,
@@ -157,7 +156,7 @@ impl Kernel {
         family: Family,
         size: u32,
     ) -> Result<Option<SetChange>, GateError> {
-        let before = self.set_size(family).await?;
+        let before = self.set_size(family, render::set_name(family)).await?;
         match before {
             Some(before) if before == size => return Ok(None),
             Some(_) => {
@@ -181,11 +180,25 @@ impl Kernel {
     }
 
     /// Destroys what a resizing that failed has left.
-    pub(super) async fn discard_new_set(&self, family: Family) -> Result<(), GateError> {
-        self.destroy_set(render::new_set_name(family)).await
+    async fn discard_new_set(&self, family: Family) -> Result<(), GateError> {
+        self.destroy_set(family, render::new_set_name(family)).await
     }
 
-    pub(super) async fn destroy_set(&self, name: &str) -> Result<(), GateError> {
+    /// Destroys the sets of a family; one of somebody else's that has a name of ours stays.
+    pub(super) async fn destroy_sets(&self, family: Family) -> Result<(), GateError> {
+        for name in [render::new_set_name(family), render::set_name(family)] {
+            match self.destroy_set(family, name).await {
+                Err(GateError::ForeignSet { .. }) => {}
+                destroyed => destroyed?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn destroy_set(&self, family: Family, name: &'static str) -> Result<(), GateError> {
+        if self.set_size(family, name).await?.is_none() {
+            return Ok(());
+        }
         match Run::new(&self.tools.ipset, &["destroy", name]).output().await {
             Err(error) if !is_no_set(&error) => Err(doing("destroy the set")(error)),
             _ => Ok(()),

@@ -344,6 +344,11 @@ fn a_set_of_somebody_elses_is_not_taken(lab: &Lab) {
     });
     assert!(matches!(error, GateError::ForeignSet { name: "spa6", .. }), "{error}");
     assert_eq!(lab.ruleset(), before);
+    // Nor is it taken away, nor one that has the name of the set that is to be the new one.
+    lab.on("s", "ipset create spa4-new hash:net");
+    let before = lab.ruleset();
+    lab.remove();
+    assert_eq!(lab.ruleset(), before);
 }
 
 #[test]
