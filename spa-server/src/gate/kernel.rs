@@ -5,6 +5,7 @@ use super::foreign::{self, Dropper};
 use super::render;
 use super::saved::Saved;
 use super::sockets::Connection;
+use super::tools::{LEGACY, NFT};
 use super::types::{Family, LiveElement};
 use super::{GateError, Tools};
 use crate::process::{ProcessError, Run};
@@ -53,6 +54,15 @@ pub(super) struct SetChange {
 impl Kernel {
     pub(super) fn new(tools: Tools) -> Self {
         Self { tools, variant: OnceCell::new() }
+    }
+
+    /// The same kernel by the tools of each variant of iptables that is there and in use.
+    pub(super) fn variants(&self, family: Family) -> impl Iterator<Item = Self> {
+        [(Variant::Nft, NFT), (Variant::Legacy, LEGACY)]
+            .into_iter()
+            .filter(move |(variant, _)| *variant == Variant::Nft || legacy_is_in_use(family))
+            .filter_map(|(_, tools)| self.tools.with_variant(&tools).ok())
+            .map(Self::new)
     }
 
     pub(super) async fn variant(&self) -> Result<Variant, GateError> {
@@ -256,25 +266,31 @@ impl Kernel {
             .map_err(|what| GateError::Unreadable { tool: "nft", what })
     }
 
-    /// The rules of iptables-legacy, when ours are in iptables-nft. The kernel is asked first:
-    /// the tool would load modules.
+    /// The rules of iptables-legacy, when ours are in iptables-nft.
     pub(super) async fn legacy_droppers(
         &self,
         variant: Variant,
     ) -> Result<Vec<Dropper>, GateError> {
         let mut droppers = Vec::new();
-        for (family, names, name) in [
-            (Family::V4, "/proc/thread-self/net/ip_tables_names", "iptables-legacy-save"),
-            (Family::V6, "/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy-save"),
-        ] {
-            let in_use = fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty());
-            if variant == Variant::Nft && in_use {
+        for (family, name) in
+            [(Family::V4, "iptables-legacy-save"), (Family::V6, "ip6tables-legacy-save")]
+        {
+            if variant == Variant::Nft && legacy_is_in_use(family) {
                 let saved = read_rules(&Tools::find_legacy(name)?).await?;
                 droppers.extend(foreign::in_saved(family, "iptables-legacy", &saved));
             }
         }
         Ok(droppers)
     }
+}
+
+/// Whether iptables-legacy has tables. The kernel is asked: the tool would load modules.
+fn legacy_is_in_use(family: Family) -> bool {
+    let names = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
 }
 
 fn doing(doing: &'static str) -> impl Fn(ProcessError) -> GateError {

@@ -1,9 +1,12 @@
 //! The gate beside the host's own firewall, and among tools that fail.
 
 use crate::lab::{
-    CLIENT, Lab, OPEN, SILENT, STRANGER, Seen, Variant, admit, plan, with_both_variants, withdraw,
+    CLIENT, Lab, OPEN, SILENT, STRANGER, Seen, Variant, admit, block_on, plan, with_both_variants,
+    withdraw,
 };
-use spa_server::gate::{Gate as _, GateError, MissingTool, Mode, Refusal, ToolOverrides, Tools};
+use spa_server::gate::{
+    Gate as _, GateError, IptablesGate, MissingTool, Mode, Refusal, ToolOverrides, Tools,
+};
 use std::error::Error as _;
 use std::path::Path;
 
@@ -21,6 +24,7 @@ with_both_variants!(
     guard_warns_of_chains_that_lose_granted_packets,
     a_host_that_forgets_idle_connections_is_told_of,
     a_set_of_somebody_elses_is_not_taken,
+    removing_needs_no_more_than_it_uses_and_finds_the_other_variant,
 );
 
 /// Rules as a host may have them, in every table that the gate writes to.
@@ -349,6 +353,30 @@ fn a_set_of_somebody_elses_is_not_taken(lab: &Lab) {
     let before = lab.ruleset();
     lab.remove();
     assert_eq!(lab.ruleset(), before);
+}
+
+fn removing_needs_no_more_than_it_uses_and_finds_the_other_variant(lab: &Lab) {
+    let before = lab.ruleset();
+    let gone = || Some("/nonexistent".into());
+    let no_conntrack = ToolOverrides { conntrack: gone(), ..lab.variant.overrides() };
+    for overrides in [no_conntrack, lab.variant.other().overrides()] {
+        lab.install(&plan(Mode::Guard, Refusal::Reject));
+        assert_eq!(lab.both(CLIENT, 22), crate::lab::REFUSED);
+        lab.inside("s", || {
+            let gate = IptablesGate::new(Tools::find_some(&overrides));
+            block_on(gate.remove()).unwrap();
+        });
+        assert_eq!(lab.ruleset(), before);
+        assert_eq!(lab.both(CLIENT, 22), OPEN);
+    }
+    // What can't be done at all is told, and the other family is done.
+    lab.install(&plan(Mode::Guard, Refusal::Drop));
+    lab.inside("s", || {
+        let mut tools = Tools::find(&lab.variant.overrides()).unwrap();
+        tools.iptables_save = "/nonexistent".into();
+        block_on(IptablesGate::new(tools).remove()).unwrap_err();
+    });
+    assert_eq!(lab.tcp(CLIENT[1], crate::lab::SERVER[1], 22), Seen::Open);
 }
 
 #[test]
