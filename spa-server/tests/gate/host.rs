@@ -106,12 +106,19 @@ fn what_others_flush_or_put_before_us_is_mended(lab: &Lab) {
     lab.apply(&plan, &admit(CLIENT, "tcp/22", 600));
     let before = lab.ruleset();
 
-    // Before us: the port is not hidden any more.
-    lab.rules(lab.variant, &["-t mangle -I PREROUTING -j ACCEPT"]);
+    // Before us, in one table or the other: the port is still hidden. In both: no more.
+    let accepts = ["-t mangle -I PREROUTING -j ACCEPT", "-I INPUT -j ACCEPT"];
+    let deletes = accepts.map(|rule| rule.replace("-I", "-D"));
+    for (accept, delete) in accepts.iter().zip(&deletes) {
+        lab.rules(lab.variant, &[accept]);
+        assert_eq!(lab.both(STRANGER, 22), SILENT);
+        lab.rules(lab.variant, &[delete]);
+    }
+    lab.rules(lab.variant, &accepts);
     assert_eq!(lab.both(STRANGER, 22), OPEN);
     lab.install(&plan);
     assert_eq!(lab.both(STRANGER, 22), SILENT);
-    lab.rules(lab.variant, &["-t mangle -D PREROUTING -j ACCEPT"]);
+    lab.rules(lab.variant, &deletes.each_ref().map(String::as_str));
 
     // Everything flushed, as a firewall manager does when it starts.
     lab.rules(lab.variant, &["-F", "-X", "-t mangle -F", "-t mangle -X"]);
@@ -125,7 +132,7 @@ fn what_others_flush_or_put_before_us_is_mended(lab: &Lab) {
         lab.variant,
         &[
             "-t mangle -D SPA-JUDGE -j SPA-REFUSE",
-            "-A SPA-INPUT -j RETURN",
+            "-I SPA-INPUT -j RETURN",
             "-A INPUT -j SPA-INPUT",
         ],
     );
