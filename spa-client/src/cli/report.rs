@@ -215,7 +215,7 @@ impl core::fmt::Display for Advice<'_> {
         }
         writeln!(
             f,
-            "  - the clocks differ by more than a minute; this one says {:.0}",
+            "  - the clocks differ by more than the server allows, a minute by default; this one says {:.0}",
             jiff::Timestamp::now()
         )?;
         writeln!(

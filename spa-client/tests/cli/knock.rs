@@ -233,7 +233,7 @@ fn a_port_that_stays_closed_is_told_with_the_likely_reasons() {
 error: {target} on work did not open within 900 ms (127.0.0.1: connection refused)
 one knock was sent; a server never answers one, but its log tells what became of it; likely reasons:
   - nothing listens there: does the service run, and on this port?
-  - the clocks differ by more than a minute; this one says [now]
+  - the clocks differ by more than the server allows, a minute by default; this one says [now]
   - the server doesn't know this client; there: spa-server client add NAME --public-key {} --allow SERVICE
   - the server doesn't allow this client {target}, or not from this address
   - a router changes the address 127.0.0.1 that the knock is bound to; try --source observed
