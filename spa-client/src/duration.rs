@@ -1,56 +1,59 @@
-//! Spans of time as people write them: `30s`, `5m`, `1h`.
+//! How long a grant is to last, and how spans are spoken of.
 
 use core::fmt;
 use core::num::NonZeroU32;
 use core::str::FromStr;
 use core::time::Duration;
+use spa_proto::{DurationError, format_duration, parse_duration};
 
 /// How long a grant is to last: whole seconds, at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lifetime(pub NonZeroU32);
 
+impl Lifetime {
+    const MAX: Duration = Duration::from_secs(u32::MAX as u64);
+
+    /// The lifetime as a duration.
+    pub const fn get(self) -> Duration {
+        Duration::from_secs(self.0.get() as u64)
+    }
+}
+
 impl fmt::Display for Lifetime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.get() {
-            seconds if seconds.is_multiple_of(3600) => write!(f, "{}h", seconds / 3600),
-            seconds if seconds.is_multiple_of(60) => write!(f, "{}m", seconds / 60),
-            seconds => write!(f, "{seconds}s"),
-        }
+        f.write_str(&format_duration(self.get()))
     }
 }
 
 impl FromStr for Lifetime {
-    type Err = DurationError;
+    type Err = LifetimeError;
 
-    fn from_str(text: &str) -> Result<Self, DurationError> {
-        let bad = || DurationError(text.into());
-        let duration = parse(text)?;
-        if duration.subsec_nanos() != 0 {
-            return Err(bad());
-        }
-        u32::try_from(duration.as_secs()).ok().and_then(NonZeroU32::new).map(Self).ok_or_else(bad)
+    fn from_str(text: &str) -> Result<Self, LifetimeError> {
+        parse_duration(text)?.try_into()
     }
 }
 
-/// Not a span of time.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no span of time; write a number and a unit, as in 30s, 5m or 1h")]
-pub struct DurationError(String);
+impl TryFrom<Duration> for Lifetime {
+    type Error = LifetimeError;
 
-/// Reads `500ms`, `30s`, `5m` or `1h`.
-pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
-    let bad = || DurationError(text.into());
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    let unit = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(bad()),
-    };
-    number.checked_mul(unit).map(Duration::from_millis).ok_or_else(bad)
+    fn try_from(duration: Duration) -> Result<Self, LifetimeError> {
+        let seconds = u32::try_from(duration.as_secs()).ok().and_then(NonZeroU32::new);
+        seconds
+            .filter(|_| duration.subsec_nanos() == 0)
+            .map(Self)
+            .ok_or(LifetimeError::Range(duration))
+    }
+}
+
+/// Why a text is no lifetime.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LifetimeError {
+    /// Not even a duration.
+    #[error(transparent)]
+    Duration(#[from] DurationError),
+    /// None that a knock can ask for.
+    #[error("{} is no lifetime; it is whole seconds, 1s to {}", format_duration(*.0), format_duration(Lifetime::MAX))]
+    Range(Duration),
 }
 
 /// Writes a span for a message: `250 ms`, `10 s`, `1.5 s`.
@@ -67,13 +70,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lifetimes_are_read_and_written_in_the_largest_whole_unit() {
+    fn lifetimes_are_read_and_written_as_the_server_writes_them() {
         for (text, seconds, shown) in [
             ("1s", 1, "1s"),
-            ("90s", 90, "90s"),
+            ("90s", 90, "1m30s"),
             ("120s", 120, "2m"),
-            ("5m", 300, "5m"),
+            ("1h30m", 5400, "1h30m"),
             ("60m", 3600, "1h"),
+            ("2d", 172_800, "2d"),
         ] {
             let lifetime: Lifetime = text.parse().unwrap();
             assert_eq!((lifetime.0.get(), lifetime.to_string().as_str()), (seconds, shown));
@@ -82,23 +86,15 @@ mod tests {
 
     #[test]
     fn what_is_no_lifetime_is_refused() {
-        for text in [
-            "",
-            "s",
-            "30",
-            "0s",
-            "-1s",
-            "1.5s",
-            "500ms",
-            "1d",
-            "5 m",
-            "1h30m",
-            "4294967296s",
-            "99999999999999999999s",
-            "18446744073709551615h",
-        ] {
-            assert_eq!(text.parse::<Lifetime>(), Err(DurationError(text.into())), "{text}");
+        for text in ["0s", "0d0s", "4294967296s", "49711d"] {
+            let error = text.parse::<Lifetime>().unwrap_err();
+            assert!(error.to_string().contains(" is no lifetime; "), "{text}: {error}");
         }
+        for text in ["", "30", "500ms", "99999999999999999999s"] {
+            let error = LifetimeError::Duration(DurationError(text.into()));
+            assert_eq!(text.parse::<Lifetime>(), Err(error));
+        }
+        assert!(Lifetime::try_from(Duration::from_millis(1500)).is_err());
     }
 
     #[test]

@@ -30,7 +30,7 @@ mod source;
 mod target;
 
 pub use config::{Config, ConfigError};
-pub use duration::{DurationError, Lifetime};
+pub use duration::{Lifetime, LifetimeError};
 pub use knock::{Asked, Family, KnockError, Knocker, Options, Sent, knock};
 pub use probe::{Failure, Probe, Probed, Progress, until_open};
 pub use server::{Host, HostError, Server, ServerName, ServerNameError};

@@ -81,7 +81,7 @@ fn a_client_with_all_options_is_added() {
             "--allow",
             "ssh,web",
             "--max-lifetime",
-            "5m",
+            "300",
             "--source",
             "192.0.2.0/24",
             "--source",
@@ -149,7 +149,8 @@ fn a_client_that_can_not_be_is_refused_and_leaves_nothing_behind() {
         (vec!["second", "--allow", "web"], 2, "there is no service web; server.toml has ssh"),
         (vec!["second", "--allow", "ssh", "--source", "home"], 2, "\"home\" is no network"),
         (vec!["second", "--allow", "ssh", "--expires", "soon"], 2, "is no point in time"),
-        (vec!["second", "--allow", "ssh", "--max-lifetime", "9"], 2, "\"9\" is no duration"),
+        (vec!["second", "--allow", "ssh", "--max-lifetime", "9x"], 2, "\"9x\" is no duration"),
+        (vec!["second", "--allow", "ssh", "--expires", "2030"], 2, "is no point in time"),
         (vec!["../second", "--allow", "ssh"], 2, "is no client name"),
         (
             vec!["second", "--allow", "ssh", "--public-key", &private],

@@ -1,7 +1,7 @@
 //! The words of the command line.
 
 use super::open::Settings;
-use crate::duration::{self, DurationError, Lifetime};
+use crate::duration::{Lifetime, LifetimeError};
 use crate::knock::Family;
 use crate::server::{Host, ServerName};
 use crate::source::BindSource;
@@ -9,7 +9,7 @@ use crate::target::Target;
 use clap::{Args, Parser, Subcommand};
 use core::num::NonZeroU16;
 use core::time::Duration;
-use spa_proto::PacketLength;
+use spa_proto::{DurationError, PacketLength, parse_duration_or_seconds};
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
@@ -101,8 +101,8 @@ after 1, 3, 5 ... seconds. UDP ports can't be probed.")]
 pub(super) struct OpenArgs {
     #[command(flatten)]
     pub(super) common: CommonArgs,
-    /// How long new connections are to be let in, as in 30s, 5m, 1h [default: the server's].
-    #[arg(long, value_name = "TIME")]
+    /// How long new connections are let in, as in 30s, 5m, 1h30m [default: the server's].
+    #[arg(long, value_name = "TIME", value_parser = lifetime)]
     lifetime: Option<Lifetime>,
     /// Wait until it is open [default where standard output or error is a terminal].
     #[arg(long, overrides_with = "no_wait")]
@@ -125,8 +125,17 @@ impl OpenArgs {
     }
 }
 
+fn lifetime(text: &str) -> Result<Lifetime, LifetimeError> {
+    parse_duration_or_seconds(text)?.try_into()
+}
+
+/// A timeout may also be less than a second, as in `500ms`.
 fn timeout(text: &str) -> Result<Duration, DurationError> {
-    duration::parse(text)
+    let is_number = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.strip_suffix("ms").filter(is_number).and_then(|number| number.parse().ok()) {
+        Some(milliseconds) => Ok(Duration::from_millis(milliseconds)),
+        None => parse_duration_or_seconds(text),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -233,5 +242,34 @@ mod tests {
         assert!(!wait(&["--no-wait"]));
         assert!(!wait(&["--wait", "--no-wait"]));
         assert!(wait(&["--no-wait", "--wait"]));
+    }
+
+    #[test]
+    fn times_are_read_as_the_server_reads_them_and_plain_numbers_are_seconds() {
+        let given = |words: &[&str]| {
+            let words = ["spa-client", "open", "ssh", "--wait"].iter().chain(words);
+            match Cli::try_parse_from(words)?.command {
+                Command::Open(args) => {
+                    let settings = args.settings();
+                    Ok((settings.lifetime.map(|it| it.0.get()), settings.wait))
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        for (text, seconds) in [("3", 3), ("90s", 90), ("1h30m", 5400), ("2d", 172_800)] {
+            let both: Result<_, clap::Error> = given(&["--lifetime", text, "--timeout", text]);
+            assert_eq!(both.unwrap(), (Some(seconds), Some(Duration::from_secs(seconds.into()))));
+        }
+        assert_eq!(given(&["--timeout", "250ms"]).unwrap().1, Some(Duration::from_millis(250)));
+        for (option, text) in [
+            ("--lifetime", "0"),
+            ("--lifetime", "250ms"),
+            ("--lifetime", "30m1h"),
+            ("--timeout", "+3ms"),
+            ("--timeout", "ms"),
+            ("--timeout", "1.5"),
+        ] {
+            assert!(given(&[option, text]).is_err(), "{option} {text}");
+        }
     }
 }

@@ -6,7 +6,8 @@ use super::{CommandError, Done, client, host, write};
 use crate::cli::AddArgs;
 use crate::config::{
     self, ClientName, ClientSettings, ConfigError, Settings, client_file, client_files,
-    clients_directory, format_timestamp, parse_duration,
+    clients_directory, format_duration, format_timestamp, parse_duration,
+    parse_duration_or_seconds,
 };
 use ring::rand::SystemRandom;
 use serde::Serialize;
@@ -127,12 +128,15 @@ fn text(args: &AddArgs, public_key: &PublicKey, pre_shared_file: Option<&Path>) 
         format!("allow = {}", list(&args.allow)),
     ];
     if let Some(lifetime) = &args.max_lifetime {
+        let lifetime =
+            parse_duration_or_seconds(lifetime).map_or_else(|_| lifetime.clone(), format_duration);
         lines.push(format!("max-lifetime = {}", Value::from(lifetime)));
     }
     if !args.sources.is_empty() {
         lines.push(format!("sources = {}", list(&args.sources)));
     }
     if let Some(when) = &args.expires {
+        // No plain number of seconds here: a year, or days, may be meant.
         let expires = match parse_duration(when) {
             Ok(duration) => format_timestamp(client::now().saturating_add(duration)),
             Err(_) => when.clone(),

@@ -1,9 +1,9 @@
 //! What can be wrong with a configuration, and what to do about it.
 
 use super::client::ClientNameError;
-use super::time::{DurationError, TimestampError, format_duration};
+use super::time::TimestampError;
 use spa_keys::{DeriveError, KeyFileError, KeyTextError};
-use spa_proto::{ItemError, Port, ServiceName};
+use spa_proto::{DurationError, ItemError, Port, ServiceName, format_duration};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;

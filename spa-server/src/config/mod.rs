@@ -16,10 +16,8 @@ pub use client::{Client, ClientName, ClientNameError, ClientSettings};
 pub use clients_d::{client_file, client_files, clients_directory};
 pub use error::{ConfigError, Fault, Problem, ValueError};
 pub use settings::{GateSettings, Settings};
-pub use time::{
-    DurationError, TimestampError, format_duration, format_timestamp, parse_duration,
-    parse_timestamp,
-};
+pub use spa_proto::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
+pub use time::{TimestampError, format_timestamp, parse_timestamp};
 
 use crate::policy::Policy;
 use spa_keys::{PrivateKey, PublicKey};

@@ -3,12 +3,11 @@
 use super::error::{ConfigError, Fault, Problem, ValueError};
 use super::file;
 use super::raw::{RawGate, RawService, RawSettings};
-use super::time::parse_duration;
 use crate::capture::Interfaces;
 use crate::capture::filter::MAX_PORTS;
 use crate::gate::{Mode, Plan, Refusal, ToolOverrides};
 use crate::policy::Services;
-use spa_proto::{Freshness, PacketLength, Port, ServiceName, Transport};
+use spa_proto::{Freshness, PacketLength, Port, ServiceName, Transport, parse_duration};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

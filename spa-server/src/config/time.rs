@@ -1,51 +1,9 @@
-//! Durations and instants as people write them.
+//! Instants as people write them.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use spa_proto::UnixMicros;
-use std::time::Duration;
-
-const UNITS: [(&str, u64); 4] = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
-
-/// Reads a duration: numbers with the units `d`, `h`, `m`, `s`, in this order, as in `90s` or
-/// `1h30m`.
-pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
-    let bad = || DurationError(text.into());
-    let mut units = UNITS.iter();
-    let mut rest = text;
-    let mut seconds = 0u64;
-    while !rest.is_empty() || seconds == 0 {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, after) = rest.split_at_checked(digits).ok_or_else(bad)?;
-        let number: u64 = number.parse().map_err(|_| bad())?;
-        let (unit, factor) =
-            units.find(|(unit, _)| after.starts_with(unit)).copied().ok_or_else(bad)?;
-        rest = after.strip_prefix(unit).ok_or_else(bad)?;
-        seconds = number
-            .checked_mul(factor)
-            .and_then(|more| seconds.checked_add(more))
-            .ok_or_else(bad)?;
-        if rest.is_empty() {
-            break;
-        }
-    }
-    Ok(Duration::from_secs(seconds))
-}
-
-/// Writes a duration so that [`parse_duration`] reads it again; less than a second is left out.
-pub fn format_duration(duration: Duration) -> String {
-    let mut left = duration.as_secs();
-    let mut parts = Vec::new();
-    for (unit, factor) in UNITS {
-        let number = left / factor;
-        left %= factor;
-        if number > 0 {
-            parts.push(format!("{number}{unit}"));
-        }
-    }
-    if parts.is_empty() { "0s".into() } else { parts.concat() }
-}
 
 /// Reads an instant: RFC 3339 with its offset, or a date, which means its beginning in UTC.
 pub fn parse_timestamp(text: &str) -> Result<UnixMicros, TimestampError> {
@@ -71,11 +29,6 @@ pub fn format_timestamp(instant: UnixMicros) -> String {
         .map_or_else(|| "after the year 9999".into(), |timestamp| timestamp.to_string())
 }
 
-/// Not a duration.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no duration; write numbers with the units d, h, m, s, as in 30s or 1h30m")]
-pub struct DurationError(pub String);
-
 /// Not an instant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -87,49 +40,6 @@ pub struct TimestampError(pub String);
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn durations_are_read() {
-        for (text, seconds) in [
-            ("0s", 0),
-            ("30s", 30),
-            ("90s", 90),
-            ("5m", 300),
-            ("1h", 3600),
-            ("1h30m", 5400),
-            ("2d", 172_800),
-            ("1d1h1m1s", 90_061),
-            ("0h5s", 5),
-        ] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_duration_is_refused() {
-        for text in [
-            "",
-            "30",
-            "s",
-            "-5s",
-            "+5s",
-            "1.5h",
-            "5 m",
-            "5m ",
-            "1m1h",
-            "1s1s",
-            "1w",
-            "1ms",
-            "½h",
-            "0s5",
-            "99999999999999999999s",
-            "300000000000000d",
-            "1H",
-        ] {
-            let error = parse_duration(text).expect_err(text);
-            assert!(error.to_string().contains("as in 30s or 1h30m"));
-        }
-    }
 
     #[test]
     fn instants_are_read_and_written() {
@@ -165,14 +75,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_duration_is_read_as_it_was_written(seconds: u32) {
-            let duration = Duration::from_secs(seconds.into());
-            prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
-        }
-
-        #[test]
         fn no_text_panics(text in ".{0,20}") {
-            let _ = parse_duration(&text);
             let _ = parse_timestamp(&text);
         }
     }
