@@ -9,7 +9,9 @@ use crate::target::Target;
 use clap::{Args, Parser, Subcommand};
 use core::num::NonZeroU16;
 use core::time::Duration;
-use spa_proto::{DurationError, PacketLength, parse_duration_or_seconds};
+use spa_proto::{
+    DurationError, ItemError, PacketLength, Port, ServiceName, parse_duration_or_seconds,
+};
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
@@ -167,8 +169,12 @@ pub(super) enum ServerCommand {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
-  spa-client server add work --host gw.example.org --public-key spa-public-...")]
+Examples:
+  spa-client server add work --host gw.example.org --public-key spa-public-...
+  spa-client server add home --host 192.0.2.7 --public-key spa-public-... \\
+      --service ssh=tcp/2222 --service mail=tcp/465,tcp/993
+
+`spa-server client add` prints the line to run.")]
 pub(super) struct AddArgs {
     /// What to call it here.
     #[arg(value_name = "NAME")]
@@ -183,6 +189,9 @@ pub(super) struct AddArgs {
     /// A UDP port to knock at, the preferred one first [default: 62201].
     #[arg(long = "knock-port", value_name = "PORT")]
     pub(super) knock_ports: Vec<NonZeroU16>,
+    /// Where a service listens, which --wait probes; ssh (tcp/22), http and https are known.
+    #[arg(long = "service", value_name = "NAME=PORT[,PORT...]", value_parser = service)]
+    pub(super) services: Vec<ServicePorts>,
     /// The file of this client's private key [default: identity.key].
     #[arg(long, value_name = "FILE")]
     pub(super) identity: Option<PathBuf>,
@@ -200,6 +209,22 @@ pub(super) struct AddArgs {
 fn length(text: &str) -> Result<PacketLength, String> {
     let bytes: u16 = text.parse().map_err(|error: core::num::ParseIntError| error.to_string())?;
     PacketLength::try_from(bytes).map_err(|error| error.to_string())
+}
+
+/// A service, and where it listens.
+#[derive(Debug, Clone)]
+pub(super) struct ServicePorts {
+    pub(super) name: ServiceName,
+    pub(super) ports: Vec<Port>,
+}
+
+fn service(text: &str) -> Result<ServicePorts, String> {
+    let (name, ports) = text
+        .split_once('=')
+        .ok_or("write a name and ports, as in ssh=tcp/2222 or mail=tcp/465,tcp/993")?;
+    let name = name.parse().map_err(|error: ItemError| error.to_string())?;
+    let ports = ports.split(',').map(str::parse).collect::<Result<_, ItemError>>();
+    Ok(ServicePorts { name, ports: ports.map_err(|error| error.to_string())? })
 }
 
 #[derive(Debug, Args)]

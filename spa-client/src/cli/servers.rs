@@ -1,6 +1,6 @@
 //! `spa-client list`, `spa-client server add` and `server remove`.
 
-use super::args::{AddArgs, ListArgs, RemoveArgs};
+use super::args::{AddArgs, ListArgs, RemoveArgs, ServicePorts};
 use super::{CliError, print, print_json};
 use crate::config::Config;
 use crate::knock::{KnockError, Secrets};
@@ -108,6 +108,13 @@ pub(super) fn add(directory: &Path, args: AddArgs) -> Result<(), CliError> {
     }
     server.pre_shared_key_file = args.pre_shared_key_file.map(here);
     server.length = args.plaintext_length.unwrap_or_default();
+    for ServicePorts { name, ports } in args.services {
+        if server.services.insert(name.clone(), ports).is_some() {
+            return Err(CliError::Usage(format!(
+                "--service names {name} twice; name all its ports at once, with commas between"
+            )));
+        }
+    }
     // Keys that don't go together are told now, not at the first knock.
     let no_key = match Secrets::of(&server) {
         Ok(_) => None,

@@ -143,6 +143,45 @@ fn from_nothing_to_a_knock_by_what_the_messages_say() {
 }
 
 #[test]
+fn a_server_is_added_with_the_ports_of_its_services() {
+    let home = Home::empty();
+    let key = server_key().to_string();
+    let add = |services: &[&str]| {
+        let words = ["server", "add", "work", "--host", "gw", "--public-key", &key];
+        let services = services.iter().flat_map(|service| ["--service", service]);
+        home.run(&words.into_iter().chain(services).collect::<Vec<_>>())
+    };
+    for (services, told) in [
+        (&["ssh"][..], "write a name and ports, as in ssh=tcp/2222"),
+        (&["ssh="], "\"\" is not a port; "),
+        (&["ssh=2222"], "\"2222\" is not a port; "),
+        (&["ssh=tcp/22,"], "\"\" is not a port; "),
+        (&["SSH=tcp/22"], "\"SSH\" is not a service name; "),
+        (&["ssh=tcp/22", "ssh=tcp/2222"], "--service names ssh twice; "),
+    ] {
+        let ran = add(services);
+        assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{services:?}");
+        assert!(ran.stderr.contains(told), "{services:?}: {}", ran.stderr);
+        assert!(!home.file("config.toml").exists(), "{services:?}");
+    }
+    assert_eq!(add(&["ssh=tcp/2222", "web.admin=tcp/8443,udp/8443"]).status, 0);
+    assert_eq!(
+        fs::read_to_string(home.file("config.toml")).unwrap(),
+        format!(
+            "default = \"work\"\n\n\
+             [server.work]\nhost = \"gw\"\npublic-key = \"{key}\"\n\n\
+             [server.work.services]\nssh = [\"tcp/2222\"]\n\
+             \"web.admin\" = [\"tcp/8443\", \"udp/8443\"]\n"
+        )
+    );
+    let listed: serde_json::Value =
+        serde_json::from_str(&home.run(&["list", "--json"]).stdout).unwrap();
+    let services = &listed["servers"][0]["services"];
+    assert_eq!(services["ssh"], serde_json::json!(["tcp/2222"]));
+    assert_eq!(services["web.admin"], serde_json::json!(["tcp/8443", "udp/8443"]));
+}
+
+#[test]
 fn servers_are_added_listed_and_removed() {
     let home = Home::empty();
     home.write_key("identity.key");
