@@ -71,7 +71,8 @@ fn a_client_with_its_own_key_is_added() {
 fn a_client_with_all_options_is_added() {
     let host = Host::new();
     host.edit("server.toml", |text| {
-        format!("knock-ports = [53, 62201]\nplaintext-length = 256\n{text}[services.web]\nports = [\"tcp/443\"]\n")
+        format!("knock-ports = [53, 62201]\nplaintext-length = 256\n{text}[services.web]\nports = [\"tcp/443\", \"tcp/80\"]\n[services.http]\nports = [\"tcp/80\"]\n\
+        [services.https]\nports = [\"tcp/443\", \"udp/443\"]\n")
     });
     let added = host
         .run(&[
@@ -79,7 +80,7 @@ fn a_client_with_all_options_is_added() {
             "add",
             "b.ckup-1",
             "--allow",
-            "ssh,web",
+            "ssh,web,http,https",
             "--max-lifetime",
             "300",
             "--source",
@@ -98,11 +99,12 @@ fn a_client_with_all_options_is_added() {
     let json: serde_json::Value = serde_json::from_str(&added.out).unwrap();
     let command = json["client-command"].as_str().unwrap();
     let end = " --knock-port 53 --knock-port 62201 --plaintext-length 256 \
+        --service https=tcp/443,udp/443 --service web=tcp/80,tcp/443 \
         --pre-shared-key-file ~/.config/spa/b.ckup-1.psk";
     assert!(command.ends_with(end), "{command}");
     let config = host.loads();
     let client = &config.client("b.ckup-1").unwrap().settings;
-    assert_eq!(client.rules.allow.len(), 2);
+    assert_eq!(client.rules.allow.len(), 4);
     assert_eq!(client.rules.max_lifetime.as_secs(), 300);
     assert_eq!(client.rules.sources.len(), 2);
     assert_eq!(client.rules.expires, Some(UnixMicros::from_secs(1_896_048_000)));

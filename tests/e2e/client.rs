@@ -2,10 +2,12 @@
 
 use anyhow::{Result, ensure};
 use spa_tests::{
-    Capture, Family, Lab, Laptop, PortState, SSH_PORT, Scene, Server, Sshd, WEB_PORT, finish,
-    interop_python, our_binary,
+    Capture, Family, Finished, Lab, Laptop, PortState, SSH_PORT, Scene, Server, Sshd, WEB_PORT,
+    finish, interop_python, our_binary, program,
 };
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -193,5 +195,92 @@ fn what_is_wrong_before_the_packet_leaves_is_told() -> Result<()> {
     ensure!(wire.packets()?.is_empty(), "a knock left nevertheless");
     laptop.run(&["open", "ssh", "--no-wait"])?.ok()?;
     ensure!(!wire.packets()?.is_empty());
+    Ok(())
+}
+
+/// A shell script, in a directory that comes first where programs are looked for.
+fn script(directory: &Path, name: &str, text: &str) -> Result<()> {
+    let path = directory.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
+    Ok(fs::set_permissions(path, Permissions::from_mode(0o755))?)
+}
+
+#[test]
+fn what_the_server_prints_for_a_new_client_sets_it_up() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let [programs, home, here] = ["programs", "home", "here"].map(|it| directory.path().join(it));
+    for path in [&programs, &home, &here] {
+        fs::create_dir(path)?;
+    }
+    // The laptop is the directory `home`, in which nothing is yet.
+    script(&programs, "ssh", "shift; cd \"$HOME\" && exec sh -c \"$*\"")?;
+    script(&programs, "scp", "test \"$1\" = -p && cp -p \"$2\" \"$HOME/${3#CLIENT:}\"")?;
+    std::os::unix::fs::symlink(our_binary("spa-client")?, programs.join("spa-client"))?;
+    let sh = |text: &str| {
+        let mut command = Command::new(program("sh")?);
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", programs.display());
+        command.args(["-c", text]).current_dir(&here).env_clear();
+        finish(command.env("PATH", path).env("HOME", &home))
+    };
+    let config = here.join("spa/server.toml");
+    let server = |words: &[&str]| {
+        let mut command = Command::new(our_binary("spa-server")?);
+        finish(command.args(words).arg("--config").arg(&config).current_dir(&here))
+    };
+    server(&["init"])?.ok()?;
+    let text = "knock-ports = [53, 62201]\nplaintext-length = 256\n\
+        [services]\nssh.ports = [\"tcp/2222\"]\nhttp.ports = [\"tcp/80\"]\n\
+        https.ports = [\"tcp/443\"]\nmail.ports = [\"tcp/465\", \"tcp/993\"]\n\
+        secret.ports = [\"tcp/1\"]\n";
+    let ours = format!(
+        "private-key-file = {:?}\ncontrol-socket = {:?}\n",
+        here.join("spa/server.key"),
+        here.join("spa/control.sock")
+    );
+    fs::write(&config, ours + text)?;
+
+    let add =
+        |name: &str| server(&["client", "add", name, "--allow", "ssh,http,https,mail", "--psk"]);
+    let told = add("laptop")?;
+    ensure!(told.success(), "{told}");
+    let brings = |told: &Finished| -> Vec<String> {
+        let lines = told.stderr.lines().filter(|line| line.starts_with("  "));
+        let lines: Vec<&str> = lines.collect();
+        lines.chunks(2).map(|lines| lines.join("\n")).collect()
+    };
+    ensure!(brings(&told).len() == 2, "{told}");
+    for bring in brings(&told) {
+        sh(&bring)?.ok()?;
+    }
+    sh(&told.stdout.replace("--host HOST ", "--host gateway.example.org "))?.ok()?;
+    for (name, mode) in [("", 0o700), ("identity.key", 0o600), ("laptop.psk", 0o600)] {
+        let metadata = fs::metadata(home.join(".config/spa").join(name))?;
+        ensure!(metadata.permissions().mode() & 0o777 == mode, "{name}: {metadata:?}");
+    }
+    let left: Vec<_> = fs::read_dir(&here)?.map(|entry| entry.map(|it| it.file_name())).collect();
+    ensure!(left.len() == 1, "copies of the secrets are left: {left:?}");
+
+    let listed = sh("spa-client list --json")?.ok()?;
+    let listed: serde_json::Value = serde_json::from_str(&listed)?;
+    let listed = &listed["servers"][0];
+    let clients = server(&["client", "list", "--json"])?.ok()?;
+    let clients: serde_json::Value = serde_json::from_str(&clients)?;
+    assert_eq!(listed["identity"]["public_key"], clients[0]["public-key"]);
+    assert_eq!(listed["knock_ports"], serde_json::json!([53, 62201]));
+    assert_eq!(listed["plaintext_length"], 256);
+    // All that it may open, as the server has it, and nothing else.
+    let services = serde_json::json!({
+        "ssh": ["tcp/2222"], "http": ["tcp/80"], "https": ["tcp/443"],
+        "mail": ["tcp/465", "tcp/993"],
+    });
+    assert_eq!(listed["services"], services);
+    ensure!(!told.stdout.contains("http"), "the client knows these: {told}");
+
+    // A key that is there already is not replaced, and its copy is not destroyed.
+    let before = fs::read(home.join(".config/spa/identity.key"))?;
+    let second = add("second")?;
+    let bring = &brings(&second)[0];
+    ensure!(!sh(bring)?.success() && here.join("second.key").exists(), "{second}");
+    ensure!(fs::read(home.join(".config/spa/identity.key"))? == before);
     Ok(())
 }

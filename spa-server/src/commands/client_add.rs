@@ -5,20 +5,23 @@ use super::output::{print, print_json};
 use super::{CommandError, Done, client, host, write};
 use crate::cli::AddArgs;
 use crate::config::{
-    self, ClientName, ClientSettings, ConfigError, Settings, client_file, client_files,
-    clients_directory, format_duration, format_timestamp, parse_duration,
-    parse_duration_or_seconds,
+    self, ClientSettings, ConfigError, Settings, client_file, client_files, clients_directory,
+    format_duration, format_timestamp, parse_duration, parse_duration_or_seconds,
 };
 use ring::rand::SystemRandom;
 use serde::Serialize;
 use spa_keys::{Overwrite, PreSharedKey, PrivateKey, PublicKey};
-use spa_proto::PacketLength;
+use spa_proto::{PacketLength, Port};
 use std::fs;
 use std::path::{Path, PathBuf};
 use toml_edit::Value;
 
 /// The knock port that clients use when they are told none.
 const USUAL_KNOCK_PORT: u16 = 62_201;
+
+/// Where clients look for services when they are told nothing.
+const USUAL_SERVICES: [(&str, &str); 3] =
+    [("http", "tcp/80"), ("https", "tcp/443"), ("ssh", "tcp/22")];
 
 /// What was added.
 #[derive(Debug, Serialize)]
@@ -65,7 +68,7 @@ pub(crate) fn run(config: &Path, args: &AddArgs) -> Done {
     let pre_shared = if args.psk { Some(PreSharedKey::generate(&random)?) } else { None };
     let server_pre_shared_file = pre_shared.as_ref().map(|_| file.with_extension("psk"));
     let text = text(args, &public_key, server_pre_shared_file.as_deref());
-    ClientSettings::parse(&file, &text, &settings).map_err(|error| usage(&error))?;
+    let client = ClientSettings::parse(&file, &text, &settings).map_err(|error| usage(&error))?;
     // Refuses low-order keys, and the server's own.
     spa_keys::pair_secret_for_server(&server, &public_key, pre_shared.as_ref())
         .map_err(|error| CommandError::Usage(format!("--public-key: {error}")))?;
@@ -93,7 +96,7 @@ pub(crate) fn run(config: &Path, args: &AddArgs) -> Done {
 
     let server_public_key = server.public();
     let client_command =
-        client_command(&args.name, &settings, &server_public_key, client_pre_shared_file.is_some());
+        client_command(&client, &settings, &server_public_key, client_pre_shared_file.is_some());
     let added = Added {
         name: args.name.to_string(),
         public_key,
@@ -179,8 +182,9 @@ fn refuse_same_key(config: &Path, public_key: &PublicKey) -> Done {
     Ok(())
 }
 
+/// What the client's user runs, with everything that the client does not know by itself.
 fn client_command(
-    client: &ClientName,
+    client: &ClientSettings,
     settings: &Settings,
     server: &PublicKey,
     has_pre_shared: bool,
@@ -198,24 +202,43 @@ fn client_command(
     if settings.packet_length != PacketLength::default() {
         words.push(format!("--plaintext-length {}", settings.packet_length.plaintext()));
     }
+    for service in &client.rules.allow {
+        let ports: Vec<String> =
+            settings.services.get(service).into_iter().flatten().map(Port::to_string).collect();
+        let ports = ports.join(",");
+        if !USUAL_SERVICES.contains(&(service.as_str(), ports.as_str())) {
+            words.push(format!("--service {service}={ports}"));
+        }
+    }
     if has_pre_shared {
-        words.push(format!("--pre-shared-key-file ~/.config/spa/{client}.psk"));
+        words.push(format!("--pre-shared-key-file ~/.config/spa/{}.psk", client.rules.name));
     }
     words.join(" ")
+}
+
+/// The command that brings a secret to the client and destroys the copy here. It does nothing
+/// where such a file is there already: a key that is overwritten is a lock-out from other servers.
+fn bring(from: &Path, name: &str) -> String {
+    let (from, to) = (from.display(), format!(".config/spa/{name}"));
+    format!(
+        "  ssh CLIENT 'mkdir -p -m 700 .config/spa && test ! -e {to}' &&\n    scp -p {from} CLIENT:{to} && shred -u {from}"
+    )
 }
 
 fn tell(added: &Added, json: bool) -> Done {
     eprintln!("client {} is added: {}", added.name, added.file.display());
     if let Some(path) = &added.private_key_file {
-        let path = path.display();
         eprintln!(
-            "its private key is in {path}; bring it to the client as ~/.config/spa/identity.key, and keep no copy:\n  scp -p {path} CLIENT:.config/spa/identity.key && shred -u {path}"
+            "its private key is in {}; bring it to the client as ~/.config/spa/identity.key, and keep no copy; this replaces no key that is there:\n{}",
+            path.display(),
+            bring(path, "identity.key")
         );
     }
     if let Some(path) = &added.pre_shared_key_file {
-        let (path, name) = (path.display(), &added.name);
         eprintln!(
-            "the client's copy of the pre-shared key is in {path}; bring it there, too:\n  scp -p {path} CLIENT:.config/spa/{name}.psk && shred -u {path}"
+            "the client's copy of the pre-shared key is in {}; bring it there, too:\n{}",
+            path.display(),
+            bring(path, &format!("{}.psk", added.name))
         );
     }
     if json {
