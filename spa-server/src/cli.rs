@@ -20,7 +20,8 @@ use std::process::ExitCode;
 Example, on a fresh server:
   spa-server init
   spa-server client add laptop --public-key spa-public-... --allow ssh
-  spa-server check && systemctl enable --now spa-server
+  spa-server check && systemctl start spa-server
+  systemctl enable spa-server    # only once the laptop got in
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."
 )]
@@ -379,7 +380,8 @@ mod tests {
         Example, on a fresh server:
           spa-server init
           spa-server client add laptop --public-key spa-public-... --allow ssh
-          spa-server check && systemctl enable --now spa-server
+          spa-server check && systemctl start spa-server
+          systemctl enable spa-server    # only once the laptop got in
 
         Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.
         ");

@@ -69,7 +69,7 @@ pub(crate) fn run(config: &Path, args: InitArgs) -> Done {
     } else {
         print(&format!("{}\n", initialized.public_key))?;
     }
-    eprintln!("{}", next_steps(&initialized, found.is_empty()));
+    eprintln!("{}", next_steps(&initialized, found.is_empty(), &this_program()));
     Ok(())
 }
 
@@ -132,20 +132,15 @@ fn text(config: &Path, ssh_ports: &[u16]) -> String {
     text
 }
 
-fn next_steps(initialized: &Initialized, guessed: bool) -> String {
+/// What to do next, with a way back that works when nobody can log in any more.
+fn next_steps(initialized: &Initialized, guessed: bool, program: &str) -> String {
     let config = initialized.config.display();
     // The unit knows the usual place only.
-    let (option, start, stop) = if initialized.config == Path::new(DEFAULT_PATH) {
-        let start = "systemctl enable --now spa-server".to_owned();
-        (String::new(), start, "systemctl disable --now spa-server; ")
-    } else {
-        let option = format!(" --config {config}");
-        let start = format!("spa-server{option} run");
-        (option, start, "")
-    };
+    let is_usual = initialized.config == Path::new(DEFAULT_PATH);
+    let option = if is_usual { String::new() } else { format!(" --config {config}") };
     let ports: Vec<_> = initialized.ssh_ports.iter().map(|port| format!("tcp/{port}")).collect();
     let why = if guessed { "no sshd was found here; is it right?" } else { "as sshd says" };
-    format!(
+    let begin = format!(
         "\
 {config} is written; the server's public key is above, its private key in {}
 the service ssh is {} ({why})
@@ -154,36 +149,105 @@ next:
   2. here, with what that prints:
        spa-server{option} client add laptop --public-key spa-public-... --allow ssh
      and there, the command that this prints
-  3. here:  spa-server{option} check
-  4. here, in a session that stays open until the laptop got in by knocking:
-       {start}
-  5. on the laptop:  spa-client open ssh && ssh HOST
-if that fails, stop it in the open session and remove the gate; then all is as it was:
-       {stop}spa-server{option} gate remove",
+  3. here:  spa-server{option} check",
         initialized.private_key_file.display(),
         ports.join(", "),
-    )
+    );
+    if is_usual {
+        format!(
+            "{begin}
+  4. here, in a session that stays open to the end; the first command undoes the
+     second after ten minutes, in case nobody gets in:
+       systemd-run --unit=spa-rescue --on-active=10min /bin/sh -c 'systemctl stop spa-server; {program} gate remove'
+       systemctl start spa-server
+  5. on the laptop:  spa-client open ssh && ssh -o ControlPath=none HOST
+  6. here, only if the laptop got in:
+       systemctl stop spa-rescue.timer
+       systemctl enable spa-server
+if it didn't, wait, or undo it at once in the open session; then all is as it was:
+       systemctl stop spa-server; spa-server gate remove"
+        )
+    } else {
+        format!(
+            "{begin}
+  4. here, in a session that stays open until the laptop got in by knocking:
+       spa-server{option} run
+  5. on the laptop:  spa-client open ssh && ssh -o ControlPath=none HOST
+if that fails, stop it in the open session and remove the gate; then all is as it was:
+       spa-server{option} gate remove"
+        )
+    }
+}
+
+/// Where this program is, for a command line that has to work whatever the search path is.
+fn this_program() -> String {
+    let is_plain = |path: &String| {
+        path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte))
+    };
+    let path =
+        std::env::current_exe().ok().and_then(|path| path.into_os_string().into_string().ok());
+    path.filter(is_plain).unwrap_or_else(|| "/usr/sbin/spa-server".into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const README: &str = include_str!("../../../README.md");
+
+    fn steps(config: &str) -> String {
+        let initialized = Initialized {
+            config: config.into(),
+            private_key_file: "server.key".into(),
+            public_key: PublicKey::from_bytes([9; 32]),
+            ssh_ports: vec![22],
+        };
+        next_steps(&initialized, false, "/usr/sbin/spa-server")
+    }
+
+    #[test]
+    fn the_steps_in_the_usual_place() {
+        insta::assert_snapshot!(steps(DEFAULT_PATH), @r"
+        /etc/spa/server.toml is written; the server's public key is above, its private key in server.key
+        the service ssh is tcp/22 (as sshd says)
+        next:
+          1. on the laptop:  spa-client keygen
+          2. here, with what that prints:
+               spa-server client add laptop --public-key spa-public-... --allow ssh
+             and there, the command that this prints
+          3. here:  spa-server check
+          4. here, in a session that stays open to the end; the first command undoes the
+             second after ten minutes, in case nobody gets in:
+               systemd-run --unit=spa-rescue --on-active=10min /bin/sh -c 'systemctl stop spa-server; /usr/sbin/spa-server gate remove'
+               systemctl start spa-server
+          5. on the laptop:  spa-client open ssh && ssh -o ControlPath=none HOST
+          6. here, only if the laptop got in:
+               systemctl stop spa-rescue.timer
+               systemctl enable spa-server
+        if it didn't, wait, or undo it at once in the open session; then all is as it was:
+               systemctl stop spa-server; spa-server gate remove
+        ");
+    }
+
+    #[test]
+    fn the_steps_are_those_of_the_readme_in_its_order() {
+        let (usual, mut readme) = (steps(DEFAULT_PATH), README);
+        let commands: Vec<_> =
+            usual.lines().filter_map(|line| line.strip_prefix("       system")).collect();
+        assert_eq!(commands.len(), 5, "{usual}");
+        // All but the last one, the way back.
+        for command in &commands[..4] {
+            let command = format!("\n# system{command}\n");
+            let (_, after) = readme.split_once(command.trim_end()).expect(&command);
+            readme = after;
+        }
+    }
+
     #[test]
     fn the_way_back_ends_the_daemon_too() {
-        let steps = |config: &str| {
-            let initialized = Initialized {
-                config: config.into(),
-                private_key_file: "server.key".into(),
-                public_key: PublicKey::from_bytes([9; 32]),
-                ssh_ports: vec![22],
-            };
-            next_steps(&initialized, false)
-        };
         // Else it would put the gate back at its next start.
         let usual = steps(DEFAULT_PATH);
-        assert!(usual.contains("\n       systemctl enable --now spa-server\n"), "{usual}");
-        let back = "\n       systemctl disable --now spa-server; spa-server gate remove";
+        let back = "\n       systemctl stop spa-server; spa-server gate remove";
         assert!(usual.ends_with(back), "{usual}");
         // The unit would run by a configuration that isn't there.
         let other = steps("/srv/spa/server.toml");
@@ -191,7 +255,7 @@ mod tests {
             other.contains("\n       spa-server --config /srv/spa/server.toml run\n"),
             "{other}"
         );
-        assert!(!other.contains("systemctl"), "{other}");
+        assert!(!other.contains("system"), "{other}");
     }
 
     #[test]
