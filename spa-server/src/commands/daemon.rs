@@ -71,8 +71,8 @@ pub(crate) fn reset_replay(config: &Path, args: ResetArgs) -> Done {
 
 /// Has the daemon take up files that were just written, if it runs, and says on standard error
 /// what came of it.
-pub(super) fn take_up(settings: &Settings) -> Done {
-    match call(&settings.control_socket, &ControlRequest::Reload) {
+pub(super) fn take_up(config: &Path) -> Done {
+    match call(&Settings::control_socket_of(config), &ControlRequest::Reload) {
         Ok(ControlResponse::Reloaded(reloaded)) => {
             eprint!("{}", render_reloaded(&reloaded));
             Ok(())
@@ -89,8 +89,11 @@ pub(super) fn take_up(settings: &Settings) -> Done {
 }
 
 fn ask(config: &Path, request: &ControlRequest) -> Result<ControlResponse, CommandError> {
-    let settings = Settings::load(config)?;
-    Ok(call(&settings.control_socket, request)?)
+    if !config.exists() {
+        // Which says that there is none.
+        Settings::load(config)?;
+    }
+    Ok(call(&Settings::control_socket_of(config), request)?)
 }
 
 fn unexpected(response: &ControlResponse) -> CommandError {
