@@ -14,8 +14,7 @@ use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Policy, Refusal};
 use crate::replay_store::{Mark, ReplayStore, Snapshot};
-use spa_proto::{Accepted, ClientId, Item, MessageType, Port, UnixMicros};
-use std::collections::BTreeSet;
+use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, Port, UnixMicros};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -127,31 +126,33 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         }
     }
 
-    /// Limits, then the replay window: the last checks, each knock wholly before the next.
+    /// Policy, limits, then the replay window: the last checks, each knock wholly before the next.
     fn agree(&mut self, batch: Vec<Candidate>, now: Now) -> (Vec<Candidate>, Vec<Accepted>) {
         let shared = self.judge.clone();
         let mut judge = shared.lock();
+        let policy = Arc::clone(&judge.policy);
         let mut agreed: Vec<Candidate> = Vec::with_capacity(batch.len());
         let mut accepted = Vec::with_capacity(batch.len());
-        for candidate in batch {
-            let client = candidate.knock.client;
-            let ports: Vec<Port> = candidate
-                .permit
-                .grants
-                .iter()
-                .flat_map(|(_, ports)| ports.iter().copied())
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect();
-            let verdict =
-                self.within_limits(&judge.policy, &candidate, &agreed, now).and_then(|()| {
-                    judge.receiver.commit(&candidate.knock, &ports).map_err(Dropped::Protocol)
+        for Candidate { knock, .. } in batch {
+            // The policy may have changed since the knock was captured: it is judged by the one
+            // that is in force now.
+            let verdict = policy
+                .judge(&knock, now.realtime)
+                .map(|permit| Candidate { knock: knock.clone(), permit })
+                .map_err(Dropped::Policy)
+                .and_then(|candidate| {
+                    self.within_limits(&policy, &candidate, &agreed, now)?;
+                    let entry = judge
+                        .receiver
+                        .commit(&knock, &candidate.ports())
+                        .map_err(Dropped::Protocol)?;
+                    Ok((candidate, entry))
                 });
             match verdict {
-                Ok(entry) => {
-                    if let Some(rules) = judge.policy.client(&client) {
+                Ok((candidate, entry)) => {
+                    if let Some(rules) = policy.client(&knock.client) {
                         // It was there a moment ago; nobody else takes any.
-                        let _ = self.limits.take(&client, rules.rate, uptime(now));
+                        let _ = self.limits.take(&knock.client, rules.rate, uptime(now));
                     }
                     count(&self.counters.accepted);
                     accepted.push(entry);
@@ -159,14 +160,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 }
                 Err(dropped) => {
                     self.counters.dropped_one(&dropped);
-                    let source = candidate.knock.source;
-                    judge.refusals.note(
-                        now.boottime,
-                        client,
-                        dropped.as_str(),
-                        source,
-                        String::new,
-                    );
+                    let Knock { client, source, .. } = knock;
+                    let detail = || match &dropped {
+                        Dropped::Policy(refusal) => refusal.to_string(),
+                        _ => String::new(),
+                    };
+                    judge.refusals.note(now.boottime, client, dropped.as_str(), source, detail);
                 }
             }
         }
@@ -566,3 +565,6 @@ fn keys_of(grants: &[Grant]) -> Vec<GrantKey> {
 fn uptime(now: Now) -> Duration {
     Duration::from_micros(now.boottime.0)
 }
+
+#[cfg(test)]
+mod tests;
