@@ -31,7 +31,8 @@ pub trait ReplayStore: Send {
     /// Replaces all that the store holds by `state`, and makes that survive a power failure.
     fn rewrite(&mut self, state: &Snapshot, mark: Mark) -> Result<(), StoreError>;
 
-    /// Whether it can't be relied on any more: an append failed, or the file was taken away.
+    /// Whether it can't be relied on any more: an append failed, or the file was taken away or
+    /// replaced.
     fn is_broken(&self) -> bool;
 
     /// Whether it has grown enough for a rewrite to be worth its price.
