@@ -33,6 +33,7 @@ pub struct Authorizer<G, R, L> {
     max_grants: usize,
     /// The barrier that the store holds.
     stored_barrier: UnixMicros,
+    /// A write of the store failed: what it holds is not all that it should, until a rewrite.
     store_failing: bool,
     /// The kernel may differ from the table since an error: it is looked at again.
     unreconciled: bool,
@@ -429,7 +430,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     }
 
     fn tend_store(&mut self) {
-        if self.replay.is_broken() || self.replay.is_bloated() {
+        if self.store_failing || self.replay.is_broken() || self.replay.is_bloated() {
             self.rewrite_store(Mark::InUse);
         }
     }
@@ -500,9 +501,9 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.grants.len()
     }
 
-    /// Why nothing opens, if it is so.
-    pub fn store_trouble(&self) -> bool {
-        self.store_failing || self.replay.is_broken()
+    /// Whether nothing opens, since accepted knocks can't be made durable.
+    pub fn is_store_broken(&self) -> bool {
+        self.replay.is_broken()
     }
 
     /// Whether the kernel may admit something else than the table says.

@@ -1,4 +1,4 @@
-//! An authorizer with a model of the kernel.
+//! An authorizer with a model of the kernel, and a store that fails on demand.
 
 use super::*;
 use crate::gate::{Change, Element, LiveElement};
@@ -9,6 +9,7 @@ use crate::replay_store::StoreError;
 use spa_proto::{DropReason, Freshness, MaskKey, Nonce, Receiver, Request, Settings};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 const CLIENT: ClientId = ClientId([1; 32]);
 
@@ -52,14 +53,34 @@ impl Gate for Kernel {
     }
 }
 
-struct Store;
+/// A store that remembers what it was given last.
+#[derive(Default, Clone)]
+struct Store(Arc<StoreState>);
+
+#[derive(Default)]
+struct StoreState {
+    rewritten: Mutex<Snapshot>,
+    fails: AtomicBool,
+}
+
+impl Store {
+    fn result(&self) -> Result<(), StoreError> {
+        if self.0.fails.load(Ordering::Relaxed) {
+            Err(StoreError::Broken { path: "replay.log".into() })
+        } else {
+            Ok(())
+        }
+    }
+}
 
 impl ReplayStore for Store {
     fn append(&mut self, _: &[Accepted]) -> Result<(), StoreError> {
         Ok(())
     }
 
-    fn rewrite(&mut self, _: &Snapshot, _: Mark) -> Result<(), StoreError> {
+    fn rewrite(&mut self, state: &Snapshot, _: Mark) -> Result<(), StoreError> {
+        self.result()?;
+        *self.0.rewritten.lock().unwrap() = state.clone();
         Ok(())
     }
 
@@ -110,6 +131,7 @@ struct Server {
     authorizer: Authorizer<Kernel, Store, NoLog>,
     judge: SharedJudge,
     kernel: Kernel,
+    store: Store,
     counters: Arc<Counters>,
 }
 
@@ -117,16 +139,16 @@ fn server() -> Server {
     let receiver = Receiver::new(Settings::default(), MaskKey::new([9; 32]));
     let judge =
         SharedJudge::new(Judge::new(receiver, policy(rules()), Freshness::default(), Now::read()));
-    let (kernel, counters): (Kernel, Arc<Counters>) = Default::default();
+    let (kernel, store, counters) = (Kernel::default(), Store::default(), Arc::default());
     let authorizer = Authorizer::new(
         judge.clone(),
         Arc::clone(&counters),
         kernel.clone(),
-        Store,
+        store.clone(),
         Some(NoLog),
         100,
     );
-    Server { authorizer, judge, kernel, counters }
+    Server { authorizer, judge, kernel, store, counters }
 }
 
 impl Server {
@@ -178,4 +200,20 @@ async fn a_knock_that_waited_through_a_reload_is_judged_by_the_new_policy() {
     server.authorizer.admit(vec![waiting]).await;
     assert_eq!(server.dropped("disabled"), Some(1));
     assert_eq!(server.authorizer.grants(), 1);
+}
+
+#[tokio::test]
+async fn a_reset_that_could_not_be_stored_is_stored_as_soon_as_that_works() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    server.store.0.fails.store(true, Ordering::Relaxed);
+    server.authorizer.reset_replay(Some(CLIENT), Now::read().realtime);
+    server.authorizer.tick().await;
+    assert_eq!(*server.store.0.rewritten.lock().unwrap(), Snapshot::default());
+    server.store.0.fails.store(false, Ordering::Relaxed);
+    server.authorizer.tick().await;
+    let held = Snapshot::of(&server.judge.lock().receiver);
+    assert_eq!(*server.store.0.rewritten.lock().unwrap(), held);
+    assert!(!held.entries.is_empty());
 }
