@@ -113,17 +113,21 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return;
         }
         if let Err(error) = self.carry_out(&agreed, now).await {
-            if let [knock] = agreed.as_slice() {
-                self.failed(knock, &with_causes(&error));
-                return;
-            }
-            // One of them may have spoiled it for the others.
-            for knock in agreed.chunks(1) {
-                if let (Err(error), Some(first)) = (self.carry_out(knock, now).await, knock.first())
-                {
-                    self.failed(first, &with_causes(&error));
+            self.carry_out_singly(&agreed, error).await;
+        }
+    }
+
+    /// One knock may have spoiled it for the others. But a kernel that couldn't even be mended
+    /// takes none of them, and finding that out again could take a hung tool's time limit each.
+    async fn carry_out_singly(&mut self, knocks: &[Candidate], mut error: GateError) {
+        for knock in knocks {
+            if knocks.len() > 1 && !self.unreconciled {
+                match self.carry_out(std::slice::from_ref(knock), Now::read()).await {
+                    Ok(()) => continue,
+                    Err(again) => error = again,
                 }
             }
+            self.failed(knock, &with_causes(&error));
         }
     }
 

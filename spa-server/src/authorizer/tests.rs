@@ -1,4 +1,4 @@
-//! An authorizer with a model of the kernel, and a store that fails on demand.
+//! An authorizer with a kernel and a store that fail on demand.
 
 use super::*;
 use crate::gate::{Change, Element, LiveElement};
@@ -13,23 +13,44 @@ use std::sync::atomic::AtomicBool;
 
 const CLIENT: ClientId = ClientId([1; 32]);
 
-/// What the kernel admits.
+/// A kernel that counts what it is asked for.
 #[derive(Default, Clone)]
-struct Kernel(Arc<Mutex<BTreeMap<Element, u32>>>);
+struct Kernel(Arc<KernelState>);
+
+#[derive(Default)]
+struct KernelState {
+    elements: Mutex<BTreeMap<Element, u32>>,
+    fails: AtomicBool,
+    calls: Mutex<usize>,
+}
 
 impl Kernel {
     fn admits(&self) -> Vec<String> {
-        self.0.lock().unwrap().keys().map(ToString::to_string).collect()
+        self.0.elements.lock().unwrap().keys().map(ToString::to_string).collect()
+    }
+
+    fn fail(&self, fails: bool) {
+        self.0.fails.store(fails, Ordering::Relaxed);
+    }
+
+    fn calls(&self) -> usize {
+        *self.0.calls.lock().unwrap()
+    }
+
+    fn called(&self) -> Result<(), GateError> {
+        *self.0.calls.lock().unwrap() += 1;
+        if self.0.fails.load(Ordering::Relaxed) { Err(GateError::NotInstalled) } else { Ok(()) }
     }
 }
 
 impl Gate for Kernel {
     async fn install(&self, _: &Plan) -> Result<InstallReport, GateError> {
-        Ok(InstallReport::default())
+        self.called().map(|()| InstallReport::default())
     }
 
     async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
-        let mut elements = self.0.lock().unwrap();
+        self.called()?;
+        let mut elements = self.0.elements.lock().unwrap();
         for change in changes {
             match *change {
                 Change::Admit { element, seconds } => drop(elements.insert(element, seconds)),
@@ -40,7 +61,8 @@ impl Gate for Kernel {
     }
 
     async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
-        let elements = self.0.lock().unwrap();
+        self.called()?;
+        let elements = self.0.elements.lock().unwrap();
         let live = |(element, seconds): (&Element, &u32)| LiveElement {
             element: *element,
             seconds_left: *seconds,
@@ -49,7 +71,7 @@ impl Gate for Kernel {
     }
 
     async fn remove(&self) -> Result<(), GateError> {
-        Ok(())
+        self.called()
     }
 }
 
@@ -216,4 +238,22 @@ async fn a_reset_that_could_not_be_stored_is_stored_as_soon_as_that_works() {
     let held = Snapshot::of(&server.judge.lock().receiver);
     assert_eq!(*server.store.0.rewritten.lock().unwrap(), held);
     assert!(!held.entries.is_empty());
+}
+
+#[tokio::test]
+async fn a_kernel_that_takes_nothing_is_not_asked_for_each_knock() {
+    let mut server = server();
+    let knocks: Vec<_> = (0..20).map(|nonce| server.candidate(nonce, "ssh")).collect();
+    server.kernel.fail(true);
+    server.authorizer.admit(knocks).await;
+    // The batch, and the look at what came of it.
+    assert_eq!(server.kernel.calls(), 2);
+    assert_eq!(crate::counters::read(&server.counters.failed), 20);
+    assert_eq!(server.authorizer.grants(), 0);
+
+    server.kernel.fail(false);
+    server.authorizer.tick().await;
+    let knock = server.candidate(99, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
 }
