@@ -87,7 +87,7 @@ struct Reload {
 enum Next {
     Admit,
     Command(Command),
-    Reloaded(Box<Result<Config, ConfigError>>),
+    Reloaded(Box<Result<Config, String>>),
     Tick,
     ReadAnew,
     Stop(&'static str),
@@ -202,11 +202,11 @@ impl Daemon {
         self.reload = Some(Reload { reading, asked_by: waiting });
     }
 
-    async fn reloaded(&mut self, config: Result<Config, ConfigError>) {
+    async fn reloaded(&mut self, config: Result<Config, String>) {
         let asked_by = self.reload.take().map(|reload| reload.asked_by).unwrap_or_default();
         let outcome = match config {
             Ok(config) => self.put_in_force(config).await,
-            Err(error) => Err(with_causes(&error)),
+            Err(why) => Err(why),
         };
         let response = match outcome {
             Ok(reloaded) => {
@@ -327,14 +327,12 @@ fn tell_watchdog(pulse: &Pulse) {
 }
 
 /// Waits for the configuration that is being read; for ever, when none is.
-async fn reading(reload: &mut Option<Reload>) -> Result<Config, ConfigError> {
-    loop {
-        let Some(reload) = reload else { return std::future::pending().await };
-        // It can't be aborted here, and a panic in it would be a bug; nothing changes then.
-        match (&mut reload.reading).await {
-            Ok(config) => return config,
-            Err(_) => std::future::pending::<()>().await,
-        }
+async fn reading(reload: &mut Option<Reload>) -> Result<Config, String> {
+    let Some(reload) = reload else { return std::future::pending().await };
+    match (&mut reload.reading).await {
+        Ok(Ok(config)) => Ok(config),
+        Ok(Err(error)) => Err(with_causes(&error)),
+        Err(panicked) => Err(format!("reading it failed: {panicked}")),
     }
 }
 
@@ -406,5 +404,13 @@ mod tests {
         let endless = telling(every, 3, || told += 1, std::future::pending::<()>());
         assert!(tokio::time::timeout(every * 20, endless).await.is_err());
         assert_eq!(told, 3);
+    }
+
+    #[tokio::test]
+    async fn a_reading_that_panicked_is_a_reload_that_is_refused() {
+        let reading = tokio::task::spawn_blocking(|| panic!("a bug"));
+        let mut reload = Some(Reload { reading, asked_by: Vec::new() });
+        let why = super::reading(&mut reload).await.unwrap_err();
+        assert!(why.contains("panicked"), "{why}");
     }
 }
