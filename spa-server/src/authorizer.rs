@@ -462,7 +462,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.rewrite_store(Mark::Clean);
     }
 
-    /// Forgets the replay window of one client, or of all and the barrier.
+    /// Puts the floor of one client, or of all, to now and a freshness window.
     pub fn reset_replay(&mut self, client: Option<ClientId>, now: UnixMicros) {
         {
             let mut judge = self.judge.lock();
@@ -473,9 +473,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             for client in clients {
                 let floor = judge.receiver.reset_window(client, now);
                 tracing::warn!(%client, "replay window reset; knocks stamped up to {} are refused", floor.as_secs());
-                if judge.receiver.barrier() > floor {
-                    judge.receiver.set_barrier(floor);
-                }
             }
         }
         self.rewrite_store(Mark::InUse);

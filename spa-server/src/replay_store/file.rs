@@ -329,6 +329,13 @@ mod tests {
             ClientId([1; 32]),
             Closed { port: "udp/53".parse().unwrap(), stamp: UnixMicros(1_001) },
         );
+        // A reset floor, with an id high above it.
+        let future = Accepted { stamp: UnixMicros::from_secs(2_000_000_000), ..knock(10) };
+        before.restore(&future);
+        let floor = before.reset_window(future.client, UnixMicros::from_secs(1_000_000_000));
+        assert!(before.windows().any(|(_, window)| {
+            window.floor == floor && window.accepted == [(future.nonce, future.stamp)]
+        }));
         before.set_barrier(UnixMicros(77));
         let mut after = receiver();
         Snapshot::of(&before).restore(&mut after);

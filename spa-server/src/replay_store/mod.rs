@@ -63,7 +63,7 @@ impl Snapshot {
         let mut entries = Vec::new();
         for (client, window) in receiver.windows() {
             entries.push(Entry::Floor { client, floor: window.floor });
-            entries.extend(window.accepted.into_iter().map(|(nonce, stamp)| Entry::Accepted {
+            entries.extend(window.accepted.into_iter().map(|(nonce, stamp)| Entry::Remembered {
                 client,
                 nonce,
                 stamp,
@@ -80,6 +80,9 @@ impl Snapshot {
             match *entry {
                 Entry::Accepted { client, nonce, stamp } => {
                     receiver.restore(&Accepted { client, nonce, stamp, closed: Vec::new() });
+                }
+                Entry::Remembered { client, nonce, stamp } => {
+                    receiver.restore_nonce(client, nonce, stamp);
                 }
                 Entry::Closed { client, closed } => receiver.restore_close(client, closed),
                 Entry::Floor { client, floor } => receiver.restore_floor(client, floor),
