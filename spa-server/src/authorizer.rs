@@ -379,8 +379,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 
     /// What is due every second: grants whose time is over, the clock, the stores, the audit.
     pub async fn tick(&mut self) {
+        self.watch_clock();
         let now = Now::read();
-        self.watch_clock(now);
         self.expire(now.boottime).await;
         if self.unreconciled {
             self.reconcile().await;
@@ -389,6 +389,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.limits.prune(uptime(now));
         let lines = {
             let mut judge = self.judge.lock();
+            // Time has passed if tools had to be waited for.
+            let now = Now::read();
             judge.receiver.roll(now.realtime);
             judge.refusals.due(now.boottime)
         };
@@ -414,10 +416,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.log_grants(&[], &keys_of(&gone));
     }
 
-    fn watch_clock(&mut self, now: Now) {
+    fn watch_clock(&mut self) {
         let (step, barrier) = {
             let mut judge = self.judge.lock();
-            judge.watch_clock(now);
+            judge.watch_clock(Now::read());
             (judge.take_step(), judge.receiver.barrier())
         };
         match step {

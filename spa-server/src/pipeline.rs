@@ -167,9 +167,10 @@ impl Pipeline {
 
 impl Sink for Pipeline {
     fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>) {
-        let now = Now::read();
         let verdict = {
             let mut judge = self.judge.lock();
+            // Not before the lock is ours: who waited for it would see the clock go back.
+            let now = Now::read();
             judge.judge(now, datagram.source, interface, datagram.payload)
         };
         let dropped = match verdict {
