@@ -240,8 +240,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                         opened.push(key);
                     }
                     MessageType::Close => {
-                        let (gone, withdrawn) =
-                            self.grants.close(now.boottime, |grant| grant.key == key);
+                        let (gone, withdrawn) = self.grants.close_keys(now.boottime, &[key]);
                         changes.extend(withdrawn);
                         closed.extend(gone.into_iter().map(|grant| grant.key));
                     }
@@ -269,7 +268,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let now = BootMicros::now();
         // Backwards: the first entry of a key is how it was before all of them.
         for (key, grant) in before.into_iter().rev() {
-            let _ = self.grants.close(now, |grant| grant.key == key);
+            let _ = self.grants.close_keys(now, &[key]);
             if let Some(grant) = grant {
                 let _ = self.grants.open(now, grant);
             }
