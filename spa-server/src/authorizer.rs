@@ -37,6 +37,8 @@ pub struct Authorizer<G, R, L> {
     store_failing: bool,
     /// The kernel may differ from the table since an error: it is looked at again.
     unreconciled: bool,
+    /// Revoked, and why; but the kernel may still admit them.
+    half_revoked: Vec<(Grant, &'static str)>,
 }
 
 const FORBIDDEN: &str = "the configuration forbids it";
@@ -78,6 +80,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             stored_barrier,
             store_failing: false,
             unreconciled: false,
+            half_revoked: Vec::new(),
         }
     }
 
@@ -92,7 +95,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.gate.apply(&changes).await?;
         let cut_short: Vec<_> =
             forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
-        self.revoked(&cut_short, FORBIDDEN);
+        self.tell_revoked(&cut_short, FORBIDDEN);
+        self.log_grants(&[], &keys_of(&cut_short));
         Ok(())
     }
 
@@ -286,7 +290,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             }
         };
         match self.gate.apply(&changes).await {
-            Ok(()) => self.unreconciled = false,
+            Ok(()) => {
+                self.unreconciled = false;
+                for (grant, why) in std::mem::take(&mut self.half_revoked) {
+                    self.tell_revoked(&[grant], why);
+                }
+            }
             Err(error) => tracing::error!("the gate can't be mended: {}", with_causes(&error)),
         }
     }
@@ -316,18 +325,18 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     ///
     /// # Errors
     ///
-    /// The kernel did not take it: they are listed still, and it is tried again every second.
+    /// The kernel did not take it: it is tried again every second, and the audit trail told then.
     pub async fn revoke(
         &mut self,
         selection: &Selection,
-        why: &str,
+        why: &'static str,
     ) -> Result<Vec<Grant>, GateError> {
         self.revoke_if(why, |grant| selection.matches(grant)).await
     }
 
     async fn revoke_if(
         &mut self,
-        why: &str,
+        why: &'static str,
         condition: impl Fn(&Grant) -> bool,
     ) -> Result<Vec<Grant>, GateError> {
         let now = BootMicros::now();
@@ -335,17 +344,19 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         if gone.is_empty() {
             return Ok(gone);
         }
-        if let Err(error) = self.gate.apply(&changes).await {
+        let applied = self.gate.apply(&changes).await;
+        self.log_grants(&[], &keys_of(&gone));
+        if let Err(error) = applied {
             // What is to be closed stays out of the table: the kernel is brought to it.
             self.unreconciled = true;
-            self.log_grants(&[], &keys_of(&gone));
+            self.half_revoked.extend(gone.into_iter().map(|grant| (grant, why)));
             return Err(error);
         }
-        self.revoked(&gone, why);
+        self.tell_revoked(&gone, why);
         Ok(gone)
     }
 
-    fn revoked(&mut self, gone: &[Grant], why: &str) {
+    fn tell_revoked(&self, gone: &[Grant], why: &str) {
         for grant in gone {
             count(&self.counters.closed);
             let name = self.client_name(&grant.key.client);
@@ -357,7 +368,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 id: grant.request,
             });
         }
-        self.log_grants(&[], &keys_of(gone));
     }
 
     /// Revokes what the policy forbids, after it has changed.

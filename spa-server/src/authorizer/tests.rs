@@ -257,3 +257,23 @@ async fn a_kernel_that_takes_nothing_is_not_asked_for_each_knock() {
     server.authorizer.admit(vec![knock]).await;
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
 }
+
+#[tokio::test]
+async fn what_the_kernel_did_not_take_back_is_revoked_as_soon_as_it_does() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    server.kernel.fail(true);
+    let everything = Selection::default();
+    assert!(server.authorizer.revoke(&everything, "test").await.is_err());
+    server.authorizer.tick().await;
+    assert!(server.authorizer.is_unreconciled());
+    assert_eq!(crate::counters::read(&server.counters.closed), 0);
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+
+    server.kernel.fail(false);
+    server.authorizer.tick().await;
+    assert!(!server.authorizer.is_unreconciled());
+    assert_eq!(crate::counters::read(&server.counters.closed), 1);
+    assert!(server.kernel.admits().is_empty());
+}
