@@ -14,8 +14,7 @@ use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Policy, Refusal};
 use crate::replay_store::{Mark, ReplayStore, Snapshot};
-use spa_proto::{Accepted, ClientId, Item, MessageType, Port, UnixMicros};
-use std::collections::BTreeSet;
+use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, Port, UnixMicros};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,9 +33,12 @@ pub struct Authorizer<G, R, L> {
     max_grants: usize,
     /// The barrier that the store holds.
     stored_barrier: UnixMicros,
+    /// A write of the store failed: what it holds is not all that it should, until a rewrite.
     store_failing: bool,
     /// The kernel may differ from the table since an error: it is looked at again.
     unreconciled: bool,
+    /// Revoked, and why; but the kernel may still admit them.
+    half_revoked: Vec<(Grant, &'static str)>,
 }
 
 const FORBIDDEN: &str = "the configuration forbids it";
@@ -78,6 +80,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             stored_barrier,
             store_failing: false,
             unreconciled: false,
+            half_revoked: Vec::new(),
         }
     }
 
@@ -92,7 +95,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.gate.apply(&changes).await?;
         let cut_short: Vec<_> =
             forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
-        self.revoked(&cut_short, FORBIDDEN);
+        self.tell_revoked(&cut_short, FORBIDDEN);
+        self.log_grants(&[], &keys_of(&cut_short));
         Ok(())
     }
 
@@ -113,45 +117,51 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return;
         }
         if let Err(error) = self.carry_out(&agreed, now).await {
-            if let [knock] = agreed.as_slice() {
-                self.failed(knock, &with_causes(&error));
-                return;
-            }
-            // One of them may have spoiled it for the others.
-            for knock in agreed.chunks(1) {
-                if let (Err(error), Some(first)) = (self.carry_out(knock, now).await, knock.first())
-                {
-                    self.failed(first, &with_causes(&error));
-                }
-            }
+            self.carry_out_singly(&agreed, error).await;
         }
     }
 
-    /// Limits, then the replay window: the last checks, each knock wholly before the next.
+    /// One knock may have spoiled it for the others. But a kernel that couldn't even be mended
+    /// takes none of them, and finding that out again could take a hung tool's time limit each.
+    async fn carry_out_singly(&mut self, knocks: &[Candidate], mut error: GateError) {
+        for knock in knocks {
+            if knocks.len() > 1 && !self.unreconciled {
+                match self.carry_out(std::slice::from_ref(knock), Now::read()).await {
+                    Ok(()) => continue,
+                    Err(again) => error = again,
+                }
+            }
+            self.failed(knock, &with_causes(&error));
+        }
+    }
+
+    /// Policy, limits, then the replay window: the last checks, each knock wholly before the next.
     fn agree(&mut self, batch: Vec<Candidate>, now: Now) -> (Vec<Candidate>, Vec<Accepted>) {
         let shared = self.judge.clone();
         let mut judge = shared.lock();
+        let policy = Arc::clone(&judge.policy);
         let mut agreed: Vec<Candidate> = Vec::with_capacity(batch.len());
         let mut accepted = Vec::with_capacity(batch.len());
-        for candidate in batch {
-            let client = candidate.knock.client;
-            let ports: Vec<Port> = candidate
-                .permit
-                .grants
-                .iter()
-                .flat_map(|(_, ports)| ports.iter().copied())
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect();
-            let verdict =
-                self.within_limits(&judge.policy, &candidate, &agreed, now).and_then(|()| {
-                    judge.receiver.commit(&candidate.knock, &ports).map_err(Dropped::Protocol)
+        for Candidate { knock, .. } in batch {
+            // The policy may have changed since the knock was captured: it is judged by the one
+            // that is in force now.
+            let verdict = policy
+                .judge(&knock, now.realtime)
+                .map(|permit| Candidate { knock: knock.clone(), permit })
+                .map_err(Dropped::Policy)
+                .and_then(|candidate| {
+                    self.within_limits(&policy, &candidate, &agreed, now)?;
+                    let entry = judge
+                        .receiver
+                        .commit(&knock, &candidate.ports())
+                        .map_err(Dropped::Protocol)?;
+                    Ok((candidate, entry))
                 });
             match verdict {
-                Ok(entry) => {
-                    if let Some(rules) = judge.policy.client(&client) {
+                Ok((candidate, entry)) => {
+                    if let Some(rules) = policy.client(&knock.client) {
                         // It was there a moment ago; nobody else takes any.
-                        let _ = self.limits.take(&client, rules.rate, uptime(now));
+                        let _ = self.limits.take(&knock.client, rules.rate, uptime(now));
                     }
                     count(&self.counters.accepted);
                     accepted.push(entry);
@@ -159,14 +169,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 }
                 Err(dropped) => {
                     self.counters.dropped_one(&dropped);
-                    let source = candidate.knock.source;
-                    judge.refusals.note(
-                        now.boottime,
-                        client,
-                        dropped.as_str(),
-                        source,
-                        String::new,
-                    );
+                    let Knock { client, source, .. } = knock;
+                    let detail = || match &dropped {
+                        Dropped::Policy(refusal) => refusal.to_string(),
+                        _ => String::new(),
+                    };
+                    judge.refusals.note(now.boottime, client, dropped.as_str(), source, detail);
                 }
             }
         }
@@ -236,8 +244,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                         opened.push(key);
                     }
                     MessageType::Close => {
-                        let (gone, withdrawn) =
-                            self.grants.close(now.boottime, |grant| grant.key == key);
+                        let (gone, withdrawn) = self.grants.close_keys(now.boottime, &[key]);
                         changes.extend(withdrawn);
                         closed.extend(gone.into_iter().map(|grant| grant.key));
                     }
@@ -265,7 +272,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let now = BootMicros::now();
         // Backwards: the first entry of a key is how it was before all of them.
         for (key, grant) in before.into_iter().rev() {
-            let _ = self.grants.close(now, |grant| grant.key == key);
+            let _ = self.grants.close_keys(now, &[key]);
             if let Some(grant) = grant {
                 let _ = self.grants.open(now, grant);
             }
@@ -283,7 +290,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             }
         };
         match self.gate.apply(&changes).await {
-            Ok(()) => self.unreconciled = false,
+            Ok(()) => {
+                self.unreconciled = false;
+                for (grant, why) in std::mem::take(&mut self.half_revoked) {
+                    self.tell_revoked(&[grant], why);
+                }
+            }
             Err(error) => tracing::error!("the gate can't be mended: {}", with_causes(&error)),
         }
     }
@@ -313,18 +325,18 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     ///
     /// # Errors
     ///
-    /// The kernel did not take it: they are listed still, and it is tried again every second.
+    /// The kernel did not take it: it is tried again every second, and the audit trail told then.
     pub async fn revoke(
         &mut self,
         selection: &Selection,
-        why: &str,
+        why: &'static str,
     ) -> Result<Vec<Grant>, GateError> {
         self.revoke_if(why, |grant| selection.matches(grant)).await
     }
 
     async fn revoke_if(
         &mut self,
-        why: &str,
+        why: &'static str,
         condition: impl Fn(&Grant) -> bool,
     ) -> Result<Vec<Grant>, GateError> {
         let now = BootMicros::now();
@@ -332,17 +344,19 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         if gone.is_empty() {
             return Ok(gone);
         }
-        if let Err(error) = self.gate.apply(&changes).await {
+        let applied = self.gate.apply(&changes).await;
+        self.log_grants(&[], &keys_of(&gone));
+        if let Err(error) = applied {
             // What is to be closed stays out of the table: the kernel is brought to it.
             self.unreconciled = true;
-            self.log_grants(&[], &keys_of(&gone));
+            self.half_revoked.extend(gone.into_iter().map(|grant| (grant, why)));
             return Err(error);
         }
-        self.revoked(&gone, why);
+        self.tell_revoked(&gone, why);
         Ok(gone)
     }
 
-    fn revoked(&mut self, gone: &[Grant], why: &str) {
+    fn tell_revoked(&self, gone: &[Grant], why: &str) {
         for grant in gone {
             count(&self.counters.closed);
             let name = self.client_name(&grant.key.client);
@@ -354,7 +368,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 id: grant.request,
             });
         }
-        self.log_grants(&[], &keys_of(gone));
     }
 
     /// Revokes what the policy forbids, after it has changed.
@@ -375,8 +388,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 
     /// What is due every second: grants whose time is over, the clock, the stores, the audit.
     pub async fn tick(&mut self) {
+        self.watch_clock();
         let now = Now::read();
-        self.watch_clock(now);
         self.expire(now.boottime).await;
         if self.unreconciled {
             self.reconcile().await;
@@ -385,6 +398,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.limits.prune(uptime(now));
         let lines = {
             let mut judge = self.judge.lock();
+            // Time has passed if tools had to be waited for.
+            let now = Now::read();
             judge.receiver.roll(now.realtime);
             judge.refusals.due(now.boottime)
         };
@@ -410,10 +425,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.log_grants(&[], &keys_of(&gone));
     }
 
-    fn watch_clock(&mut self, now: Now) {
+    fn watch_clock(&mut self) {
         let (step, barrier) = {
             let mut judge = self.judge.lock();
-            judge.watch_clock(now);
+            judge.watch_clock(Now::read());
             (judge.take_step(), judge.receiver.barrier())
         };
         match step {
@@ -430,7 +445,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     }
 
     fn tend_store(&mut self) {
-        if self.replay.is_broken() || self.replay.is_bloated() {
+        if self.store_failing || self.replay.is_broken() || self.replay.is_bloated() {
             self.rewrite_store(Mark::InUse);
         }
     }
@@ -458,7 +473,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.rewrite_store(Mark::Clean);
     }
 
-    /// Forgets the replay window of one client, or of all and the barrier.
+    /// Puts the floor of one client, or of all, to now and a freshness window.
     pub fn reset_replay(&mut self, client: Option<ClientId>, now: UnixMicros) {
         {
             let mut judge = self.judge.lock();
@@ -469,9 +484,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             for client in clients {
                 let floor = judge.receiver.reset_window(client, now);
                 tracing::warn!(%client, "replay window reset; knocks stamped up to {} are refused", floor.as_secs());
-                if judge.receiver.barrier() > floor {
-                    judge.receiver.set_barrier(floor);
-                }
             }
         }
         self.rewrite_store(Mark::InUse);
@@ -506,9 +518,9 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.grants.iter().filter(move |grant| grant.expires > now)
     }
 
-    /// Why nothing opens, if it is so.
-    pub fn store_trouble(&self) -> bool {
-        self.store_failing || self.replay.is_broken()
+    /// Whether nothing opens, since accepted knocks can't be made durable.
+    pub fn is_store_broken(&self) -> bool {
+        self.replay.is_broken()
     }
 
     /// Whether the kernel may admit something else than the table says.
@@ -571,3 +583,6 @@ fn keys_of(grants: &[Grant]) -> Vec<GrantKey> {
 fn uptime(now: Now) -> Duration {
     Duration::from_micros(now.boottime.0)
 }
+
+#[cfg(test)]
+mod tests;

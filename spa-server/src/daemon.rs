@@ -4,7 +4,7 @@ mod start;
 mod status;
 
 use crate::authorizer::{Authorizer, Selection};
-use crate::capture::{Capture, InterfaceState};
+use crate::capture::{Capture, InterfaceState, Pulse};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::config::{Config, ConfigError, Settings};
@@ -35,6 +35,11 @@ const QUEUE: usize = 4096;
 const BATCH: usize = 256;
 /// A capture thread that has not gone round its loop for so long hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
+
+/// How often the watchdog is told that a step goes on: `WatchdogSec` is several times this.
+const FEED_EVERY: Duration = Duration::from_secs(5);
+/// So often; a step that takes longer than the time limits of all its tools hangs.
+const FEEDS: u32 = 60;
 
 /// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
@@ -82,7 +87,7 @@ struct Reload {
 enum Next {
     Admit,
     Command(Command),
-    Reloaded(Box<Result<Config, ConfigError>>),
+    Reloaded(Box<Result<Config, String>>),
     Tick,
     ReadAnew,
     Stop(&'static str),
@@ -94,6 +99,7 @@ impl Daemon {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH);
+        let pulse = self.capture.pulse();
         notify(&[NotifyState::Ready]);
         tracing::info!("ready");
         loop {
@@ -107,19 +113,26 @@ impl Daemon {
                 _ = tick.tick() => Next::Tick,
                 next = stop.next() => next,
             };
-            match next {
-                Next::Admit => self.authorizer.admit(std::mem::take(&mut batch)).await,
-                Next::Command((request, answer)) => self.obey(request, answer).await,
-                Next::Reloaded(config) => self.reloaded(*config).await,
-                Next::Tick => self.tick().await?,
-                Next::ReadAnew => self.read_anew(None),
-                Next::Stop(signal) => {
-                    tracing::info!("stopping on {signal}; the gate and what is open stay");
-                    break;
-                }
+            if let Next::Stop(signal) = next {
+                tracing::info!("stopping on {signal}; the gate and what is open stay");
+                break;
             }
+            let step = self.step(next, &mut batch);
+            telling(FEED_EVERY, FEEDS, || tell_watchdog(&pulse), step).await?;
         }
         self.finish(batch).await;
+        Ok(())
+    }
+
+    async fn step(&mut self, next: Next, batch: &mut Vec<Candidate>) -> anyhow::Result<()> {
+        match next {
+            Next::Admit => self.authorizer.admit(std::mem::take(batch)).await,
+            Next::Command((request, answer)) => self.obey(request, answer).await,
+            Next::Reloaded(config) => self.reloaded(*config).await,
+            Next::Tick => self.tick().await?,
+            Next::ReadAnew => self.read_anew(None),
+            Next::Stop(_) => {}
+        }
         Ok(())
     }
 
@@ -129,10 +142,7 @@ impl Daemon {
         if let Some(dead) = health.iter().find(|one| one.state == InterfaceState::Stopped) {
             anyhow::bail!("the capture thread of {} has died", dead.name);
         }
-        // A thread that hangs is for the watchdog.
-        if health.iter().all(|one| one.heartbeat.elapsed() < HANGS_AFTER) {
-            notify(&[NotifyState::Watchdog]);
-        }
+        tell_watchdog(&self.capture.pulse());
         Ok(())
     }
 
@@ -192,11 +202,11 @@ impl Daemon {
         self.reload = Some(Reload { reading, asked_by: waiting });
     }
 
-    async fn reloaded(&mut self, config: Result<Config, ConfigError>) {
+    async fn reloaded(&mut self, config: Result<Config, String>) {
         let asked_by = self.reload.take().map(|reload| reload.asked_by).unwrap_or_default();
         let outcome = match config {
             Ok(config) => self.put_in_force(config).await,
-            Err(error) => Err(with_causes(&error)),
+            Err(why) => Err(why),
         };
         let response = match outcome {
             Ok(reloaded) => {
@@ -291,15 +301,38 @@ impl Daemon {
     }
 }
 
-/// Waits for the configuration that is being read; for ever, when none is.
-async fn reading(reload: &mut Option<Reload>) -> Result<Config, ConfigError> {
-    loop {
-        let Some(reload) = reload else { return std::future::pending().await };
-        // It can't be aborted here, and a panic in it would be a bug; nothing changes then.
-        match (&mut reload.reading).await {
-            Ok(config) => return config,
-            Err(_) => std::future::pending::<()>().await,
+/// Carries out a step, and calls `tell` every now and then meanwhile, but not for ever: a step may
+/// have to wait for tools of the system, each of which has a time limit.
+async fn telling<T>(
+    every: Duration,
+    times: u32,
+    mut tell: impl FnMut(),
+    step: impl Future<Output = T>,
+) -> T {
+    let mut step = std::pin::pin!(step);
+    for _ in 0..times {
+        if let Ok(done) = tokio::time::timeout(every, step.as_mut()).await {
+            return done;
         }
+        tell();
+    }
+    step.await
+}
+
+/// A capture thread that hangs is for the watchdog.
+fn tell_watchdog(pulse: &Pulse) {
+    if pulse.is_younger_than(HANGS_AFTER) {
+        notify(&[NotifyState::Watchdog]);
+    }
+}
+
+/// Waits for the configuration that is being read; for ever, when none is.
+async fn reading(reload: &mut Option<Reload>) -> Result<Config, String> {
+    let Some(reload) = reload else { return std::future::pending().await };
+    match (&mut reload.reading).await {
+        Ok(Ok(config)) => Ok(config),
+        Ok(Err(error)) => Err(with_causes(&error)),
+        Err(panicked) => Err(format!("reading it failed: {panicked}")),
     }
 }
 
@@ -352,5 +385,32 @@ fn start_log() -> anyhow::Result<()> {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!("systemd was not told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_watchdog_hears_of_a_long_step_but_not_of_an_endless_one() {
+        let every = Duration::from_millis(20);
+        let mut told = 0;
+        assert_eq!(telling(every, 9, || told += 1, async { 7 }).await, 7);
+        assert_eq!(told, 0);
+        telling(every, 9, || told += 1, tokio::time::sleep(every * 3)).await;
+        assert!((1..=3).contains(&told), "{told}");
+        told = 0;
+        let endless = telling(every, 3, || told += 1, std::future::pending::<()>());
+        assert!(tokio::time::timeout(every * 20, endless).await.is_err());
+        assert_eq!(told, 3);
+    }
+
+    #[tokio::test]
+    async fn a_reading_that_panicked_is_a_reload_that_is_refused() {
+        let reading = tokio::task::spawn_blocking(|| panic!("a bug"));
+        let mut reload = Some(Reload { reading, asked_by: Vec::new() });
+        let why = super::reading(&mut reload).await.unwrap_err();
+        assert!(why.contains("panicked"), "{why}");
     }
 }

@@ -9,7 +9,7 @@ mod health;
 mod interface;
 mod thread;
 
-pub use health::{InterfaceHealth, InterfaceState};
+pub use health::{InterfaceHealth, InterfaceState, Pulse};
 
 use crate::frame::{Datagram, FrameError, UnsupportedLink};
 use handle::Handle;
@@ -224,6 +224,11 @@ impl Capture {
     /// How each interface fares.
     pub fn health(&self) -> Vec<InterfaceHealth> {
         self.threads.iter().map(|thread| thread.shared.health()).collect()
+    }
+
+    /// What tells whether the threads hang, for as long as they run.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.threads.iter().map(|thread| Arc::clone(&thread.shared)).collect())
     }
 
     /// Ends the threads, and returns when they have ended.

@@ -60,7 +60,7 @@ pub(crate) fn reset_replay(config: &Path, args: ResetArgs) -> Done {
         ControlResponse::Done => {
             eprintln!(
                 "{whose} is heard again in {}\n\
-                warning: knocks that were sent while a clock was ahead are fresh when that time comes, and whoever recorded them can send them again then; a new key for the client rules that out",
+                warning: knocks that were sent while a clock was ahead and never arrived are fresh when that time comes, and whoever kept them back can send them then; a new key for the client rules that out",
                 format_duration(settings.freshness.get())
             );
             Ok(())

@@ -15,6 +15,7 @@ mod time;
 pub use client::{Client, ClientName, ClientNameError, ClientSettings};
 pub use clients_d::{client_file, client_files, clients_directory};
 pub use error::{ConfigError, Fault, Problem, ValueError};
+pub(crate) use file::judge_directory;
 pub use settings::{GateSettings, Settings};
 pub use time::{
     DurationError, TimestampError, format_duration, format_timestamp, parse_duration,

@@ -35,10 +35,11 @@ pub enum ControlRequest {
     },
     /// Read the configuration anew: answered by [`ControlResponse::Reloaded`].
     Reload,
-    /// Forget a client's accepted knocks and its floor: answered by [`ControlResponse::Done`].
+    /// Put a client's floor to now and a freshness window: answered by
+    /// [`ControlResponse::Done`].
     #[serde(rename_all = "kebab-case")]
     ResetReplayWindow {
-        /// The client's name; none: all clients, and the barrier.
+        /// The client's name; none: all clients.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client: Option<String>,
     },

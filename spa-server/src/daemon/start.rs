@@ -5,7 +5,7 @@ use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
 use crate::clock::Now;
-use crate::config::{Config, Settings};
+use crate::config::{Config, Settings, judge_directory};
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::{Gate as _, InstallReport, IptablesGate, Tools};
@@ -128,6 +128,8 @@ fn lock_state(directory: &Path) -> anyhow::Result<File> {
         .mode(0o700)
         .create(directory)
         .with_context(|| format!("cannot make the state directory {shown}"))?;
+    // Whoever can write there lets himself in, by a list of grants or an old replay store.
+    judge_directory(directory).context("the state directory can't be trusted")?;
     let path = directory.join("lock");
     // On a file system that can't be written the lock of an earlier start still serves.
     let opened = OpenOptions::new()
@@ -198,5 +200,35 @@ fn load_grants(directory: &Path, boot: &str) -> (Option<FileGrantStore>, Vec<Gra
             tracing::error!("a restart will close all grants: {}", with_causes(&error));
             (None, Vec::new())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{Permissions, set_permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_state_directory_that_others_can_write_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("state");
+        drop(lock_state(&directory).unwrap());
+        for mode in [0o770, 0o702, 0o1777] {
+            set_permissions(&directory, Permissions::from_mode(mode)).unwrap();
+            let error = format!("{:#}", lock_state(&directory).unwrap_err());
+            assert!(error.contains("chmod go-w"), "{error}");
+        }
+        set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
+        lock_state(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_state_directory_serves_one_server() {
+        let parent = tempfile::tempdir().unwrap();
+        let held = lock_state(parent.path()).unwrap();
+        assert!(lock_state(parent.path()).is_err());
+        drop(held);
+        lock_state(parent.path()).unwrap();
     }
 }

@@ -41,7 +41,7 @@ impl Daemon {
         } else {
             "installed"
         };
-        let store = if self.authorizer.store_trouble() {
+        let store = if self.authorizer.is_store_broken() {
             "can't be written: nothing opens; it is tried again every second"
         } else {
             "writable"

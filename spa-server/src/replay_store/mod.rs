@@ -31,7 +31,8 @@ pub trait ReplayStore: Send {
     /// Replaces all that the store holds by `state`, and makes that survive a power failure.
     fn rewrite(&mut self, state: &Snapshot, mark: Mark) -> Result<(), StoreError>;
 
-    /// Whether it can't be relied on any more: an append failed, or the file was taken away.
+    /// Whether it can't be relied on any more: an append failed, or the file was taken away or
+    /// replaced.
     fn is_broken(&self) -> bool;
 
     /// Whether it has grown enough for a rewrite to be worth its price.
@@ -62,7 +63,7 @@ impl Snapshot {
         let mut entries = Vec::new();
         for (client, window) in receiver.windows() {
             entries.push(Entry::Floor { client, floor: window.floor });
-            entries.extend(window.accepted.into_iter().map(|(nonce, stamp)| Entry::Accepted {
+            entries.extend(window.accepted.into_iter().map(|(nonce, stamp)| Entry::Remembered {
                 client,
                 nonce,
                 stamp,
@@ -79,6 +80,9 @@ impl Snapshot {
             match *entry {
                 Entry::Accepted { client, nonce, stamp } => {
                     receiver.restore(&Accepted { client, nonce, stamp, closed: Vec::new() });
+                }
+                Entry::Remembered { client, nonce, stamp } => {
+                    receiver.restore_nonce(client, nonce, stamp);
                 }
                 Entry::Closed { client, closed } => receiver.restore_close(client, closed),
                 Entry::Floor { client, floor } => receiver.restore_floor(client, floor),

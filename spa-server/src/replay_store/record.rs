@@ -44,11 +44,20 @@ impl fmt::Display for BootId {
 /// One thing to remember.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Entry {
-    /// A knock that was accepted.
+    /// A knock that is accepted now: it raises the client's floor.
     Accepted {
         /// Whose.
         client: ClientId,
         /// Its id.
+        nonce: Nonce,
+        /// Its timestamp.
+        stamp: UnixMicros,
+    },
+    /// An id of a window that is written as a whole, with its floor.
+    Remembered {
+        /// Whose.
+        client: ClientId,
+        /// The id.
         nonce: Nonce,
         /// Its timestamp.
         stamp: UnixMicros,
@@ -88,6 +97,7 @@ impl Entry {
                 (2, Some(closed.port), client, &closed.stamp, [0; 24])
             }
             Self::Floor { client, floor } => (3, None, client, floor, [0; 24]),
+            Self::Remembered { client, nonce, stamp } => (4, None, client, stamp, nonce.0),
         };
         let transport = match port.map(|port| port.transport) {
             None => 0,
@@ -129,6 +139,7 @@ impl Entry {
                 Some(Self::Closed { client, closed })
             }
             3 => Some(Self::Floor { client, floor: stamp }),
+            4 => Some(Self::Remembered { client, nonce: Nonce(*nonce), stamp }),
             _ => None,
         }
     }
