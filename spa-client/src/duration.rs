@@ -34,23 +34,36 @@ impl FromStr for Lifetime {
 
 /// Not a span of time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no span of time; write a number and a unit, as in 30s, 5m or 1h")]
+#[error("{0:?} is no span of time; write a number and a unit, as in 30s, 5m or 1h30m")]
 pub struct DurationError(String);
 
-/// Reads `500ms`, `30s`, `5m` or `1h`.
+/// In the order in which they may follow each other, with their milliseconds. Those of the server,
+/// so that what it shows can be asked for; and `ms`.
+const UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+/// Reads `500ms`, `30s`, `5m`, `1h30m` or `1d`.
 pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
     let bad = || DurationError(text.into());
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    let unit = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(bad()),
-    };
-    number.checked_mul(unit).map(Duration::from_millis).ok_or_else(bad)
+    let mut units = UNITS.iter();
+    let mut milliseconds: u64 = 0;
+    let mut rest = text;
+    loop {
+        let (number, after) =
+            rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?);
+        let (unit, next) =
+            after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        let (_, factor) = units.find(|(name, _)| *name == unit).ok_or_else(bad)?;
+        milliseconds = number
+            .checked_mul(*factor)
+            .and_then(|more| milliseconds.checked_add(more))
+            .ok_or_else(bad)?;
+        if next.is_empty() {
+            return Ok(Duration::from_millis(milliseconds));
+        }
+        rest = next;
+    }
 }
 
 /// Writes a span for a message: `250 ms`, `10 s`, `1.5 s`.
@@ -74,6 +87,8 @@ mod tests {
             ("120s", 120, "2m"),
             ("5m", 300, "5m"),
             ("60m", 3600, "1h"),
+            ("1h30m", 5400, "90m"),
+            ("1d1h1m1s", 90_061, "90061s"),
         ] {
             let lifetime: Lifetime = text.parse().unwrap();
             assert_eq!((lifetime.0.get(), lifetime.to_string().as_str()), (seconds, shown));
@@ -90,9 +105,13 @@ mod tests {
             "-1s",
             "1.5s",
             "500ms",
-            "1d",
+            "1w",
             "5 m",
-            "1h30m",
+            "5m ",
+            "1m1h",
+            "1s1s",
+            "1h30",
+            "h1m",
             "4294967296s",
             "99999999999999999999s",
             "18446744073709551615h",

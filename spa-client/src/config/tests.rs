@@ -94,7 +94,7 @@ fn what_is_wrong_is_told_with_file_and_line() {
         (
             "lifetime = \"soon\"",
             4,
-            "\"soon\" is no span of time; write a number and a unit, as in 30s, 5m or 1h",
+            "\"soon\" is no span of time; write a number and a unit, as in 30s, 5m or 1h30m",
         ),
         (
             "bind-source = \"me\"",
