@@ -329,14 +329,7 @@ impl Drop for Lab {
 fn sweep() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let stale = |name: &str| {
-            let pid = name
-                .strip_prefix(PREFIX)
-                .and_then(|name| name.strip_prefix('-'))
-                .and_then(|name| name.split('-').next())
-                .and_then(|pid| pid.parse::<u32>().ok());
-            pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-        };
+        crate::systemd::sweep();
         for namespace in names(Path::new(NAMESPACES)).filter(|name| stale(name)) {
             remove(&namespace);
         }
@@ -350,7 +343,17 @@ fn sweep() {
     });
 }
 
-fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
+/// Whether something with this name belongs to a test that is no more.
+pub(crate) fn stale(name: &str) -> bool {
+    let pid = name
+        .strip_prefix(PREFIX)
+        .and_then(|name| name.strip_prefix('-'))
+        .and_then(|name| name.split('-').next())
+        .and_then(|pid| pid.parse::<u32>().ok());
+    pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+}
+
+pub(crate) fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
     fs::read_dir(directory)
         .into_iter()
         .flatten()
