@@ -9,6 +9,8 @@ TOOLS := $(TARGET)/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
+# An error of a test says what went wrong; the way to it through the test runner adds nothing.
+export RUST_LIB_BACKTRACE ?= 0
 # The tests wait more than they compute.
 export RUST_TEST_THREADS ?= 4
 

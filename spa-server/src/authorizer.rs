@@ -479,7 +479,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 
     /// What is open now.
     pub fn views(&self, now: BootMicros) -> Vec<GrantView> {
-        self.grants.iter().map(|grant| self.view(grant, now)).collect()
+        self.live(now).map(|grant| self.view(grant, now)).collect()
     }
 
     /// One grant as an administrator sees it.
@@ -497,8 +497,13 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     }
 
     /// The number of live grants.
-    pub fn grants(&self) -> usize {
-        self.grants.len()
+    pub fn count(&self, now: BootMicros) -> usize {
+        self.live(now).count()
+    }
+
+    /// Those whose time is over stay in the table until the next tick.
+    fn live(&self, now: BootMicros) -> impl Iterator<Item = &Grant> {
+        self.grants.iter().filter(move |grant| grant.expires > now)
     }
 
     /// Why nothing opens, if it is so.

@@ -106,7 +106,7 @@ impl ProcessError {
 
 impl<'a> Run<'a> {
     /// How long a tool may take if nothing else is said.
-    pub const TIME_LIMIT: Duration = Duration::from_secs(20);
+    pub const TIME_LIMIT: Duration = Duration::from_secs(8);
 
     /// Prepares a run of the tool at this absolute path.
     pub fn new(path: &'a Path, args: &[&'a str]) -> Self {

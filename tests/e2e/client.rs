@@ -7,6 +7,7 @@ use spa_tests::{
 };
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// A running server that knows a laptop which was set up by the real commands.
 fn set_up() -> Result<(Scene, Laptop)> {
@@ -81,14 +82,12 @@ fn open_that_is_refused_says_so_and_fails() -> Result<()> {
 #[test]
 fn open_waits_through_a_lost_knock() -> Result<()> {
     let (scene, laptop) = set_up()?;
-    // The first two datagrams, one of each family, are lost on their way.
-    for tables in ["iptables", "ip6tables"] {
-        scene.lab.owner().sh(&format!(
-            "{tables} -A OUTPUT -p udp --dport 62201 -m statistic --mode nth --every 1000 -j DROP"
-        ))?;
-    }
+    scene.lab.lose_first_datagram_to(62201)?;
+    let start = Instant::now();
     let opened = laptop.run(&["open", "ssh", "--wait"])?;
     ensure!(opened.success(), "{opened}\n{}", scene.server.account());
+    // The control: the first ones were lost indeed, and it took the second ones.
+    ensure!(start.elapsed() >= Duration::from_millis(500), "nothing was lost: {opened}");
     scene.await_open(scene.lab.owner(), Family::V4, SSH_PORT)
 }
 

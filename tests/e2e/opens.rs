@@ -229,23 +229,18 @@ fn every_knock_port_takes_knocks_and_a_port_in_use_is_left_alone() -> Result<()>
 }
 
 #[test]
-fn knocks_are_seen_on_all_interfaces_and_on_vlans() -> Result<()> {
+fn knocks_are_seen_on_all_interfaces_also_on_those_that_come_later() -> Result<()> {
     let scene = Scene::with(|configuration| configuration.interfaces = vec!["any".into()])?;
-    let (server, owner) = (scene.lab.server(), scene.lab.owner());
+    let owner = scene.lab.owner();
     for family in Family::BOTH {
         scene.ensure_owner_gets_in(family)?;
     }
     scene.revoke_all()?;
 
-    // An interface that did not exist when the daemon started.
-    for (host, number) in [(server, 1), (owner, 2)] {
-        host.sh("ip link add link eth0 name vlan7 type vlan id 7")?;
-        host.sh(&format!("ip addr add 10.67.0.{number}/24 dev vlan7"))?;
-        host.sh("ip link set vlan7 up")?;
-    }
-    let ssh = "10.67.0.1:22".parse()?;
+    scene.lab.add_link("late0")?;
+    let ssh = "10.68.0.1:22".parse()?;
     ensure!(owner.tcp(ssh)? == PortState::Filtered);
-    owner.send_udp("10.67.0.1:62201".parse()?, &scene.laptop.open("ssh").seal()?)?;
+    owner.send_udp("10.68.0.1:62201".parse()?, &scene.laptop.open("ssh").seal()?)?;
     owner.await_open(ssh)
 }
 

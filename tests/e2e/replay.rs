@@ -7,12 +7,11 @@
 use anyhow::{Context, Result, ensure};
 use spa_server::replay_store::{BootId, FileStore, Mark, ReplayStore, Snapshot};
 use spa_tests::{
-    Capture, Clock, DEADLINE, Device, Family, Host, PortState, SSH_PORT, Scene, eventually,
-    eventually_within,
+    Capture, Clock, DEADLINE, Device, Family, Host, PortState, SSH_PORT, Scene, at_once,
+    eventually, eventually_within,
 };
 use std::fs;
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
 /// A short freshness window, because barriers are waited for; not so short that a slow machine
@@ -83,15 +82,8 @@ fn replay_at_once_opens_nothing() -> Result<()> {
 /// Sends 200 copies from eight sockets at once.
 fn send_two_hundred(scene: &Scene, from: &Host, datagram: &[u8]) -> Result<()> {
     let copies = vec![datagram.to_vec(); 25];
-    thread::scope(|scope| {
-        let senders: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| from.send_udp_all(scene.door(Family::V4), &copies)))
-            .collect();
-        senders.into_iter().try_for_each(|sender| match sender.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
-    })
+    at_once(0..8, |_| from.send_udp_all(scene.door(Family::V4), &copies))?;
+    Ok(())
 }
 
 #[test]

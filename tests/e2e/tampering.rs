@@ -260,6 +260,8 @@ fn a_right_knock_in_an_unusual_but_valid_packet_opens() -> Result<()> {
     let mut padded = plain.around(server, &datagram(v4, Family::V4)?);
     padded.0.extend_from_slice(&[0; 18]);
     opens(padded, Family::V4, "with padding of the link")?;
+    let tagged = plain.around(server, &datagram(v4, Family::V4)?).tagged(7);
+    opens(tagged, Family::V4, "with a VLAN tag")?;
 
     let plain = Ipv6 { source: from6, destination: to6, ..Ipv6::default() };
     for (what, next, extensions) in [

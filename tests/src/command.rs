@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use std::fmt;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -106,11 +107,10 @@ impl fmt::Display for Quoted<'_> {
         // Likewise what enters a machine's namespaces, of which this is the last.
         let last = words.iter().position(|word| word.as_encoded_bytes().starts_with(b"--pid=/"));
         words.drain(..last.map_or(0, |last| last + 1));
-        for (at, word) in words.iter().enumerate() {
-            let space = if at == 0 { "" } else { " " };
-            write!(f, "{space}{}", word.to_string_lossy())?;
-        }
-        Ok(())
+        let (program, arguments) = words.split_first().ok_or(fmt::Error)?;
+        let name = Path::new(program).file_name().unwrap_or(program);
+        write!(f, "{}", name.to_string_lossy())?;
+        arguments.iter().try_for_each(|word| write!(f, " {}", word.to_string_lossy()))
     }
 }
 

@@ -225,12 +225,43 @@ impl Lab {
              link set lo up\n\
              link set eth0 up\n\
              route add default via 10.77.0.1\n\
-             -6 route add default via fd77::1\n",
+             route add default via fd77::1\n",
             container.address(Family::V4),
             container.address(Family::V6)
         ))?;
         self.server.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
         Ok(container)
+    }
+
+    /// Puts a second link between the server (10.68.0.1) and the owner (10.68.0.2): a new
+    /// interface `name` on both.
+    pub fn add_link(&self, name: &str) -> Result<()> {
+        self.server.ip(&format!(
+            "link add {name} type veth peer name {name} netns {}\n\
+             addr add 10.68.0.1/24 dev {name}\n\
+             link set {name} up\n",
+            self.owner.namespace()
+        ))?;
+        self.owner.ip(&format!("addr add 10.68.0.2/24 dev {name}\nlink set {name} up\n"))
+    }
+
+    /// Takes the second link away.
+    pub fn remove_link(&self, name: &str) -> Result<()> {
+        self.server.ip(&format!("link del {name}\n"))
+    }
+
+    /// Loses the first datagram to this port on its way over the link, of each family.
+    pub fn lose_first_datagram_to(&self, port: u16) -> Result<()> {
+        self.hub.sh(
+            "sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
+        )?;
+        for tables in ["iptables", "ip6tables"] {
+            self.hub.sh(&format!(
+                "{tables} -A FORWARD -p udp --dport {port} \
+                 -m statistic --mode nth --every 1000000 --packet 0 -j DROP"
+            ))?;
+        }
+        Ok(())
     }
 
     fn hosts(&self) -> [&Host; 4] {

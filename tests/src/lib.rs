@@ -48,5 +48,5 @@ pub use server::{Clock, Server};
 pub use ssh::{Session, Sshd};
 pub use state::TinyDisk;
 pub use systemd::Machine;
-pub use wait::{DEADLINE, eventually, eventually_within};
+pub use wait::{DEADLINE, at_once, eventually, eventually_within};
 pub use watch::Watch;

@@ -7,10 +7,10 @@ use crate::lab::{Family, Host, Lab};
 use crate::probe::{Listener, PortState};
 use crate::server::Server;
 use crate::ssh::Sshd;
+use crate::wait::{DEADLINE, at_once, eventually_within};
 use anyhow::{Context, Result, ensure};
 use spa_keys::{Overwrite, write_private_key};
 use std::net::SocketAddr;
-use std::thread;
 use std::time::Duration;
 
 /// Where sshd listens: the service `ssh`.
@@ -148,21 +148,12 @@ impl Scene {
         let elements = self.server.elements()?;
         ensure!(elements.is_empty(), "the kernel admits {elements:?}\n{}", self.server.account());
         // Side by side: each probe waits for an answer that does not come.
-        thread::scope(|scope| {
-            let probes: Vec<_> = [self.lab.owner(), self.lab.other()]
-                .into_iter()
-                .flat_map(|from| Family::BOTH.map(|family| (from, family)))
-                .map(|(from, family)| {
-                    scope.spawn(move || {
-                        self.ensure_sees(from, family, SSH_PORT, PortState::Filtered)
-                    })
-                })
-                .collect();
-            probes.into_iter().try_for_each(|probe| match probe.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-        })
+        let hosts = [self.lab.owner(), self.lab.other()];
+        let views = hosts.into_iter().flat_map(|from| Family::BOTH.map(|family| (from, family)));
+        at_once(views, |(from, family)| {
+            self.ensure_sees(from, family, SSH_PORT, PortState::Filtered)
+        })?;
+        Ok(())
     }
 
     /// Waits until a TCP port of the server looks like that.
@@ -197,7 +188,7 @@ impl Scene {
 
     /// Waits until the kernel admits nobody, at most for `lifetime` and some more.
     pub fn await_shut(&self, lifetime: Duration) -> Result<()> {
-        crate::eventually_within(lifetime + crate::DEADLINE, "the kernel is to close", || {
+        eventually_within(lifetime + DEADLINE, "the kernel is to close", || {
             Ok(self.server.elements()?.is_empty().then_some(()))
         })
         .with_context(|| self.server.account())

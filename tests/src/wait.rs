@@ -1,7 +1,8 @@
-//! Waiting: until something holds, or a deadline that only a broken program reaches.
+//! Waiting: until something holds, or a deadline that only a broken program reaches; and for
+//! several things side by side.
 
 use anyhow::{Result, bail};
-use std::thread::sleep;
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what takes milliseconds on an idle machine.
@@ -31,4 +32,18 @@ pub fn eventually_within<T>(
         }
         sleep(PAUSE);
     }
+}
+
+/// Does `work` with all items side by side, and gives back what came of each, in their order.
+pub fn at_once<T: Send, R: Send>(
+    items: impl IntoIterator<Item = T>,
+    work: impl Fn(T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    scope(|scope| {
+        let threads: Vec<_> = items.into_iter().map(|item| scope.spawn(|| work(item))).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
 }

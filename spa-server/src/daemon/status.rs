@@ -26,7 +26,7 @@ impl ClientCount {
 
 impl Daemon {
     pub(super) fn status(&self) -> Status {
-        let now = Now::read().realtime;
+        let Now { realtime: now, boottime } = Now::read();
         let barrier = self.judge.lock().receiver.barrier();
         let interfaces = self.capture.health().into_iter().map(|one| InterfaceStatus {
             name: one.name,
@@ -64,7 +64,7 @@ impl Daemon {
             gate: gate.into(),
             replay_store: store.into(),
             clients: StatusClients { total: self.clients.total, enabled: self.clients.enabled },
-            grants: u64::try_from(self.authorizer.grants()).unwrap_or(u64::MAX),
+            grants: u64::try_from(self.authorizer.count(boottime)).unwrap_or(u64::MAX),
             accepted: read(&self.counters.accepted),
             opened: read(&self.counters.opened),
             closed: read(&self.counters.closed),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const LIFETIME: Duration = Duration::from_secs(8);
 const KNOCK_PORT: u16 = 62201;
 /// How often the time from knock to open is measured at the end.
-const MEASUREMENTS: usize = 40;
+const MEASUREMENTS: usize = 20;
 
 fn main() -> ExitCode {
     match Demo::new().and_then(Demo::run) {
@@ -117,13 +117,13 @@ impl Demo {
         let lifetime = format!("{}s", LIFETIME.as_secs());
         let open = ["open", "ssh", "--wait", "--lifetime", &lifetime];
         run("laptop", &mut self.laptop.command(&open)?)?;
+        ensure!(start.elapsed() < Duration::from_secs(1), "it took {:?} to open", start.elapsed());
         for family in Family::BOTH {
             tried(&format!("ssh {} echo in", self.lab.server().address(family)));
             let answer = self.sshd.login(self.lab.owner(), family, "echo in")?.ok()?;
             ensure!(answer == "in\n", "ssh answered {answer:?}");
             saw(&format!("logged in, {:.0} ms after the knock", ms(start.elapsed())));
         }
-        ensure!(start.elapsed() < Duration::from_secs(5), "that took {:?}", start.elapsed());
         let session = self.sshd.session(self.lab.owner(), Family::V6)?;
         saw("a session stays open");
         for family in Family::BOTH {
@@ -185,7 +185,7 @@ impl Demo {
         let mut times = Vec::new();
         for _ in 0..MEASUREMENTS {
             times.push(time_to_open(self.lab.owner(), &device.open("ssh").seal()?, door, ssh)?);
-            self.lab.owner().send_udp(door, &device.close("ssh").seal()?)?;
+            self.server.admin(&["grants", "revoke", "--all"])?.ok()?;
             eventually("the port is to be closed", || {
                 Ok(self.server.elements()?.is_empty().then_some(()))
             })?;
