@@ -173,7 +173,8 @@ fn a_knock_opens_ssh_for_its_sender_and_the_journal_tells_it() -> Result<()> {
     installation.ensure_sees(lab.other(), PortState::Open)?;
     // Whoever is in already stays in.
     let mut session = sshd.session(lab.owner(), Family::V4)?;
-    machine.sh("systemctl start spa-server")?;
+    machine.sh("systemctl enable --now spa-server")?;
+    ensure!(machine.sh("systemctl is-enabled spa-server")? == "enabled\n");
     installation.ensure_sees(lab.owner(), PortState::Filtered)?;
     installation.ensure_a_knock_opens()?;
     for family in Family::BOTH {
@@ -214,6 +215,37 @@ fn the_daemon_has_two_capabilities_and_no_way_to_more() -> Result<()> {
     // The control: systemd itself has more than that.
     let systemd = machine.sh("cat /proc/1/status")?;
     ensure!(!systemd.contains(&format!("CapEff:\t{CAPABILITIES}")), "{systemd}");
+    Ok(())
+}
+
+#[test]
+fn the_daemon_can_write_its_own_directories_only() -> Result<()> {
+    let installation = Installation::started()?;
+    let (machine, pid) = (&installation.machine, installation.pid()?);
+    // Files as the daemon sees them, through its own mounts.
+    let touch = |path: &str| machine.run(&format!("touch /proc/{pid}/root{path}"));
+    for path in [
+        "/etc/spa/written",
+        "/proc/sys/net/ipv4/ip_forward",
+        "/root/written",
+        "/run/written",
+        "/usr/sbin/written",
+        "/var/lib/written",
+    ] {
+        let touched = touch(path)?;
+        ensure!(touched.said().contains("Read-only file system"), "{touched}");
+    }
+    for directory in ["/var/lib/spa", "/run/spa", "/tmp"] {
+        touch(&format!("{directory}/written"))?.ok()?;
+    }
+    ensure!(machine.path_of("/run/spa/written").exists());
+    ensure!(!machine.path_of("/tmp/written").exists(), "it sees the /tmp of everybody");
+    // What the firewall's tools lock is everybody's.
+    touch("/run/xtables.lock")?.ok()?;
+    for directory in ["/run/spa", "/var/lib/spa"] {
+        let mode = fs::metadata(machine.path_of(directory))?.permissions().mode() & 0o777;
+        ensure!(mode == 0o700, "{directory} has mode {mode:o}");
+    }
     Ok(())
 }
 
@@ -330,12 +362,13 @@ fn a_killed_daemon_is_started_again() -> Result<()> {
 
 #[test]
 fn a_frozen_daemon_is_killed_by_the_watchdog_and_started_again() -> Result<()> {
-    let installation = Installation::new()?;
+    let installation = Installation::started()?;
     let machine = &installation.machine;
     let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
-    ensure!(machine.property(UNIT, "WatchdogUSec")? != "0", "the unit has no watchdog");
+    let watchdog = machine.property(UNIT, "WatchdogUSec")?;
+    ensure!(!["0", "infinity"].contains(&watchdog.as_str()), "the unit has no watchdog");
     machine.drop_in(UNIT, "[Service]\nWatchdogSec=6\n")?;
-    machine.sh("systemctl start spa-server")?;
+    machine.sh("systemctl restart spa-server")?;
     installation.open("10m")?;
     let pid = installation.pid()?;
     // The control: it lives on for longer than that, because it reports.

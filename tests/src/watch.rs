@@ -125,6 +125,8 @@ mod tests {
         let watch = Watch::on(lab.other(), to, PortState::Filtered);
         watch.await_tries(10).unwrap();
         lab.server().sh("iptables -D INPUT -p tcp --dport 7000 -j DROP").unwrap();
+        // Those that are under way may have begun before; the next ones see it.
+        watch.await_tries(2 * THREADS as u64).unwrap();
         lab.server().sh("iptables -A INPUT -p tcp --dport 7000 -j DROP").unwrap();
         watch.await_tries(10).unwrap();
         let error = watch.finish().unwrap_err().to_string();
