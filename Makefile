@@ -9,6 +9,14 @@ TOOLS := $(TARGET)/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
+# Where `make install` puts things; DESTDIR goes before all of it.
+DESTDIR ?=
+PREFIX ?= /usr
+SBINDIR := $(PREFIX)/sbin
+BINDIR := $(PREFIX)/bin
+UNITDIR := $(PREFIX)/lib/systemd/system
+DOCDIR := $(PREFIX)/share/doc/spa
+
 # An error of a test says what went wrong; the way to it through the test runner adds nothing.
 export RUST_LIB_BACKTRACE ?= 0
 # The tests wait more than they compute.
@@ -65,6 +73,43 @@ $(CARGO_DENY):
 .PHONY: needs
 needs: ## Install the Debian packages that are missing.
 	@tests/install-needs
+
+# It builds nothing, so that it can run as root where Rust is another user's. Nothing in /etc is
+# touched: `spa-server init` writes the configuration, and only where there is none.
+.PHONY: install
+install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/usr).
+	@for program in spa-server spa-client; do \
+		test -x $(TARGET)/release/$$program || { \
+			echo "install: $(TARGET)/release/$$program is not there; first, as yourself: cargo build --release --locked -p spa-server -p spa-client" >&2; \
+			exit 1; \
+		}; \
+	done
+	install -D -m 755 $(TARGET)/release/spa-server $(DESTDIR)$(SBINDIR)/spa-server
+	install -D -m 755 $(TARGET)/release/spa-client $(DESTDIR)$(BINDIR)/spa-client
+	install -D -m 644 packaging/spa-server.service $(DESTDIR)$(UNITDIR)/spa-server.service
+	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(DESTDIR)$(UNITDIR)/spa-server.service
+	install -D -m 644 packaging/server.toml $(DESTDIR)$(DOCDIR)/examples/server.toml
+	install -D -m 644 packaging/client.toml $(DESTDIR)$(DOCDIR)/examples/client.toml
+	install -D -m 644 spa-client/config.example.toml $(DESTDIR)$(DOCDIR)/examples/config.toml
+	install -D -m 644 docs/manual.md $(DESTDIR)$(DOCDIR)/manual.md
+	install -D -m 644 docs/protocol.md $(DESTDIR)$(DOCDIR)/protocol.md
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+
+# A gate whose program is gone could be taken away by hand only.
+.PHONY: uninstall
+uninstall: ## Remove what `make install` has installed. Configuration and state stay.
+	@if [ -z "$(DESTDIR)" ] && ipset list -n 2>/dev/null | grep -qx spa4; then \
+		echo "uninstall: the gate still hides ports; first: systemctl disable --now spa-server; spa-server gate remove" >&2; \
+		exit 1; \
+	fi
+	rm -f $(DESTDIR)$(SBINDIR)/spa-server $(DESTDIR)$(BINDIR)/spa-client
+	rm -f $(DESTDIR)$(UNITDIR)/spa-server.service
+	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml)
+	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,manual.md protocol.md)
+	@for directory in $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR); do \
+		[ ! -d $$directory ] || rmdir --ignore-fail-on-non-empty $$directory; \
+	done
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 .PHONY: clean
 clean: ## Remove what was built.

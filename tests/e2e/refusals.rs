@@ -2,7 +2,9 @@
 //! reason in `status`, and each with the right knock beside it that opens.
 
 use anyhow::{Result, ensure};
-use spa_tests::{Client, Device, Family, Identity, PortState, Rate, SSH_PORT, Scene, eventually};
+use spa_tests::{
+    Capture, Client, Device, Family, Identity, PortState, Rate, SSH_PORT, Scene, eventually,
+};
 use std::time::Duration;
 
 /// A scene with the client `second` as `change` has it.
@@ -13,12 +15,15 @@ fn with_second(change: impl FnOnce(&mut Client)) -> Result<(Scene, Device)> {
     Ok((scene, second))
 }
 
-/// The knock is dropped for this reason, nothing opens, and the right knock of the laptop does.
+/// The knock is dropped for this reason, nothing opens and nothing is answered, and the right
+/// knock of the laptop opens.
 fn ensure_refused(scene: &Scene, knock: &[u8], reason: &str) -> Result<()> {
+    let wire = Capture::of_answers(scene.lab.server())?;
     for family in Family::BOTH {
         refuse(scene, family, knock, reason)?;
     }
     scene.ensure_shut()?;
+    wire.ensure_silence_of(scene.lab.server())?;
     for family in Family::BOTH {
         scene.ensure_owner_gets_in(family)?;
     }

@@ -42,24 +42,29 @@ fn after_one_knock_with_clock() -> Result<(Scene, Vec<u8>, Clock)> {
     Ok((scene, stolen, clock.context("the server has no clock")?))
 }
 
-/// Sends the stolen bytes and expects them to be dropped as `reason`, and nothing to open.
+/// Sends the stolen bytes and expects them to be dropped as `reason`, and nothing to open or to
+/// be answered.
 fn ensure_dropped_as(scene: &Scene, stolen: &[u8], reason: &str) -> Result<()> {
+    let wire = Capture::of_answers(scene.lab.server())?;
     let before = scene.server.dropped(reason)?;
     scene.knock(scene.lab.owner(), Family::V4, stolen)?;
     scene.server.await_dropped(reason, before + 1)?;
-    scene.ensure_shut()
+    scene.ensure_shut()?;
+    wire.ensure_silence_of(scene.lab.server())
 }
 
 /// Sends the stolen bytes and expects them to be dropped, and nothing to open. Which of the
 /// checks is the first to fail depends on how much time has passed.
 fn ensure_dropped(scene: &Scene, stolen: &[u8]) -> Result<()> {
+    let wire = Capture::of_answers(scene.lab.server())?;
     let before = scene.server.dropped_in_all()?;
     scene.knock(scene.lab.owner(), Family::V4, stolen)?;
     eventually("the replay is to be dropped", || {
         Ok((scene.server.dropped_in_all()? > before).then_some(()))
     })
     .with_context(|| scene.server.account())?;
-    scene.ensure_shut()
+    scene.ensure_shut()?;
+    wire.ensure_silence_of(scene.lab.server())
 }
 
 /// Knocks afresh from the owner's host until `ssh` is open.

@@ -2,7 +2,7 @@
 //! nothing panics, and the untouched knock still opens afterwards.
 
 use anyhow::{Result, ensure};
-use spa_tests::{Family, Frame, Host, Ipv4, Ipv6, PortState, SSH_PORT, Scene, eventually};
+use spa_tests::{Capture, Family, Frame, Host, Ipv4, Ipv6, PortState, SSH_PORT, Scene, eventually};
 use std::net::{IpAddr, SocketAddr};
 
 /// So many datagrams at a time: far less than what the capture holds.
@@ -10,6 +10,7 @@ const BATCH: usize = 200;
 
 /// Sends all of them, and waits until as many have been dropped.
 fn send_and_await_drops(scene: &Scene, family: Family, datagrams: &[Vec<u8>]) -> Result<()> {
+    let wire = Capture::of_answers(scene.lab.server())?;
     for batch in datagrams.chunks(BATCH) {
         let before = scene.server.dropped_in_all()?;
         scene.lab.owner().send_udp_all(scene.door(family), batch)?;
@@ -19,7 +20,7 @@ fn send_and_await_drops(scene: &Scene, family: Family, datagrams: &[Vec<u8>]) ->
         })
         .map_err(|error| error.context(scene.server.account()))?;
     }
-    Ok(())
+    wire.ensure_silence_of(scene.lab.server())
 }
 
 /// The end of each test: nothing is open, the daemon is well, and `untouched` opens.

@@ -201,3 +201,23 @@ fn check_says_what_is_wrong_and_how_to_mend_it() -> Result<()> {
     scene.server.start()?;
     scene.ensure_owner_gets_in(Family::V4)
 }
+
+#[test]
+fn check_tells_when_somebody_has_flushed_the_gate() -> Result<()> {
+    let scene = Scene::new()?;
+    let good = scene.server.admin(&["check"])?;
+    ensure!(good.success() && good.said().contains("the gate is installed"), "{good}");
+    scene.ensure_shut()?;
+    for command in ["iptables", "ip6tables"] {
+        for table in ["mangle", "filter"] {
+            scene.server.host().sh(&format!("{command} -t {table} -F"))?;
+        }
+    }
+    let flushed = scene.server.admin(&["check"])?;
+    ensure!(!flushed.success() && flushed.said().contains("spa-server reload"), "{flushed}");
+    let reloaded = scene.server.admin(&["reload"])?;
+    ensure!(reloaded.success(), "{reloaded}");
+    let good = scene.server.admin(&["check"])?;
+    ensure!(good.success(), "{good}");
+    scene.ensure_shut()
+}

@@ -61,6 +61,15 @@ impl Capture {
         Ok(Self { host: host.clone(), packets, markers, stop, thread: Some(thread) })
     }
 
+    /// Captures whatever a host can answer with: ICMP, UDP, and TCP with SYN or RST.
+    pub fn of_answers(host: &Host) -> Result<Self> {
+        // The flags of TCP over IPv6 have no name in the filter language.
+        Self::on(
+            host,
+            "icmp or icmp6 or udp or tcp[13] & 6 != 0 or (ip6 proto 6 and ip6[53] & 6 != 0)",
+        )
+    }
+
     /// All packets that were on the wire before this call.
     pub fn packets(&self) -> Result<Vec<Packet>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);

@@ -101,15 +101,16 @@ pub(crate) fn run(config: &Path, output: Output) -> Done {
         }
     };
     look_at_capabilities(&mut findings);
+    let mut daemon = Daemon::Absent;
     if let Some(settings) = &settings {
         look_at_capture(settings, &mut findings);
         look_at_state(settings, &mut findings);
-        look_at_control(settings, &mut findings);
+        daemon = look_at_control(settings, &mut findings);
     }
     host::block_on(async {
         match &settings {
             Some(settings) => {
-                look_at_gate(settings, &mut findings).await;
+                look_at_gate(settings, daemon, &mut findings).await;
                 look_at_sshd(settings, &mut findings).await;
             }
             None => drop(find_tools(&ToolOverrides::default(), &mut findings)),
@@ -265,7 +266,14 @@ fn try_writing(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn look_at_control(settings: &Settings, findings: &mut Findings) {
+/// Whether there is one that answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Daemon {
+    Runs,
+    Absent,
+}
+
+fn look_at_control(settings: &Settings, findings: &mut Findings) -> Daemon {
     let check = "control";
     let socket = &settings.control_socket;
     match call(socket, &ControlRequest::Status) {
@@ -277,6 +285,7 @@ fn look_at_control(settings: &Settings, findings: &mut Findings) {
                     format!("the daemon refused the last reload and runs by the former configuration: {error}"),
                 );
             }
+            return Daemon::Runs;
         }
         Ok(_) => findings.error(check, "the daemon answers as another version does; restart it"),
         Err(CallError::NotRunning { .. }) => {
@@ -303,9 +312,10 @@ fn look_at_control(settings: &Settings, findings: &mut Findings) {
         }
         Err(error) => findings.error(check, error.to_string()),
     }
+    Daemon::Absent
 }
 
-async fn look_at_gate(settings: &Settings, findings: &mut Findings) {
+async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findings) {
     let check = "gate";
     let Some(tools) = find_tools(&settings.gate.tools, findings) else { return };
     let report = match IptablesGate::new(tools).examine(&settings.gate_plan()).await {
@@ -313,8 +323,14 @@ async fn look_at_gate(settings: &Settings, findings: &mut Findings) {
         Err(error) => return findings.error(check, with_causes(&error as &GateError)),
     };
     let warnings = gate::warnings(&report);
-    let state = if report.changed { "can be installed" } else { "is installed" };
-    findings.ok(check, format!("the gate {state}"));
+    match (report.changed, daemon) {
+        (false, _) => findings.ok(check, "the gate is installed"),
+        (true, Daemon::Absent) => findings.ok(check, "the gate can be installed"),
+        (true, Daemon::Runs) => findings.error(
+            check,
+            "the daemon runs, but its rules are not as the configuration wants them: another program has changed or flushed them, or the configuration is newer; `spa-server reload` mends it",
+        ),
+    }
     for warning in warnings {
         findings.warning(check, warning);
     }

@@ -76,7 +76,7 @@ pub(crate) fn remove(config: &Path) -> Done {
         );
         ToolOverrides::default()
     };
-    wait(gate(&overrides)?.remove())?;
+    wait(IptablesGate::new(Tools::find_some(&overrides)).remove())?;
     eprintln!("the gate is removed: all ports are as they were without it");
     if settings.is_ok_and(|settings| daemon_runs(&settings)) {
         eprintln!("the daemon still runs and may put it back; stop it: systemctl stop spa-server");

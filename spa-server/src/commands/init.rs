@@ -69,7 +69,7 @@ pub(crate) fn run(config: &Path, args: InitArgs) -> Done {
     } else {
         print(&format!("{}\n", initialized.public_key))?;
     }
-    tell(&initialized, found.is_empty());
+    eprintln!("{}", next_steps(&initialized, found.is_empty()));
     Ok(())
 }
 
@@ -132,16 +132,20 @@ fn text(config: &Path, ssh_ports: &[u16]) -> String {
     text
 }
 
-fn tell(initialized: &Initialized, guessed: bool) {
+fn next_steps(initialized: &Initialized, guessed: bool) -> String {
     let config = initialized.config.display();
-    let option = if initialized.config == Path::new(DEFAULT_PATH) {
-        String::new()
+    // The unit knows the usual place only.
+    let (option, start, stop) = if initialized.config == Path::new(DEFAULT_PATH) {
+        let start = "systemctl enable --now spa-server".to_owned();
+        (String::new(), start, "systemctl disable --now spa-server; ")
     } else {
-        format!(" --config {config}")
+        let option = format!(" --config {config}");
+        let start = format!("spa-server{option} run");
+        (option, start, "")
     };
     let ports: Vec<_> = initialized.ssh_ports.iter().map(|port| format!("tcp/{port}")).collect();
     let why = if guessed { "no sshd was found here; is it right?" } else { "as sshd says" };
-    eprintln!(
+    format!(
         "\
 {config} is written; the server's public key is above, its private key in {}
 the service ssh is {} ({why})
@@ -152,17 +156,43 @@ next:
      and there, the command that this prints
   3. here:  spa-server{option} check
   4. here, in a session that stays open until the laptop got in by knocking:
-       systemctl enable --now spa-server
+       {start}
   5. on the laptop:  spa-client open ssh && ssh HOST
-if that fails, `spa-server gate remove` in the open session makes everything as it was",
+if that fails, stop it in the open session and remove the gate; then all is as it was:
+       {stop}spa-server{option} gate remove",
         initialized.private_key_file.display(),
         ports.join(", "),
-    );
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_way_back_ends_the_daemon_too() {
+        let steps = |config: &str| {
+            let initialized = Initialized {
+                config: config.into(),
+                private_key_file: "server.key".into(),
+                public_key: PublicKey::from_bytes([9; 32]),
+                ssh_ports: vec![22],
+            };
+            next_steps(&initialized, false)
+        };
+        // Else it would put the gate back at its next start.
+        let usual = steps(DEFAULT_PATH);
+        assert!(usual.contains("\n       systemctl enable --now spa-server\n"), "{usual}");
+        let back = "\n       systemctl disable --now spa-server; spa-server gate remove";
+        assert!(usual.ends_with(back), "{usual}");
+        // The unit would run by a configuration that isn't there.
+        let other = steps("/srv/spa/server.toml");
+        assert!(
+            other.contains("\n       spa-server --config /srv/spa/server.toml run\n"),
+            "{other}"
+        );
+        assert!(!other.contains("systemctl"), "{other}");
+    }
 
     #[test]
     fn in_the_usual_place_the_example_is_written_as_it_is() {

@@ -250,7 +250,7 @@ impl IptablesGate {
         }
         for change in sets {
             match change.before {
-                None => self.kernel.destroy_set(render::set_name(change.family)).await?,
+                None => self.kernel.destroy_sets(change.family).await?,
                 Some(size) => {
                     self.kernel.make_set(change.family, size).await?;
                 }
@@ -260,20 +260,29 @@ impl IptablesGate {
     }
 
     async fn remove_family(&self, family: Family) -> Result<(), GateError> {
-        let saved = self.kernel.saved(family).await?;
-        let batch: String = TableName::ALL
-            .into_iter()
-            .filter_map(|table| {
-                let nothing = OwnTable::default();
-                render::transition(table, saved.table(table.as_str()), &nothing)
-            })
-            .collect();
-        if !batch.is_empty() {
-            self.kernel.restore(family, &batch).await?;
+        let removed = remove_rules(&self.kernel, family).await;
+        // What iptables stands for may have changed since the gate was installed.
+        for kernel in self.kernel.variants(family) {
+            if let Err(error) = remove_rules(&kernel, family).await {
+                // If there are rules of ours there, they hold the set, which says so.
+                tracing::debug!("a variant can't be used: {}", super::with_causes(&error));
+            }
         }
-        self.kernel.discard_new_set(family).await?;
-        self.kernel.destroy_set(render::set_name(family)).await
+        removed?;
+        self.kernel.destroy_sets(family).await
     }
+}
+
+async fn remove_rules(kernel: &Kernel, family: Family) -> Result<(), GateError> {
+    let saved = kernel.saved(family).await?;
+    let batch: String = TableName::ALL
+        .into_iter()
+        .filter_map(|table| {
+            let nothing = OwnTable::default();
+            render::transition(table, saved.table(table.as_str()), &nothing)
+        })
+        .collect();
+    if batch.is_empty() { Ok(()) } else { kernel.restore(family, &batch).await }
 }
 
 impl Gate for IptablesGate {

@@ -5,6 +5,7 @@ use super::foreign::{self, Dropper};
 use super::render;
 use super::saved::Saved;
 use super::sockets::Connection;
+use super::tools::{LEGACY, NFT};
 use super::types::{Family, LiveElement};
 use super::{GateError, Tools};
 use crate::process::{ProcessError, Run};
@@ -53,6 +54,15 @@ pub(super) struct SetChange {
 impl Kernel {
     pub(super) fn new(tools: Tools) -> Self {
         Self { tools, variant: OnceCell::new() }
+    }
+
+    /// The same kernel by the tools of each variant of iptables that is there and in use.
+    pub(super) fn variants(&self, family: Family) -> impl Iterator<Item = Self> {
+        [(Variant::Nft, NFT), (Variant::Legacy, LEGACY)]
+            .into_iter()
+            .filter(move |(variant, _)| *variant == Variant::Nft || legacy_is_in_use(family))
+            .filter_map(|(_, tools)| self.tools.with_variant(&tools).ok())
+            .map(Self::new)
     }
 
     pub(super) async fn variant(&self) -> Result<Variant, GateError> {
@@ -125,9 +135,8 @@ impl Kernel {
         })
     }
 
-    /// The size of the set of a family, if there is one.
-    async fn set_size(&self, family: Family) -> Result<Option<u32>, GateError> {
-        let name = render::set_name(family);
+    /// The size of a set of ours of this name, if there is one.
+    async fn set_size(&self, family: Family, name: &'static str) -> Result<Option<u32>, GateError> {
         let listed = Run::new(&self.tools.ipset, &["list", "-t", name]).output().await;
         let text = match listed {
             Ok(text) => text,
@@ -149,17 +158,22 @@ impl Kernel {
         Ok(render::read_elements(&text))
     }
 
-    /// Makes the set, or gives it the size wanted; elements live on.
+    /// Makes the set, or gives it the size wanted; elements live on. A set that holds more than
+    /// that keeps its size: without it the gate could not be installed, and the ports would stay
+    /// hidden with nobody to open them until enough elements are over.
     pub(super) async fn make_set(
         &self,
         family: Family,
         size: u32,
     ) -> Result<Option<SetChange>, GateError> {
-        let before = self.set_size(family).await?;
+        let before = self.set_size(family, render::set_name(family)).await?;
         match before {
             Some(before) if before == size => return Ok(None),
             Some(_) => {
                 let elements = self.elements(family).await?;
+                if elements.len() > usize::try_from(size).unwrap_or(usize::MAX) {
+                    return Ok(None);
+                }
                 self.discard_new_set(family).await?;
                 let batch = render::resize_set(family, size, &elements);
                 if let Err(error) = self.ipset("resize the set", &batch).await {
@@ -176,11 +190,25 @@ impl Kernel {
     }
 
     /// Destroys what a resizing that failed has left.
-    pub(super) async fn discard_new_set(&self, family: Family) -> Result<(), GateError> {
-        self.destroy_set(render::new_set_name(family)).await
+    async fn discard_new_set(&self, family: Family) -> Result<(), GateError> {
+        self.destroy_set(family, render::new_set_name(family)).await
     }
 
-    pub(super) async fn destroy_set(&self, name: &str) -> Result<(), GateError> {
+    /// Destroys the sets of a family; one of somebody else's that has a name of ours stays.
+    pub(super) async fn destroy_sets(&self, family: Family) -> Result<(), GateError> {
+        for name in [render::new_set_name(family), render::set_name(family)] {
+            match self.destroy_set(family, name).await {
+                Err(GateError::ForeignSet { .. }) => {}
+                destroyed => destroyed?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn destroy_set(&self, family: Family, name: &'static str) -> Result<(), GateError> {
+        if self.set_size(family, name).await?.is_none() {
+            return Ok(());
+        }
         match Run::new(&self.tools.ipset, &["destroy", name]).output().await {
             Err(error) if !is_no_set(&error) => Err(doing("destroy the set")(error)),
             _ => Ok(()),
@@ -238,25 +266,31 @@ impl Kernel {
             .map_err(|what| GateError::Unreadable { tool: "nft", what })
     }
 
-    /// The rules of iptables-legacy, when ours are in iptables-nft. The kernel is asked first:
-    /// the tool would load modules.
+    /// The rules of iptables-legacy, when ours are in iptables-nft.
     pub(super) async fn legacy_droppers(
         &self,
         variant: Variant,
     ) -> Result<Vec<Dropper>, GateError> {
         let mut droppers = Vec::new();
-        for (family, names, name) in [
-            (Family::V4, "/proc/thread-self/net/ip_tables_names", "iptables-legacy-save"),
-            (Family::V6, "/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy-save"),
-        ] {
-            let in_use = fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty());
-            if variant == Variant::Nft && in_use {
+        for (family, name) in
+            [(Family::V4, "iptables-legacy-save"), (Family::V6, "ip6tables-legacy-save")]
+        {
+            if variant == Variant::Nft && legacy_is_in_use(family) {
                 let saved = read_rules(&Tools::find_legacy(name)?).await?;
                 droppers.extend(foreign::in_saved(family, "iptables-legacy", &saved));
             }
         }
         Ok(droppers)
     }
+}
+
+/// Whether iptables-legacy has tables. The kernel is asked: the tool would load modules.
+fn legacy_is_in_use(family: Family) -> bool {
+    let names = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
 }
 
 fn doing(doing: &'static str) -> impl Fn(ProcessError) -> GateError {

@@ -14,7 +14,8 @@
 //! address translation: granted (its source and port are in the set), of an established
 //! connection, or refused. Refused packets are dropped there, or marked there and rejected in
 //! table filter. In table filter, what was granted or is established is accepted before the
-//! host's own rules see it. In open mode there is only that accept, and the host's rules refuse.
+//! host's own rules see it; what came to a guarded port untranslated and is neither is refused there
+//! once more, whatever has become of the mark on the way. In open mode there is only that accept, and the host's rules refuse.
 //!
 //! Known limits: packets that the host redirects from a guarded port to *another* port of itself
 //! must be accepted by its own rules, as must those that it forwards to published ports.

@@ -106,10 +106,8 @@ pub fn wanted(family: Family, table: TableName, plan: &Plan, knock_ports: &[u16]
     match (table, plan.mode) {
         (TableName::Mangle, Mode::Open) => OwnTable::default(),
         (TableName::Mangle, Mode::Guard) => mangle(family, plan, knock_ports),
-        (TableName::Filter, mode) => {
-            let rejects = mode == Mode::Guard && plan.refusal == Refusal::Reject;
-            filter(family, plan, rejects)
-        }
+        (TableName::Filter, Mode::Open) => filter(family, plan, None),
+        (TableName::Filter, Mode::Guard) => filter(family, plan, Some(plan.refusal)),
     }
 }
 
@@ -152,22 +150,34 @@ fn mangle(family: Family, plan: &Plan, knock_ports: &[u16]) -> OwnTable {
     }
 }
 
-fn filter(family: Family, plan: &Plan, rejects: bool) -> OwnTable {
-    let refused = format!("-m mark --mark {MARK} -j {REJECT}");
+fn filter(family: Family, plan: &Plan, refusal: Option<Refusal>) -> OwnTable {
+    let rejects = refusal == Some(Refusal::Reject);
     let mut input = Vec::new();
     if rejects {
-        input.push(refused.clone());
+        input.push(format!("-m mark --mark {MARK} -j {REJECT}"));
     }
     input.push(format!("-m set --match-set {} src,dst -j ACCEPT", set_name(family)));
     input.extend(
         ports(plan).into_iter().map(|port| format!("{} {KEPT} -j ACCEPT", match_port(port))),
     );
+    // Once more: somebody else's chain in between may have taken the mark off, and an address of
+    // this host that isn't in the routing table "local" (a VRF has its own) passed as another
+    // host's. What was translated to a guarded port was judged by the port that it had before.
+    if let Some(refusal) = refusal {
+        let refuse = if refusal == Refusal::Reject { REJECT } else { "DROP" };
+        input.extend(ports(plan).into_iter().map(|port| {
+            format!("! -i lo {} -m conntrack ! --ctstate DNAT -j {refuse}", match_port(port))
+        }));
+    }
     let mut own = OwnTable { chains: vec![(INPUT, input)], jumps: vec![("INPUT", INPUT)] };
     if rejects {
         let unreachable = match family {
             Family::V4 => "icmp-port-unreachable",
             Family::V6 => "icmp6-port-unreachable",
         };
+        // Only what was translated was to this host at first: the marks of packets that it merely
+        // forwards are other people's.
+        let refused = format!("-m mark --mark {MARK} -m conntrack --ctstate DNAT -j {REJECT}");
         own.chains.push((FORWARD, vec![refused]));
         own.chains.push((
             REJECT,

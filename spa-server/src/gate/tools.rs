@@ -74,6 +74,41 @@ impl Tools {
         })
     }
 
+    /// Finds the tools that are there. One that is missing fails when it is used: to take the gate
+    /// away not all of them are needed, and it must not depend on those that aren't.
+    pub fn find_some(overrides: &ToolOverrides) -> Self {
+        Self::find_some_in(overrides, &DIRECTORIES.map(Path::new))
+    }
+
+    fn find_some_in(overrides: &ToolOverrides, directories: &[&Path]) -> Self {
+        let tool = |chosen: &Option<PathBuf>, name| {
+            find(chosen.as_deref(), name, "", directories)
+                .or_else(|_| find(None, name, "", directories))
+                .unwrap_or_else(|_| directories.first().unwrap_or(&Path::new("/")).join(name))
+        };
+        Self {
+            iptables_restore: tool(&overrides.iptables_restore, "iptables-restore"),
+            ip6tables_restore: tool(&overrides.ip6tables_restore, "ip6tables-restore"),
+            iptables_save: tool(&overrides.iptables_save, "iptables-save"),
+            ip6tables_save: tool(&overrides.ip6tables_save, "ip6tables-save"),
+            ipset: tool(&overrides.ipset, "ipset"),
+            conntrack: tool(&overrides.conntrack, "conntrack"),
+            nft: find(overrides.nft.as_deref(), "nft", "", directories).ok(),
+        }
+    }
+
+    /// These tools, but those of one variant of iptables, whatever `iptables` stands for here.
+    pub(super) fn with_variant(&self, variant: &VariantTools) -> Result<Self, MissingTool> {
+        let tool = |name| find(None, name, "iptables", &DIRECTORIES.map(Path::new));
+        Ok(Self {
+            iptables_restore: tool(variant.iptables_restore)?,
+            ip6tables_restore: tool(variant.ip6tables_restore)?,
+            iptables_save: tool(variant.iptables_save)?,
+            ip6tables_save: tool(variant.ip6tables_save)?,
+            ..self.clone()
+        })
+    }
+
     /// The tool of this name that reads the rules of iptables-legacy.
     pub(super) fn find_legacy(name: &'static str) -> Result<PathBuf, MissingTool> {
         find(None, name, "iptables", &DIRECTORIES.map(Path::new))
@@ -84,6 +119,29 @@ impl Tools {
         self.nft.as_deref().ok_or(MissingTool { name: "nft", package: "nftables", at: None })
     }
 }
+
+/// The names of the tools of one variant of iptables.
+pub(super) struct VariantTools {
+    iptables_restore: &'static str,
+    ip6tables_restore: &'static str,
+    iptables_save: &'static str,
+    ip6tables_save: &'static str,
+}
+
+/// iptables-nft.
+pub(super) const NFT: VariantTools = VariantTools {
+    iptables_restore: "iptables-nft-restore",
+    ip6tables_restore: "ip6tables-nft-restore",
+    iptables_save: "iptables-nft-save",
+    ip6tables_save: "ip6tables-nft-save",
+};
+/// iptables-legacy.
+pub(super) const LEGACY: VariantTools = VariantTools {
+    iptables_restore: "iptables-legacy-restore",
+    ip6tables_restore: "ip6tables-legacy-restore",
+    iptables_save: "iptables-legacy-save",
+    ip6tables_save: "ip6tables-legacy-save",
+};
 
 /// A tool that is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -167,6 +225,17 @@ mod tests {
             assert_eq!(error.name, missing);
             assert!(error.to_string().contains("apt install"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_missing_hinders_nobody_who_does_without_it() {
+        let gone = ToolOverrides { ipset: Some("/gone".into()), ..ToolOverrides::default() };
+        let rest = directory_with(&NAMES.map(|name| if name == "conntrack" { "x" } else { name }));
+        let place = [rest.path()];
+        assert!(Tools::find_in(&gone, &place).is_err());
+        let tools = Tools::find_some_in(&gone, &place);
+        assert_eq!(tools.ipset, rest.path().join("ipset"));
+        assert_eq!(tools.conntrack, rest.path().join("conntrack"));
     }
 
     #[test]

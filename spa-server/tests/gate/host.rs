@@ -1,9 +1,12 @@
 //! The gate beside the host's own firewall, and among tools that fail.
 
 use crate::lab::{
-    CLIENT, Lab, OPEN, SILENT, STRANGER, Seen, Variant, admit, plan, with_both_variants,
+    CLIENT, Lab, OPEN, SILENT, STRANGER, Seen, Variant, admit, block_on, plan, with_both_variants,
+    withdraw,
 };
-use spa_server::gate::{Gate as _, GateError, MissingTool, Mode, Refusal, ToolOverrides, Tools};
+use spa_server::gate::{
+    Gate as _, GateError, IptablesGate, MissingTool, Mode, Refusal, ToolOverrides, Tools,
+};
 use std::error::Error as _;
 use std::path::Path;
 
@@ -21,6 +24,7 @@ with_both_variants!(
     guard_warns_of_chains_that_lose_granted_packets,
     a_host_that_forgets_idle_connections_is_told_of,
     a_set_of_somebody_elses_is_not_taken,
+    removing_needs_no_more_than_it_uses_and_finds_the_other_variant,
 );
 
 /// Rules as a host may have them, in every table that the gate writes to.
@@ -102,12 +106,19 @@ fn what_others_flush_or_put_before_us_is_mended(lab: &Lab) {
     lab.apply(&plan, &admit(CLIENT, "tcp/22", 600));
     let before = lab.ruleset();
 
-    // Before us: the port is not hidden any more.
-    lab.rules(lab.variant, &["-t mangle -I PREROUTING -j ACCEPT"]);
+    // Before us, in one table or the other: the port is still hidden. In both: no more.
+    let accepts = ["-t mangle -I PREROUTING -j ACCEPT", "-I INPUT -j ACCEPT"];
+    let deletes = accepts.map(|rule| rule.replace("-I", "-D"));
+    for (accept, delete) in accepts.iter().zip(&deletes) {
+        lab.rules(lab.variant, &[accept]);
+        assert_eq!(lab.both(STRANGER, 22), SILENT);
+        lab.rules(lab.variant, &[delete]);
+    }
+    lab.rules(lab.variant, &accepts);
     assert_eq!(lab.both(STRANGER, 22), OPEN);
     lab.install(&plan);
     assert_eq!(lab.both(STRANGER, 22), SILENT);
-    lab.rules(lab.variant, &["-t mangle -D PREROUTING -j ACCEPT"]);
+    lab.rules(lab.variant, &deletes.each_ref().map(String::as_str));
 
     // Everything flushed, as a firewall manager does when it starts.
     lab.rules(lab.variant, &["-F", "-X", "-t mangle -F", "-t mangle -X"]);
@@ -121,7 +132,7 @@ fn what_others_flush_or_put_before_us_is_mended(lab: &Lab) {
         lab.variant,
         &[
             "-t mangle -D SPA-JUDGE -j SPA-REFUSE",
-            "-A SPA-INPUT -j RETURN",
+            "-I SPA-INPUT -j RETURN",
             "-A INPUT -j SPA-INPUT",
         ],
     );
@@ -148,15 +159,22 @@ fn sets_are_resized_without_losing_an_element(lab: &Lab) {
     assert_eq!(sets.matches("maxelem 7 ").count(), 2, "{sets}");
     assert_eq!(sets.matches("Name:").count(), 2, "{sets}");
 
-    // Smaller than what is in it: refused, and all is as before.
+    // Smaller than what is in it: it stays as large until that is over. A daemon that starts with
+    // a smaller max-grants would else lock everybody out.
     lab.apply(&plan, &admit(STRANGER, "tcp/22", 600));
     plan.max_elements = 1;
-    let error = lab.with_gate(&lab.variant.overrides(), |gate| async move {
-        gate.install(&plan).await.unwrap_err()
-    });
-    assert!(matches!(error, GateError::Full { .. }), "{error}");
-    assert_eq!(lab.on("s", "ipset list -t").matches("maxelem 7 ").count(), 2);
+    let sizes = || {
+        let sets = lab.on("s", "ipset list -t");
+        [1, 7].map(|size| sets.matches(&format!("maxelem {size} ")).count())
+    };
+    lab.install(&plan);
+    assert_eq!(sizes(), [0, 2]);
     assert_eq!(lab.both(CLIENT, 22), OPEN);
+    lab.apply(&plan, &withdraw(STRANGER, "tcp/22"));
+    lab.install(&plan);
+    assert_eq!(sizes(), [2, 0]);
+    assert_eq!(lab.both(CLIENT, 22), OPEN);
+    assert_eq!(lab.both(STRANGER, 22), SILENT);
 }
 
 /// Overrides in which one tool fails at a certain input, for each tool and place where it may.
@@ -337,6 +355,35 @@ fn a_set_of_somebody_elses_is_not_taken(lab: &Lab) {
     });
     assert!(matches!(error, GateError::ForeignSet { name: "spa6", .. }), "{error}");
     assert_eq!(lab.ruleset(), before);
+    // Nor is it taken away, nor one that has the name of the set that is to be the new one.
+    lab.on("s", "ipset create spa4-new hash:net");
+    let before = lab.ruleset();
+    lab.remove();
+    assert_eq!(lab.ruleset(), before);
+}
+
+fn removing_needs_no_more_than_it_uses_and_finds_the_other_variant(lab: &Lab) {
+    let before = lab.ruleset();
+    let gone = || Some("/nonexistent".into());
+    let no_conntrack = ToolOverrides { conntrack: gone(), ..lab.variant.overrides() };
+    for overrides in [no_conntrack, lab.variant.other().overrides()] {
+        lab.install(&plan(Mode::Guard, Refusal::Reject));
+        assert_eq!(lab.both(CLIENT, 22), crate::lab::REFUSED);
+        lab.inside("s", || {
+            let gate = IptablesGate::new(Tools::find_some(&overrides));
+            block_on(gate.remove()).unwrap();
+        });
+        assert_eq!(lab.ruleset(), before);
+        assert_eq!(lab.both(CLIENT, 22), OPEN);
+    }
+    // What can't be done at all is told, and the other family is done.
+    lab.install(&plan(Mode::Guard, Refusal::Drop));
+    lab.inside("s", || {
+        let mut tools = Tools::find(&lab.variant.overrides()).unwrap();
+        tools.iptables_save = "/nonexistent".into();
+        block_on(IptablesGate::new(tools).remove()).unwrap_err();
+    });
+    assert_eq!(lab.tcp(CLIENT[1], crate::lab::SERVER[1], 22), Seen::Open);
 }
 
 #[test]

@@ -145,10 +145,22 @@ impl Lab {
         }
         // Both families answer before anything is tried.
         for family in 0..2 {
-            assert_eq!(lab.tcp(CLIENT[family], SERVER[family], 22), Seen::Open);
-            assert_eq!(lab.tcp(CLIENT[family], INNER[family], 22), Seen::Open);
+            lab.await_open(CLIENT[family], SERVER[family]);
+            lab.await_open(CLIENT[family], INNER[family]);
         }
         lab
+    }
+
+    /// Links and neighbours take a moment until they carry the first packet.
+    fn await_open(&self, from: &str, to: &str) {
+        let mut seen = Seen::Silent;
+        for _ in 0..30 {
+            seen = self.tcp(from, to, 22);
+            if seen == Seen::Open {
+                return;
+            }
+        }
+        panic!("port 22 of {to} is {seen:?} from {from} before any gate was there");
     }
 
     fn ns(&self, place: &str) -> String {

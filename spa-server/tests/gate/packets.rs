@@ -18,6 +18,9 @@ with_both_variants!(
     an_established_session_outlives_its_grant,
     knock_ports_are_hidden_but_for_those_of_real_services,
     loopback_and_own_addresses_pass,
+    addresses_that_only_a_policy_route_makes_local_are_guarded_too,
+    a_port_that_the_host_redirects_to_a_guarded_one_is_not_guarded_itself,
+    the_marks_of_forwarded_packets_are_other_peoples,
     a_published_port_is_judged_by_its_number_before_translation,
     traffic_to_other_hosts_is_not_touched,
     an_idle_session_survives_the_installation_where_nothing_was_tracked,
@@ -72,6 +75,16 @@ fn reject_looks_like_a_closed_port(lab: &Lab) {
     // A rule of the host's own that takes packet marks off comes too late.
     lab.rules(lab.variant, &["-t mangle -A PREROUTING -j MARK --set-mark 0"]);
     assert_eq!(lab.both(STRANGER, 22), REFUSED);
+
+    // Nor does it help to take them off on the way to table filter, as whoever routes by the marks
+    // of connections does.
+    lab.nft(
+        "table inet uplinks {\n chain entry {\n type filter hook prerouting priority -149\n \
+         meta mark set ct mark\n }\n}\n",
+    );
+    assert_eq!(lab.both(STRANGER, 22), REFUSED);
+    assert_eq!(lab.both(CLIENT, 22), OPEN);
+    lab.on("s", "nft delete table inet uplinks");
 
     // To the other refusal and back, live.
     lab.install(&crate::lab::plan(Mode::Guard, Refusal::Drop));
@@ -190,6 +203,31 @@ fn loopback_and_own_addresses_pass(lab: &Lab) {
     assert_eq!(lab.both(CLIENT, 22), SILENT);
 }
 
+fn addresses_that_only_a_policy_route_makes_local_are_guarded_too(lab: &Lab) {
+    // An address of this host that the routing table "local" doesn't know, as in a VRF.
+    let addresses = ["203.0.113.7", "2001:db8:9::7"];
+    for (four, address, via) in [(true, addresses[0], SERVER[0]), (false, addresses[1], SERVER[1])]
+    {
+        let family = if four { "-4" } else { "-6" };
+        lab.on("s", &format!("ip {family} route add local {address} dev lo table 100"));
+        lab.on("s", &format!("ip {family} rule add pref 50 lookup 100"));
+        lab.on("c", &format!("ip {family} route add {address} via {via}"));
+    }
+    let socket = lab.inside("s", || UdpSocket::bind("[::]:5000").unwrap());
+    socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+    let arrives = |family: usize| {
+        let sender = lab.inside("c", || UdpSocket::bind((CLIENT[family], 0)).unwrap());
+        sender.send_to(b"anybody there?", (addresses[family], 5000)).unwrap();
+        uninterrupted(|| socket.recv(&mut [0; 64])).is_ok()
+    };
+    assert!(arrives(0) && arrives(1));
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    lab.install(&plan);
+    assert!(!arrives(0) && !arrives(1));
+    lab.apply(&plan, &admit(CLIENT, "udp/5000", 600));
+    assert!(arrives(0) && arrives(1));
+}
+
 fn a_published_port_is_judged_by_its_number_before_translation(lab: &Lab) {
     // As a container's port is published: the inner host's 22 is the server's 2222, 2223.
     let [four, six] = lab.variant.commands();
@@ -212,6 +250,30 @@ fn a_published_port_is_judged_by_its_number_before_translation(lab: &Lab) {
         assert_eq!(lab.both(CLIENT, 22), seen);
         lab.apply(&plan, &withdraw(CLIENT, "tcp/2222"));
     }
+}
+
+fn a_port_that_the_host_redirects_to_a_guarded_one_is_not_guarded_itself(lab: &Lab) {
+    lab.rules(
+        lab.variant,
+        &["-t nat -A PREROUTING -i ext -p tcp --dport 2222 -j REDIRECT --to-ports 22"],
+    );
+    for refusal in [Refusal::Drop, Refusal::Reject] {
+        lab.install(&plan(Mode::Guard, refusal));
+        assert_eq!(lab.both(CLIENT, 2222), OPEN);
+        assert_ne!(lab.both(CLIENT, 22), OPEN);
+    }
+}
+
+fn the_marks_of_forwarded_packets_are_other_peoples(lab: &Lab) {
+    lab.install(&plan(Mode::Guard, Refusal::Reject));
+    lab.rules(
+        lab.variant,
+        &["-t mangle -A PREROUTING -p tcp --dport 22 -j MARK --set-xmark 0xffffffff"],
+    );
+    for family in 0..2 {
+        assert_eq!(lab.tcp(CLIENT[family], INNER[family], 22), Seen::Open);
+    }
+    assert_eq!(lab.both(CLIENT, 22), REFUSED);
 }
 
 fn traffic_to_other_hosts_is_not_touched(lab: &Lab) {

@@ -53,6 +53,9 @@ fn guard_mode_that_drops() {
     -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     -A SPA-INPUT -p tcp -m tcp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     -A SPA-INPUT -p udp -m udp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 22 -m conntrack ! --ctstate DNAT -j DROP
+    -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 443 -m conntrack ! --ctstate DNAT -j DROP
+    -A SPA-INPUT ! -i lo -p udp -m udp --dport 443 -m conntrack ! --ctstate DNAT -j DROP
     -I INPUT 1 -j SPA-INPUT
     COMMIT
     ");
@@ -88,7 +91,10 @@ fn guard_mode_that_rejects() {
     -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     -A SPA-INPUT -p tcp -m tcp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     -A SPA-INPUT -p udp -m udp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -j SPA-REJECT
+    -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 22 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 443 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-INPUT ! -i lo -p udp -m udp --dport 443 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-REJECT
     -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
     -A SPA-REJECT -j REJECT --reject-with icmp6-port-unreachable
     -I INPUT 1 -j SPA-INPUT
