@@ -6,6 +6,7 @@
 use crate::audit::{self, Event, Line};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now, Step};
+use crate::config::format_timestamp;
 use crate::control::GrantView;
 use crate::counters::{Counters, Dropped, count};
 use crate::gate::{Gate, GateError, InstallReport, Plan};
@@ -260,6 +261,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         for knock in knocks {
             self.succeeded(knock, now);
         }
+        self.counters.closed.fetch_add(u64::try_from(closed.len()).unwrap_or(0), Ordering::Relaxed);
         let opened: Vec<Grant> =
             opened.iter().filter_map(|key| self.grants.get(key).cloned()).collect();
         self.log_grants(&opened, &closed);
@@ -301,17 +303,21 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     }
 
     fn succeeded(&self, knock: &Candidate, now: Now) {
-        let grants = u64::try_from(knock.permit.grants.len()).unwrap_or(u64::MAX);
-        let lifetime = knock.permit.lifetime;
         let event = match knock.knock.request.message_type {
             MessageType::Open => {
+                let grants = u64::try_from(knock.permit.grants.len()).unwrap_or(u64::MAX);
                 self.counters.opened.fetch_add(grants, Ordering::Relaxed);
-                Event::Opened { lifetime, until: now.realtime.saturating_add(lifetime) }
+                // A refresh never shortens: what was granted before may last longer.
+                let ends = knock.permit.grants.iter().filter_map(|(item, _)| {
+                    self.grants.get(&key(knock, item)).map(|grant| grant.expires)
+                });
+                let left = ends.max().map_or(knock.permit.lifetime, |end| end.since(now.boottime));
+                Event::Opened {
+                    lifetime: knock.permit.lifetime,
+                    until: now.realtime.saturating_add(left),
+                }
             }
-            MessageType::Close => {
-                self.counters.closed.fetch_add(grants, Ordering::Relaxed);
-                Event::Closed
-            }
+            MessageType::Close => Event::Closed,
         };
         write_audit(knock, event);
     }
@@ -483,7 +489,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             };
             for client in clients {
                 let floor = judge.receiver.reset_window(client, now);
-                tracing::warn!(%client, "replay window reset; knocks stamped up to {} are refused", floor.as_secs());
+                let name = judge.policy.client(&client).map(|rules| Arc::clone(&rules.name));
+                tracing::warn!(
+                    "the replay window of client {} is reset: only knocks stamped after {} are taken",
+                    name.as_deref().unwrap_or(&client.to_string()),
+                    format_timestamp(floor)
+                );
             }
         }
         self.rewrite_store(Mark::InUse);

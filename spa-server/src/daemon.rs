@@ -1,5 +1,6 @@
 //! The running server: everything put together, and what happens to it from outside.
 
+mod look;
 mod start;
 mod status;
 
@@ -7,7 +8,7 @@ use crate::authorizer::{Authorizer, Selection};
 use crate::capture::{Capture, InterfaceState, Pulse};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
-use crate::config::{Config, ConfigError, Settings};
+use crate::config::{Config, ConfigError, GateSettings, Settings};
 use crate::control::{ControlRequest, ControlResponse, Reloaded};
 use crate::counters::Counters;
 use crate::gate::IptablesGate;
@@ -15,6 +16,7 @@ use crate::grants::FileGrantStore;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
 use anyhow::Context as _;
+use look::Look;
 use sd_notify::NotifyState;
 use spa_keys::PublicKey;
 use spa_proto::UnixMicros;
@@ -33,6 +35,8 @@ use tracing_subscriber::filter::LevelFilter;
 const QUEUE: usize = 4096;
 /// Knocks that are made durable and opened together at the most.
 const BATCH: usize = 256;
+/// What is always logged.
+const AUDIT: &str = "audit=info";
 /// A capture thread that has not gone round its loop for so long hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 
@@ -44,13 +48,13 @@ const FEEDS: u32 = 60;
 /// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
     start_log()?;
-    let config = Config::load(config_path)?;
+    let (config, left_out) = Config::load_sound_clients(config_path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let daemon = Daemon::start(config).await?;
+        let daemon = Daemon::start(config, &left_out).await?;
         daemon.serve().await
     })
 }
@@ -66,12 +70,14 @@ struct Daemon {
     started: (UnixMicros, Instant),
     judge: SharedJudge,
     counters: Arc<Counters>,
-    authorizer: Authorizer<IptablesGate, FileStore, FileGrantStore>,
+    authorizer: Authorizer<Arc<IptablesGate>, FileStore, FileGrantStore>,
+    look: Look,
     capture: Capture,
     knocks: mpsc::Receiver<Candidate>,
     commands: mpsc::Receiver<Command>,
     control: JoinHandle<()>,
     reload: Option<Reload>,
+    left_out: Vec<String>,
     last_reload: Option<String>,
     /// Held for as long as the state directory is ours.
     _lock: std::fs::File,
@@ -138,6 +144,7 @@ impl Daemon {
 
     async fn tick(&mut self) -> anyhow::Result<()> {
         self.authorizer.tick().await;
+        self.look.look_again(self.settings.gate_plan());
         let health = self.capture.health();
         if let Some(dead) = health.iter().find(|one| one.state == InterfaceState::Stopped) {
             anyhow::bail!("the capture thread of {} has died", dead.name);
@@ -148,7 +155,7 @@ impl Daemon {
 
     async fn obey(&mut self, request: ControlRequest, answer: oneshot::Sender<ControlResponse>) {
         let response = match request {
-            ControlRequest::Status => ControlResponse::Status(Box::new(self.status())),
+            ControlRequest::Status => return self.tell_status(answer),
             ControlRequest::GrantsList => {
                 ControlResponse::Grants(self.authorizer.views(BootMicros::now()))
             }
@@ -175,6 +182,19 @@ impl Daemon {
         };
         // Whoever asked may have gone.
         let _ = answer.send(response);
+    }
+
+    /// What is known, and a look at the gate, for which nothing else has to wait.
+    fn tell_status(&self, answer: oneshot::Sender<ControlResponse>) {
+        let mut status = self.status();
+        let (look, plan) = (self.look.clone(), self.settings.gate_plan());
+        tokio::spawn(async move {
+            if let Some(wrong) = look.look(&plan).await {
+                status.gate = wrong;
+            }
+            // Whoever asked may have gone.
+            let _ = answer.send(ControlResponse::Status(Box::new(status)));
+        });
     }
 
     async fn revoke(&mut self, selection: &Selection) -> ControlResponse {
@@ -220,6 +240,7 @@ impl Daemon {
                     tracing::warn!("the new {setting} takes effect at the next start");
                 }
                 self.last_reload = None;
+                self.left_out.clear();
                 ControlResponse::Reloaded(reloaded)
             }
             Err(why) => {
@@ -250,6 +271,10 @@ impl Daemon {
             private_key_file: self.settings.private_key_file.clone(),
             state_directory: self.settings.state_directory.clone(),
             control_socket: self.settings.control_socket.clone(),
+            gate: GateSettings {
+                tools: self.settings.gate.tools.clone(),
+                ..config.settings.gate.clone()
+            },
             ..config.settings.clone()
         };
         let report = self
@@ -258,6 +283,7 @@ impl Daemon {
             .await
             .map_err(|error| with_causes(&error))?;
         start::tell(&report);
+        self.look.installed().await;
         let now = Now::read();
         {
             let mut judge = self.judge.lock();
@@ -280,7 +306,13 @@ impl Daemon {
         self.clients = status::ClientCount::of(&config);
         let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);
         self.settings = settings;
-        Ok(Reloaded { clients: self.clients.total, services, revoked, restart_needed })
+        Ok(Reloaded {
+            clients: self.clients.total,
+            services,
+            revoked,
+            warnings: start::warnings(&report),
+            restart_needed,
+        })
     }
 
     /// What was captured before the stop is carried out; then the stores are marked clean.
@@ -368,7 +400,9 @@ fn start_log() -> anyhow::Result<()> {
         .with_default_directive(LevelFilter::INFO.into())
         .with_env_var("SPA_LOG")
         .from_env()
-        .context("SPA_LOG is not a log filter")?;
+        .context("SPA_LOG is not a log filter")?
+        // Whatever else is asked for, the audit trail is kept.
+        .add_directive(AUDIT.parse().context("the filter of the audit trail")?);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

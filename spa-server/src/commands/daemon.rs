@@ -143,6 +143,11 @@ fn render_reloaded(reloaded: &Reloaded) -> String {
         text.push_str("revoked, since the new policy forbids it:\n");
         text.push_str(&render_grants(&reloaded.revoked));
     }
+    for warning in &reloaded.warnings {
+        text.push_str("warning: ");
+        text.push_str(warning);
+        text.push('\n');
+    }
     if !reloaded.restart_needed.is_empty() {
         text.push_str("these take effect after `systemctl restart spa-server` only: ");
         text.push_str(&reloaded.restart_needed.join(", "));
@@ -199,6 +204,9 @@ fn render_status(status: &Status) -> String {
         let until = format_timestamp(until);
         rows.push(row("barrier", format!("{why}, only knocks stamped after {until} are taken")));
     }
+    for problem in &status.left_out {
+        rows.push(row("left out", problem.clone()));
+    }
     if let Some(error) = &status.last_reload {
         rows.push(row("reload", format!("refused, the former configuration is in force: {error}")));
     }
@@ -254,6 +262,7 @@ mod tests {
             dropped: [("length".into(), 0), ("replay".into(), 4), ("mac".into(), 2)].into(),
             kernel_drops: 0,
             barrier_until: None,
+            left_out: Vec::new(),
             last_reload: None,
         };
         insta::assert_snapshot!(render_status(&status), @"
@@ -270,6 +279,7 @@ mod tests {
         ");
         status.dropped.clear();
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
+        status.left_out = vec!["/etc/spa/clients.d/x.toml: line 1: no".into()];
         status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
         let text = render_status(&status);
         let (_, end) = text.split_once("1 failed\n").unwrap();
@@ -277,6 +287,7 @@ mod tests {
         dropped       none
         lost          0 before the daemon saw them
         barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
+        left out      /etc/spa/clients.d/x.toml: line 1: no
         reload        refused, the former configuration is in force: /etc/spa/server.toml: line 3: no
         ");
     }
@@ -294,12 +305,14 @@ mod tests {
         let mut reloaded = Reloaded { clients: 1, services: 2, ..Reloaded::default() };
         assert_eq!(render_reloaded(&reloaded), "the daemon has reloaded: 1 client, 2 services\n");
         reloaded.revoked.push(grant());
+        reloaded.warnings = vec!["nothing drops tcp/22".into()];
         reloaded.restart_needed = vec!["interfaces".into(), "knock-ports".into()];
         insta::assert_snapshot!(render_reloaded(&reloaded), @"
         the daemon has reloaded: 1 client, 2 services
         revoked, since the new policy forbids it:
         CLIENT  SOURCE       SERVICE  PORTS           LEFT   OPENED                REQUEST
         laptop  2001:db8::7  web      tcp/80,tcp/443  1m30s  2026-12-31T23:00:00Z  0a1b2c3d
+        warning: nothing drops tcp/22
         these take effect after `systemctl restart spa-server` only: interfaces, knock-ports
         ");
     }

@@ -1,11 +1,12 @@
 //! From a configuration to a server that captures.
 
+use super::look::Look;
 use super::{Command, Daemon, QUEUE, status};
 use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
 use crate::clock::Now;
-use crate::config::{Config, Settings, judge_directory};
+use crate::config::{Config, Problem, Settings, judge_directory};
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::{Gate as _, InstallReport, IptablesGate, Tools};
@@ -24,7 +25,10 @@ use tokio::sync::{mpsc, oneshot};
 impl Daemon {
     /// The gate comes last. A server that can't capture, or can't be talked to, must not hide
     /// what nobody could open; what is captured meanwhile waits in the queue.
-    pub(super) async fn start(config: Config) -> anyhow::Result<Self> {
+    pub(super) async fn start(config: Config, left_out: &[Problem]) -> anyhow::Result<Self> {
+        for problem in left_out {
+            tracing::error!("this client is left out until it is mended: {problem}");
+        }
         let now = Now::read();
         let settings = config.settings.clone();
         let lock = lock_state(&settings.state_directory)?;
@@ -72,7 +76,8 @@ impl Daemon {
             }
         }));
 
-        let gate = IptablesGate::new(tools);
+        let gate = Arc::new(IptablesGate::new(tools));
+        let look = Look::new(Arc::clone(&gate));
         tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
 
         let (grant_log, grants) = load_grants(&settings.state_directory, &boot.to_string());
@@ -101,6 +106,8 @@ impl Daemon {
             commands,
             control,
             reload: None,
+            look,
+            left_out: left_out.iter().map(ToString::to_string).collect(),
             last_reload: None,
             _lock: lock,
         })
@@ -109,15 +116,18 @@ impl Daemon {
 
 /// Says in the log what an installation of the gate found.
 pub(super) fn tell(report: &InstallReport) {
-    for port in &report.busy_knock_ports {
-        tracing::warn!("{port}");
-    }
-    for warning in &report.warnings {
+    for warning in warnings(report) {
         tracing::warn!("{warning}");
     }
     if report.connections_kept > 0 {
         tracing::info!("{} established connections were kept", report.connections_kept);
     }
+}
+
+/// What an administrator should know of an installation.
+pub(super) fn warnings(report: &InstallReport) -> Vec<String> {
+    let busy = report.busy_knock_ports.iter().map(ToString::to_string);
+    busy.chain(report.warnings.iter().cloned()).collect()
 }
 
 /// Two servers on one state directory would forget each other's knocks.

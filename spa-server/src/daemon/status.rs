@@ -72,6 +72,7 @@ impl Daemon {
             dropped: self.counters.dropped(),
             kernel_drops: read(&self.counters.kernel_drops),
             barrier_until: (barrier >= now).then_some(barrier),
+            left_out: self.left_out.clone(),
             last_reload: self.last_reload.clone(),
         }
     }
