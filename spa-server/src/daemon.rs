@@ -30,6 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Authentic knocks that may wait for the authorizer; more are dropped as `overloaded`.
 const QUEUE: usize = 4096;
@@ -393,7 +395,8 @@ impl Signals {
     }
 }
 
-/// The log goes to standard error: to the journal, under systemd, which adds the time itself.
+/// The log goes to standard error; under systemd to the journal, with priorities and the target
+/// as fields (`journalctl TARGET=audit` is the audit trail).
 /// `SPA_LOG` sets what is logged, as in `SPA_LOG=spa_server=debug`.
 fn start_log() -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
@@ -403,15 +406,13 @@ fn start_log() -> anyhow::Result<()> {
         .context("SPA_LOG is not a log filter")?
         // Whatever else is asked for, the audit trail is kept.
         .add_directive(AUDIT.parse().context("the filter of the audit trail")?);
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().try_init()
-    } else {
-        log.try_init()
-    };
+    // The journal itself knows priorities, which a line on standard error has not.
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let stderr = journal.is_none().then(|| {
+        let terminal = std::io::stderr().is_terminal();
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal)
+    });
+    let started = tracing_subscriber::registry().with(filter).with(journal).with(stderr).try_init();
     started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
 }
 
