@@ -117,21 +117,31 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return;
         }
         if let Err(error) = self.carry_out(&agreed, now).await {
-            self.carry_out_singly(&agreed, error).await;
+            if let [knock] = agreed.as_slice() {
+                self.failed(knock, &with_causes(&error));
+                self.reconcile().await;
+            } else {
+                self.carry_out_singly(&agreed, error).await;
+            }
         }
     }
 
-    /// One knock may have spoiled it for the others. But a kernel that couldn't even be mended
-    /// takes none of them, and finding that out again could take a hung tool's time limit each.
+    /// One knock may have spoiled it for the others. But a kernel that can't even be mended takes
+    /// none of them, and finding that out again could take a hung tool's time limit each.
     async fn carry_out_singly(&mut self, knocks: &[Candidate], mut error: GateError) {
+        self.reconcile().await;
         for knock in knocks {
-            if knocks.len() > 1 && !self.unreconciled {
+            let is_mended = !self.unreconciled;
+            if is_mended {
                 match self.carry_out(std::slice::from_ref(knock), Now::read()).await {
                     Ok(()) => continue,
                     Err(again) => error = again,
                 }
             }
             self.failed(knock, &with_causes(&error));
+            if is_mended {
+                self.reconcile().await;
+            }
         }
     }
 
@@ -221,7 +231,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         Ok(())
     }
 
-    /// Changes the table and the kernel; the table only if the kernel took it.
+    /// Changes the table and the kernel; the table only if the kernel took it. If not, what it
+    /// admits is unknown until [`reconcile`](Self::reconcile) has worked.
     async fn carry_out(&mut self, knocks: &[Candidate], now: Now) -> Result<(), GateError> {
         let mut changes = Vec::new();
         let mut before: Before = Vec::new();
@@ -254,7 +265,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         if let Err(error) = self.gate.apply(&changes).await {
             self.undo(before);
             self.unreconciled = true;
-            self.reconcile().await;
             return Err(error);
         }
         for knock in knocks {
