@@ -67,7 +67,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         grant_log: Option<L>,
         max_grants: usize,
     ) -> Self {
-        let stored_barrier = judge.lock().receiver.barrier();
         Self {
             judge,
             counters,
@@ -77,7 +76,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             grant_log,
             limits: Limits::default(),
             max_grants,
-            stored_barrier,
+            // Not known: the first tick finds out.
+            stored_barrier: UnixMicros::default(),
             store_failing: false,
             unreconciled: false,
             half_revoked: Vec::new(),
@@ -97,6 +97,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
         self.tell_revoked(&cut_short, FORBIDDEN);
         self.log_grants(&[], &keys_of(&cut_short));
+        self.expire(now.boottime).await;
         Ok(())
     }
 

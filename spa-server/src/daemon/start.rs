@@ -22,8 +22,8 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 impl Daemon {
-    /// State, gate, grants, capture, control socket: in this order, so that nothing is let in
-    /// before everything that keeps others out stands.
+    /// State, capture, control socket, gate, grants: in this order, so that the gate shuts nobody
+    /// out whom nobody would hear knock. Knocks wait until all of it stands.
     pub(super) async fn start(config: Config) -> anyhow::Result<Self> {
         let now = Now::read();
         let settings = config.settings.clone();
@@ -43,24 +43,9 @@ impl Daemon {
         let replay = load_replay_store(&settings, boot, &mut receiver, now);
         receiver.roll(now.realtime);
 
-        let gate = IptablesGate::new(tools);
-        tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
-
         let counters = Arc::new(Counters::default());
         let policy = Arc::new(config.policy());
         let judge = SharedJudge::new(Judge::new(receiver, policy, settings.freshness, now));
-        let (grant_log, grants) = load_grants(&settings.state_directory, &boot.to_string());
-        let max_grants = usize::try_from(settings.max_grants).unwrap_or(usize::MAX);
-        let mut authorizer = Authorizer::new(
-            judge.clone(),
-            Arc::clone(&counters),
-            gate,
-            replay,
-            grant_log,
-            max_grants,
-        );
-        authorizer.resume(grants, now).await.context("what is open can't be taken over")?;
-
         let (queue, knocks) = mpsc::channel(QUEUE);
         let capture_settings = CaptureSettings {
             interfaces: settings.interfaces.clone(),
@@ -73,6 +58,21 @@ impl Daemon {
         })?;
 
         let listener = control::bind(&settings.control_socket)?;
+        let gate = IptablesGate::new(tools);
+        tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
+
+        let (grant_log, grants) = load_grants(&settings.state_directory, &boot.to_string());
+        let max_grants = usize::try_from(settings.max_grants).unwrap_or(usize::MAX);
+        let mut authorizer = Authorizer::new(
+            judge.clone(),
+            Arc::clone(&counters),
+            gate,
+            replay,
+            grant_log,
+            max_grants,
+        );
+        authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
+
         let (commands_in, commands) = mpsc::channel::<Command>(16);
         let control = tokio::spawn(control::serve(listener, move |request| {
             let commands = commands_in.clone();
