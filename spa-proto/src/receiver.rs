@@ -275,6 +275,11 @@ impl Receiver {
         self.barrier
     }
 
+    /// What this deployment fixes.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// All replay windows, for a store that writes itself anew.
     pub fn windows(&self) -> impl Iterator<Item = (ClientId, WindowState)> {
         self.windows.iter().map(|(client, window)| (*client, window.state()))

@@ -44,7 +44,7 @@ pub struct Authorizer<G, R, L> {
 
 const FORBIDDEN: &str = "the configuration forbids it";
 
-/// The grants that one knock touches, as they were before it.
+/// The grants that knocks open, as they were before them.
 type Before = Vec<(GrantKey, Option<Grant>)>;
 
 /// Which grants to revoke: those that match all that is given.
@@ -68,7 +68,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         grant_log: Option<L>,
         max_grants: usize,
     ) -> Self {
-        let stored_barrier = judge.lock().receiver.barrier();
         Self {
             judge,
             counters,
@@ -78,7 +77,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             grant_log,
             limits: Limits::default(),
             max_grants,
-            stored_barrier,
+            // Not known: the first tick finds out.
+            stored_barrier: UnixMicros::default(),
             store_failing: false,
             unreconciled: false,
             half_revoked: Vec::new(),
@@ -98,6 +98,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
         self.tell_revoked(&cut_short, FORBIDDEN);
         self.log_grants(&[], &keys_of(&cut_short));
+        self.expire(now.boottime).await;
         Ok(())
     }
 
@@ -118,21 +119,31 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return;
         }
         if let Err(error) = self.carry_out(&agreed, now).await {
-            self.carry_out_singly(&agreed, error).await;
+            if let [knock] = agreed.as_slice() {
+                self.failed(knock, &with_causes(&error));
+                self.reconcile().await;
+            } else {
+                self.carry_out_singly(&agreed, error).await;
+            }
         }
     }
 
-    /// One knock may have spoiled it for the others. But a kernel that couldn't even be mended
-    /// takes none of them, and finding that out again could take a hung tool's time limit each.
+    /// One knock may have spoiled it for the others. But a kernel that can't even be mended takes
+    /// none of them, and finding that out again could take a hung tool's time limit each.
     async fn carry_out_singly(&mut self, knocks: &[Candidate], mut error: GateError) {
+        self.reconcile().await;
         for knock in knocks {
-            if knocks.len() > 1 && !self.unreconciled {
+            let is_mended = !self.unreconciled;
+            if is_mended {
                 match self.carry_out(std::slice::from_ref(knock), Now::read()).await {
                     Ok(()) => continue,
                     Err(again) => error = again,
                 }
             }
             self.failed(knock, &with_causes(&error));
+            if is_mended {
+                self.reconcile().await;
+            }
         }
     }
 
@@ -222,18 +233,18 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         Ok(())
     }
 
-    /// Changes the table and the kernel; the table only if the kernel took it.
+    /// Changes the table and the kernel; the table only if the kernel took it. If not, what it
+    /// admits is unknown until [`reconcile`](Self::reconcile) has worked.
     async fn carry_out(&mut self, knocks: &[Candidate], now: Now) -> Result<(), GateError> {
         let mut changes = Vec::new();
         let mut before: Before = Vec::new();
-        let mut opened = Vec::new();
-        let mut closed = Vec::new();
+        let (mut opened, mut closed, mut to_close) = (Vec::new(), Vec::new(), Vec::new());
         for candidate in knocks {
             for (item, ports) in &candidate.permit.grants {
                 let key = key(candidate, item);
-                before.push((key.clone(), self.grants.get(&key).cloned()));
                 match candidate.knock.request.message_type {
                     MessageType::Open => {
+                        before.push((key.clone(), self.grants.get(&key).cloned()));
                         let grant = Grant {
                             key: key.clone(),
                             ports: ports.clone(),
@@ -245,17 +256,22 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                         opened.push(key);
                     }
                     MessageType::Close => {
-                        let (gone, withdrawn) = self.grants.close_keys(now.boottime, &[key]);
+                        let keys = [key];
+                        let (gone, withdrawn) = self.grants.close_keys(now.boottime, &keys);
                         changes.extend(withdrawn);
-                        closed.extend(gone.into_iter().map(|grant| grant.key));
+                        closed.extend(keys_of(&gone));
+                        to_close.extend(keys);
                     }
                 }
             }
         }
         if let Err(error) = self.gate.apply(&changes).await {
             self.undo(before);
+            // What is to be closed stays out of the table, and the kernel is brought to it.
+            let (gone, _) = self.grants.close_keys(now.boottime, &to_close);
+            closed.extend(keys_of(&gone));
+            self.log_grants(&[], &closed);
             self.unreconciled = true;
-            self.reconcile().await;
             return Err(error);
         }
         for knock in knocks {

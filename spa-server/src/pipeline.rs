@@ -90,8 +90,11 @@ impl Judge {
     pub fn watch_clock(&mut self, now: Now) {
         let step = self.steps.observe(now);
         let ahead = now.realtime.saturating_add(self.freshness.get());
-        if matches!(step, Some(Step::Forward(_))) || self.receiver.barrier() > ahead {
-            self.receiver.set_barrier(ahead);
+        let barrier = self.receiver.barrier();
+        match step {
+            Some(Step::Forward(_)) => self.receiver.set_barrier(barrier.max(ahead)),
+            Some(Step::Back(_)) => self.receiver.set_barrier(barrier.min(ahead)),
+            None => {}
         }
         self.step = step.or(self.step);
     }

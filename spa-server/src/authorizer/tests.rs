@@ -277,3 +277,46 @@ async fn what_the_kernel_did_not_take_back_is_revoked_as_soon_as_it_does() {
     assert_eq!(crate::counters::read(&server.counters.closed), 1);
     assert!(server.kernel.admits().is_empty());
 }
+
+#[tokio::test]
+async fn what_the_kernel_did_not_close_stays_out_of_the_table_and_is_closed_as_soon_as_it_does() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+    server.kernel.fail(true);
+    // The refresh in the same batch does not bring it back.
+    let refresh = server.candidate(2, "ssh");
+    let mut close = server.candidate(3, "ssh");
+    close.knock.request.message_type = MessageType::Close;
+    server.authorizer.admit(vec![refresh, close]).await;
+    assert_eq!(server.authorizer.count(BootMicros::now()), 0);
+    assert_eq!(crate::counters::read(&server.counters.failed), 2);
+
+    server.kernel.fail(false);
+    server.authorizer.tick().await;
+    assert!(server.kernel.admits().is_empty());
+}
+
+#[tokio::test]
+async fn grants_that_ended_meanwhile_or_are_forbidden_now_are_not_resumed() {
+    let mut server = server();
+    let now = Now::read();
+    let left = |nonce: u8, service: &str, seconds| {
+        let candidate = server.candidate(nonce, service);
+        let (item, ports) = candidate.permit.grants[0].clone();
+        Grant {
+            key: key(&candidate, &item),
+            ports,
+            opened: now.realtime,
+            expires: now.boottime.saturating_add(Duration::from_secs(seconds)),
+            request: RequestId::from(candidate.knock.nonce),
+        }
+    };
+    let grants = vec![left(1, "ssh", 60), left(2, "tcp/22", 0), left(3, "web", 60)];
+    let ssh_only = ClientRules { allow: ["ssh".parse().unwrap()].into(), ..rules() };
+    server.judge.lock().policy = policy(ssh_only);
+    server.authorizer.resume(grants, now).await.unwrap();
+    assert_eq!(server.authorizer.count(BootMicros::now()), 1);
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+}

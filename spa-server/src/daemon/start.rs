@@ -14,7 +14,7 @@ use crate::grants::{FileGrantStore, Grant};
 use crate::pipeline::{Judge, Pipeline, SharedJudge};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
 use anyhow::Context as _;
-use spa_proto::{Receiver, Settings as ReceiverSettings};
+use spa_proto::{Freshness, Receiver, Settings as ReceiverSettings};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -63,19 +63,6 @@ impl Daemon {
         })?;
 
         let listener = control::bind(&settings.control_socket)?;
-        let (commands_in, commands) = mpsc::channel::<Command>(16);
-        let control = tokio::spawn(control::serve(listener, move |request| {
-            let commands = commands_in.clone();
-            async move {
-                let (answer, answered) = oneshot::channel();
-                let stopping = || ControlResponse::error(&"the daemon is stopping");
-                if commands.send((request, answer)).await.is_err() {
-                    return stopping();
-                }
-                answered.await.unwrap_or_else(|_| stopping())
-            }
-        }));
-
         let gate = Arc::new(IptablesGate::new(tools));
         let look = Look::new(Arc::clone(&gate));
         tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
@@ -90,7 +77,20 @@ impl Daemon {
             grant_log,
             max_grants,
         );
-        authorizer.resume(grants, now).await.context("what is open can't be taken over")?;
+        authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
+
+        let (commands_in, commands) = mpsc::channel::<Command>(16);
+        let control = tokio::spawn(control::serve(listener, move |request| {
+            let commands = commands_in.clone();
+            async move {
+                let (answer, answered) = oneshot::channel();
+                let stopping = || ControlResponse::error(&"the daemon is stopping");
+                if commands.send((request, answer)).await.is_err() {
+                    return stopping();
+                }
+                answered.await.unwrap_or_else(|_| stopping())
+            }
+        }));
 
         Ok(Self {
             clients: status::ClientCount::of(&config),
@@ -171,7 +171,8 @@ fn load_replay_store(
     let path = replay_store::path(&settings.state_directory);
     let (mut store, snapshot, condition) = FileStore::load(&path, boot);
     snapshot.restore(receiver);
-    let window = settings.freshness.get();
+    // What is lost may have been accepted under another freshness window.
+    let window = settings.freshness.get().max(snapshot.freshness.min(Freshness::MAX));
     let ahead = now.realtime.saturating_add(window);
     if snapshot.barrier > ahead {
         // The clock was set back: see `Judge::watch_clock`.

@@ -7,6 +7,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Below this many records a rewrite is not worth it.
 const BLOAT_AT_LEAST: u64 = 16 * 1024;
@@ -49,7 +50,8 @@ impl FileStore {
     fn write_anew(&self, state: &Snapshot, mark: Mark) -> io::Result<Open> {
         let count = u64::try_from(state.entries.len()).unwrap_or(u64::MAX);
         let clean = mark == Mark::Clean;
-        let header = Header { boot: self.boot, clean, count, barrier: state.barrier };
+        let freshness = state.freshness.as_secs();
+        let header = Header { boot: self.boot, clean, count, barrier: state.barrier, freshness };
         let mut chain = Chain::default();
         let mut bytes = header.encode().to_vec();
         bytes.reserve(state.entries.len().saturating_mul(RECORD_LENGTH));
@@ -178,7 +180,8 @@ fn parse(bytes: &[u8], boot: BootId) -> (Snapshot, Condition) {
     } else {
         Condition::UncleanBoot
     };
-    (Snapshot { entries, barrier: header.barrier }, condition)
+    let freshness = Duration::from_secs(header.freshness);
+    (Snapshot { entries, barrier: header.barrier, freshness }, condition)
 }
 
 #[cfg(test)]
@@ -219,6 +222,7 @@ mod tests {
         let first = Snapshot {
             entries: vec![Entry::Floor { client: ClientId([7; 32]), floor: UnixMicros(5) }],
             barrier: UnixMicros(9),
+            freshness: Duration::from_secs(60),
         };
         drop(filled(&path, &first));
         let (_, snapshot, condition) = FileStore::load(&path, BOOT);
@@ -234,7 +238,8 @@ mod tests {
         assert_eq!(FileStore::load(&path, BOOT).2, Condition::Missing);
         let mut store = filled(&path, &Snapshot::default());
         assert_eq!(FileStore::load(&path, NEXT_BOOT).2, Condition::UncleanBoot);
-        let state = Snapshot { entries: entries(0..4), barrier: UnixMicros(1) };
+        let state =
+            Snapshot { entries: entries(0..4), barrier: UnixMicros(1), ..Snapshot::default() };
         store.rewrite(&state, Mark::Clean).unwrap();
         let (_, snapshot, condition) = FileStore::load(&path, NEXT_BOOT);
         assert_eq!((snapshot, condition), (state, Condition::Whole));

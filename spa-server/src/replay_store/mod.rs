@@ -12,6 +12,7 @@ pub use record::{BootId, Entry};
 
 use spa_proto::{Accepted, Receiver, UnixMicros};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The file of a server with this state directory.
 pub fn path(state_directory: &Path) -> PathBuf {
@@ -55,6 +56,8 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
     /// The barrier that stands.
     pub barrier: UnixMicros,
+    /// The freshness window: knocks may have been accepted that were so far ahead.
+    pub freshness: Duration,
 }
 
 impl Snapshot {
@@ -71,7 +74,8 @@ impl Snapshot {
             entries
                 .extend(window.closed.into_iter().map(|closed| Entry::Closed { client, closed }));
         }
-        Self { entries, barrier: receiver.barrier() }
+        let freshness = receiver.settings().freshness.get();
+        Self { entries, barrier: receiver.barrier(), freshness }
     }
 
     /// Gives everything back to a receiver.

@@ -154,6 +154,8 @@ pub(super) struct Header {
     /// is so known, wherever it was cut.
     pub(super) count: u64,
     pub(super) barrier: UnixMicros,
+    /// The freshness window under which the records were accepted, in seconds.
+    pub(super) freshness: u64,
 }
 
 impl Header {
@@ -164,7 +166,7 @@ impl Header {
         bytes.extend_from_slice(&[u8::from(self.clean), 0, 0, 0, 0, 0, 0, 0]);
         bytes.extend_from_slice(&self.count.to_be_bytes());
         bytes.extend_from_slice(&self.barrier.0.to_be_bytes());
-        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(&self.freshness.to_be_bytes());
         bytes.extend_from_slice(&check(&[], &bytes));
         let mut fixed = [0; HEADER_LENGTH];
         fixed.copy_from_slice(&bytes);
@@ -177,12 +179,14 @@ impl Header {
         let (boot, rest) = rest.split_first_chunk()?;
         let ([clean, ..], rest) = rest.split_first_chunk::<8>()?;
         let (count, rest) = rest.split_first_chunk()?;
-        let (barrier, _) = rest.split_first_chunk()?;
+        let (barrier, rest) = rest.split_first_chunk()?;
+        let (freshness, _) = rest.split_first_chunk()?;
         (magic == MAGIC && *checksum == check(&[], covered)).then(|| Self {
             boot: BootId(*boot),
             clean: *clean == 1,
             count: u64::from_be_bytes(*count),
             barrier: UnixMicros(u64::from_be_bytes(*barrier)),
+            freshness: u64::from_be_bytes(*freshness),
         })
     }
 }
