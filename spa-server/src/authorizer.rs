@@ -3,10 +3,11 @@
 //! One task owns all of it and does one thing after another, so grants and gate need no lock.
 //! Knocks that arrive together are made durable by one write and opened by one batch.
 
+mod upkeep;
+
 use crate::audit::{self, Event, Line};
 use crate::causes::with_causes;
-use crate::clock::{BootMicros, Now, Step};
-use crate::config::format_timestamp;
+use crate::clock::{BootMicros, Now};
 use crate::control::GrantView;
 use crate::counters::{Counters, Dropped, count};
 use crate::gate::{Gate, GateError, InstallReport, Plan};
@@ -14,7 +15,7 @@ use crate::grants::{Grant, GrantKey, GrantStore, GrantTable, RequestId};
 use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Policy, Refusal};
-use crate::replay_store::{Mark, ReplayStore, Snapshot};
+use crate::replay_store::ReplayStore;
 use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, Port, UnixMicros};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -406,114 +407,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// Another limit of all grants together.
     pub fn set_max_grants(&mut self, max_grants: usize) {
         self.max_grants = max_grants;
-    }
-
-    /// What is due every second: grants whose time is over, the clock, the stores, the audit.
-    pub async fn tick(&mut self) {
-        self.watch_clock();
-        let now = Now::read();
-        self.expire(now.boottime).await;
-        if self.unreconciled {
-            self.reconcile().await;
-        }
-        self.tend_store();
-        self.limits.prune(uptime(now));
-        let lines = {
-            let mut judge = self.judge.lock();
-            // Time has passed if tools had to be waited for.
-            let now = Now::read();
-            judge.receiver.roll(now.realtime);
-            judge.refusals.due(now.boottime)
-        };
-        for line in lines {
-            audit::write_refusal(&self.client_name(&line.client), &line);
-        }
-    }
-
-    /// The kernel closes by its own timer; this covers what that timer does not see: it stands
-    /// still while the machine is suspended.
-    async fn expire(&mut self, now: BootMicros) {
-        let (gone, changes) = self.grants.expire(now);
-        if gone.is_empty() {
-            return;
-        }
-        if let Err(error) = self.gate.apply(&changes).await {
-            tracing::error!(
-                "grants that are over can't be withdrawn; the kernel closes them itself: {}",
-                with_causes(&error)
-            );
-            self.unreconciled = true;
-        }
-        self.log_grants(&[], &keys_of(&gone));
-    }
-
-    fn watch_clock(&mut self) {
-        let (step, barrier) = {
-            let mut judge = self.judge.lock();
-            judge.watch_clock(Now::read());
-            (judge.take_step(), judge.receiver.barrier())
-        };
-        match step {
-            Some(Step::Forward(by)) => tracing::warn!(
-                "the clock was set forward by {} s: knocks are refused until their timestamps are later than now and a freshness window",
-                by.as_secs()
-            ),
-            Some(Step::Back(by)) => tracing::warn!("the clock was set back by {} s", by.as_secs()),
-            None => {}
-        }
-        if barrier != self.stored_barrier {
-            self.rewrite_store(Mark::InUse);
-        }
-    }
-
-    fn tend_store(&mut self) {
-        if self.store_failing || self.replay.is_broken() || self.replay.is_bloated() {
-            self.rewrite_store(Mark::InUse);
-        }
-    }
-
-    fn rewrite_store(&mut self, mark: Mark) {
-        let snapshot = Snapshot::of(&self.judge.lock().receiver);
-        match self.replay.rewrite(&snapshot, mark) {
-            Ok(()) => {
-                if self.store_failing {
-                    tracing::info!("the replay store can be written again");
-                }
-                self.store_failing = false;
-                self.stored_barrier = snapshot.barrier;
-            }
-            Err(error) if self.store_failing => tracing::debug!("{}", with_causes(&error)),
-            Err(error) => {
-                self.store_failing = true;
-                tracing::error!("{}", with_causes(&error));
-            }
-        }
-    }
-
-    /// Marks the stores clean; nothing may follow. The gate and what is open stay.
-    pub fn finish(&mut self) {
-        self.rewrite_store(Mark::Clean);
-    }
-
-    /// Puts the floor of one client, or of all, to now and a freshness window.
-    pub fn reset_replay(&mut self, client: Option<ClientId>, now: UnixMicros) {
-        {
-            let mut judge = self.judge.lock();
-            let clients = match client {
-                Some(client) => vec![client],
-                None => judge.receiver.windows().map(|(client, _)| client).collect(),
-            };
-            for client in clients {
-                let floor = judge.receiver.reset_window(client, now);
-                let name = judge.policy.client(&client).map(|rules| Arc::clone(&rules.name));
-                tracing::warn!(
-                    "the replay window of client {} is reset: only knocks stamped after {} are taken",
-                    name.as_deref().unwrap_or(&client.to_string()),
-                    format_timestamp(floor)
-                );
-            }
-        }
-        self.rewrite_store(Mark::InUse);
     }
 
     /// What is open now.

@@ -5,7 +5,7 @@ use crate::gate::{Change, Element, LiveElement};
 use crate::grants::GrantStoreError;
 use crate::pipeline::Judge;
 use crate::policy::{ClientRules, Rate};
-use crate::replay_store::StoreError;
+use crate::replay_store::{Mark, Snapshot, StoreError};
 use spa_proto::{DropReason, Freshness, MaskKey, Nonce, Receiver, Request, Settings};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
