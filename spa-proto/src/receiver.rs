@@ -240,6 +240,12 @@ impl Receiver {
         self.windows.entry(accepted.client).or_default().restore(accepted, self.settings.freshness);
     }
 
+    /// Gives back one id of a replay window that was written as a whole: as
+    /// [`restore`](Self::restore), but the window's floor is given back by itself.
+    pub fn restore_nonce(&mut self, client: ClientId, nonce: Nonce, stamp: UnixMicros) {
+        self.windows.entry(client).or_default().restore_nonce(nonce, stamp);
+    }
+
     /// Gives back a floor from before a restart.
     pub fn restore_floor(&mut self, client: ClientId, floor: UnixMicros) {
         self.windows.entry(client).or_default().raise_floor(floor);
@@ -250,14 +256,12 @@ impl Receiver {
         self.windows.entry(client).or_default().restore_close(closed);
     }
 
-    /// Forgets a client's replay window and puts a floor of `now` + W in its place: for the day
-    /// after its clock was years ahead. Whatever had been accepted by a right clock stays
-    /// refused; the client's own knocks are accepted again after W.
+    /// Puts a client's floor to `now` + W, for the day after its clock was years ahead, and
+    /// returns it. Whatever was accepted stays refused: what lies below by the floor, what lies
+    /// above by its id. The client's own knocks are accepted again after W.
     pub fn reset_window(&mut self, client: ClientId, now: UnixMicros) -> UnixMicros {
         let floor = now.saturating_add(self.settings.freshness.get());
-        let mut window = ReplayWindow::default();
-        window.raise_floor(floor);
-        self.windows.insert(client, window);
+        self.windows.entry(client).or_default().reset(floor);
         floor
     }
 
@@ -269,6 +273,11 @@ impl Receiver {
     /// The barrier; zero when none was ever put up.
     pub fn barrier(&self) -> UnixMicros {
         self.barrier
+    }
+
+    /// What this deployment fixes.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// All replay windows, for a store that writes itself anew.

@@ -128,6 +128,20 @@ impl ReplayWindow {
         self.close(closed.port, closed.stamp);
     }
 
+    /// Enters an id that a window held, whose floor is given back by itself.
+    pub(crate) fn restore_nonce(&mut self, nonce: Nonce, stamp: UnixMicros) {
+        self.insert(nonce, stamp, self.floor);
+    }
+
+    /// Puts the floor where it is told, be it lower than before. Ids above it stay: their time
+    /// comes, and whoever recorded those knocks may send them again then.
+    pub(crate) fn reset(&mut self, floor: UnixMicros) {
+        self.floor = floor;
+        self.prune(floor);
+        // Of closes from a time that was wrong: they would refuse the client until that time.
+        self.closed.clear();
+    }
+
     pub(crate) fn raise_floor(&mut self, floor: UnixMicros) {
         self.floor = self.floor.max(floor);
     }

@@ -342,6 +342,11 @@ fn a_window_reset_after_a_clock_that_was_years_ahead_lets_the_client_in_again_an
     pair.pass(61);
     let later = pair.knock();
     assert_eq!(pair.deliver(&later), Ok(()));
+    // The years have passed.
+    pair.now = right_clock.saturating_add(Duration::from_secs(3 * 365 * 86_400));
+    assert_eq!(pair.deliver(&from_the_future), Err(DropReason::Replay));
+    let knock = pair.knock();
+    assert_eq!(pair.deliver(&knock), Ok(()));
 }
 
 #[test]

@@ -3,9 +3,11 @@
 //! One task owns all of it and does one thing after another, so grants and gate need no lock.
 //! Knocks that arrive together are made durable by one write and opened by one batch.
 
+mod upkeep;
+
 use crate::audit::{self, Event, Line};
 use crate::causes::with_causes;
-use crate::clock::{BootMicros, Now, Step};
+use crate::clock::{BootMicros, Now};
 use crate::control::GrantView;
 use crate::counters::{Counters, Dropped, count};
 use crate::gate::{Gate, GateError, InstallReport, Plan};
@@ -13,9 +15,8 @@ use crate::grants::{Grant, GrantKey, GrantStore, GrantTable, RequestId};
 use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Policy, Refusal};
-use crate::replay_store::{Mark, ReplayStore, Snapshot};
-use spa_proto::{Accepted, ClientId, Item, MessageType, Port, UnixMicros};
-use std::collections::BTreeSet;
+use crate::replay_store::ReplayStore;
+use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, Port, UnixMicros};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,14 +35,17 @@ pub struct Authorizer<G, R, L> {
     max_grants: usize,
     /// The barrier that the store holds.
     stored_barrier: UnixMicros,
+    /// A write of the store failed: what it holds is not all that it should, until a rewrite.
     store_failing: bool,
     /// The kernel may differ from the table since an error: it is looked at again.
     unreconciled: bool,
+    /// Revoked, and why; but the kernel may still admit them.
+    half_revoked: Vec<(Grant, &'static str)>,
 }
 
 const FORBIDDEN: &str = "the configuration forbids it";
 
-/// The grants that one knock touches, as they were before it.
+/// The grants that knocks open, as they were before them.
 type Before = Vec<(GrantKey, Option<Grant>)>;
 
 /// Which grants to revoke: those that match all that is given.
@@ -65,7 +69,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         grant_log: Option<L>,
         max_grants: usize,
     ) -> Self {
-        let stored_barrier = judge.lock().receiver.barrier();
         Self {
             judge,
             counters,
@@ -75,9 +78,11 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             grant_log,
             limits: Limits::default(),
             max_grants,
-            stored_barrier,
+            // Not known: the first tick finds out.
+            stored_barrier: UnixMicros::default(),
             store_failing: false,
             unreconciled: false,
+            half_revoked: Vec::new(),
         }
     }
 
@@ -92,7 +97,9 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.gate.apply(&changes).await?;
         let cut_short: Vec<_> =
             forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
-        self.revoked(&cut_short, FORBIDDEN);
+        self.tell_revoked(&cut_short, FORBIDDEN);
+        self.log_grants(&[], &keys_of(&cut_short));
+        self.expire(now.boottime).await;
         Ok(())
     }
 
@@ -115,43 +122,59 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         if let Err(error) = self.carry_out(&agreed, now).await {
             if let [knock] = agreed.as_slice() {
                 self.failed(knock, &with_causes(&error));
-                return;
-            }
-            // One of them may have spoiled it for the others.
-            for knock in agreed.chunks(1) {
-                if let (Err(error), Some(first)) = (self.carry_out(knock, now).await, knock.first())
-                {
-                    self.failed(first, &with_causes(&error));
-                }
+                self.reconcile().await;
+            } else {
+                self.carry_out_singly(&agreed, error).await;
             }
         }
     }
 
-    /// Limits, then the replay window: the last checks, each knock wholly before the next.
+    /// One knock may have spoiled it for the others. But a kernel that can't even be mended takes
+    /// none of them, and finding that out again could take a hung tool's time limit each.
+    async fn carry_out_singly(&mut self, knocks: &[Candidate], mut error: GateError) {
+        self.reconcile().await;
+        for knock in knocks {
+            let is_mended = !self.unreconciled;
+            if is_mended {
+                match self.carry_out(std::slice::from_ref(knock), Now::read()).await {
+                    Ok(()) => continue,
+                    Err(again) => error = again,
+                }
+            }
+            self.failed(knock, &with_causes(&error));
+            if is_mended {
+                self.reconcile().await;
+            }
+        }
+    }
+
+    /// Policy, limits, then the replay window: the last checks, each knock wholly before the next.
     fn agree(&mut self, batch: Vec<Candidate>, now: Now) -> (Vec<Candidate>, Vec<Accepted>) {
         let shared = self.judge.clone();
         let mut judge = shared.lock();
+        let policy = Arc::clone(&judge.policy);
         let mut agreed: Vec<Candidate> = Vec::with_capacity(batch.len());
         let mut accepted = Vec::with_capacity(batch.len());
-        for candidate in batch {
-            let client = candidate.knock.client;
-            let ports: Vec<Port> = candidate
-                .permit
-                .grants
-                .iter()
-                .flat_map(|(_, ports)| ports.iter().copied())
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect();
-            let verdict =
-                self.within_limits(&judge.policy, &candidate, &agreed, now).and_then(|()| {
-                    judge.receiver.commit(&candidate.knock, &ports).map_err(Dropped::Protocol)
+        for Candidate { knock, .. } in batch {
+            // The policy may have changed since the knock was captured: it is judged by the one
+            // that is in force now.
+            let verdict = policy
+                .judge(&knock, now.realtime)
+                .map(|permit| Candidate { knock: knock.clone(), permit })
+                .map_err(Dropped::Policy)
+                .and_then(|candidate| {
+                    self.within_limits(&policy, &candidate, &agreed, now)?;
+                    let entry = judge
+                        .receiver
+                        .commit(&knock, &candidate.ports())
+                        .map_err(Dropped::Protocol)?;
+                    Ok((candidate, entry))
                 });
             match verdict {
-                Ok(entry) => {
-                    if let Some(rules) = judge.policy.client(&client) {
+                Ok((candidate, entry)) => {
+                    if let Some(rules) = policy.client(&knock.client) {
                         // It was there a moment ago; nobody else takes any.
-                        let _ = self.limits.take(&client, rules.rate, uptime(now));
+                        let _ = self.limits.take(&knock.client, rules.rate, uptime(now));
                     }
                     count(&self.counters.accepted);
                     accepted.push(entry);
@@ -159,14 +182,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 }
                 Err(dropped) => {
                     self.counters.dropped_one(&dropped);
-                    let source = candidate.knock.source;
-                    judge.refusals.note(
-                        now.boottime,
-                        client,
-                        dropped.as_str(),
-                        source,
-                        String::new,
-                    );
+                    let Knock { client, source, .. } = knock;
+                    let detail = || match &dropped {
+                        Dropped::Policy(refusal) => refusal.to_string(),
+                        _ => String::new(),
+                    };
+                    judge.refusals.note(now.boottime, client, dropped.as_str(), source, detail);
                 }
             }
         }
@@ -213,18 +234,18 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         Ok(())
     }
 
-    /// Changes the table and the kernel; the table only if the kernel took it.
+    /// Changes the table and the kernel; the table only if the kernel took it. If not, what it
+    /// admits is unknown until [`reconcile`](Self::reconcile) has worked.
     async fn carry_out(&mut self, knocks: &[Candidate], now: Now) -> Result<(), GateError> {
         let mut changes = Vec::new();
         let mut before: Before = Vec::new();
-        let mut opened = Vec::new();
-        let mut closed = Vec::new();
+        let (mut opened, mut closed, mut to_close) = (Vec::new(), Vec::new(), Vec::new());
         for candidate in knocks {
             for (item, ports) in &candidate.permit.grants {
                 let key = key(candidate, item);
-                before.push((key.clone(), self.grants.get(&key).cloned()));
                 match candidate.knock.request.message_type {
                     MessageType::Open => {
+                        before.push((key.clone(), self.grants.get(&key).cloned()));
                         let grant = Grant {
                             key: key.clone(),
                             ports: ports.clone(),
@@ -236,23 +257,28 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                         opened.push(key);
                     }
                     MessageType::Close => {
-                        let (gone, withdrawn) =
-                            self.grants.close(now.boottime, |grant| grant.key == key);
+                        let keys = [key];
+                        let (gone, withdrawn) = self.grants.close_keys(now.boottime, &keys);
                         changes.extend(withdrawn);
-                        closed.extend(gone.into_iter().map(|grant| grant.key));
+                        closed.extend(keys_of(&gone));
+                        to_close.extend(keys);
                     }
                 }
             }
         }
         if let Err(error) = self.gate.apply(&changes).await {
             self.undo(before);
+            // What is to be closed stays out of the table, and the kernel is brought to it.
+            let (gone, _) = self.grants.close_keys(now.boottime, &to_close);
+            closed.extend(keys_of(&gone));
+            self.log_grants(&[], &closed);
             self.unreconciled = true;
-            self.reconcile().await;
             return Err(error);
         }
         for knock in knocks {
             self.succeeded(knock, now);
         }
+        self.counters.closed.fetch_add(u64::try_from(closed.len()).unwrap_or(0), Ordering::Relaxed);
         let opened: Vec<Grant> =
             opened.iter().filter_map(|key| self.grants.get(key).cloned()).collect();
         self.log_grants(&opened, &closed);
@@ -265,7 +291,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let now = BootMicros::now();
         // Backwards: the first entry of a key is how it was before all of them.
         for (key, grant) in before.into_iter().rev() {
-            let _ = self.grants.close(now, |grant| grant.key == key);
+            let _ = self.grants.close_keys(now, &[key]);
             if let Some(grant) = grant {
                 let _ = self.grants.open(now, grant);
             }
@@ -283,23 +309,32 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             }
         };
         match self.gate.apply(&changes).await {
-            Ok(()) => self.unreconciled = false,
+            Ok(()) => {
+                self.unreconciled = false;
+                for (grant, why) in std::mem::take(&mut self.half_revoked) {
+                    self.tell_revoked(&[grant], why);
+                }
+            }
             Err(error) => tracing::error!("the gate can't be mended: {}", with_causes(&error)),
         }
     }
 
     fn succeeded(&self, knock: &Candidate, now: Now) {
-        let grants = u64::try_from(knock.permit.grants.len()).unwrap_or(u64::MAX);
-        let lifetime = knock.permit.lifetime;
         let event = match knock.knock.request.message_type {
             MessageType::Open => {
+                let grants = u64::try_from(knock.permit.grants.len()).unwrap_or(u64::MAX);
                 self.counters.opened.fetch_add(grants, Ordering::Relaxed);
-                Event::Opened { lifetime, until: now.realtime.saturating_add(lifetime) }
+                // A refresh never shortens: what was granted before may last longer.
+                let ends = knock.permit.grants.iter().filter_map(|(item, _)| {
+                    self.grants.get(&key(knock, item)).map(|grant| grant.expires)
+                });
+                let left = ends.max().map_or(knock.permit.lifetime, |end| end.since(now.boottime));
+                Event::Opened {
+                    lifetime: knock.permit.lifetime,
+                    until: now.realtime.saturating_add(left),
+                }
             }
-            MessageType::Close => {
-                self.counters.closed.fetch_add(grants, Ordering::Relaxed);
-                Event::Closed
-            }
+            MessageType::Close => Event::Closed,
         };
         write_audit(knock, event);
     }
@@ -313,18 +348,18 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     ///
     /// # Errors
     ///
-    /// The kernel did not take it: they are listed still, and it is tried again every second.
+    /// The kernel did not take it: it is tried again every second, and the audit trail told then.
     pub async fn revoke(
         &mut self,
         selection: &Selection,
-        why: &str,
+        why: &'static str,
     ) -> Result<Vec<Grant>, GateError> {
         self.revoke_if(why, |grant| selection.matches(grant)).await
     }
 
     async fn revoke_if(
         &mut self,
-        why: &str,
+        why: &'static str,
         condition: impl Fn(&Grant) -> bool,
     ) -> Result<Vec<Grant>, GateError> {
         let now = BootMicros::now();
@@ -332,17 +367,19 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         if gone.is_empty() {
             return Ok(gone);
         }
-        if let Err(error) = self.gate.apply(&changes).await {
+        let applied = self.gate.apply(&changes).await;
+        self.log_grants(&[], &keys_of(&gone));
+        if let Err(error) = applied {
             // What is to be closed stays out of the table: the kernel is brought to it.
             self.unreconciled = true;
-            self.log_grants(&[], &keys_of(&gone));
+            self.half_revoked.extend(gone.into_iter().map(|grant| (grant, why)));
             return Err(error);
         }
-        self.revoked(&gone, why);
+        self.tell_revoked(&gone, why);
         Ok(gone)
     }
 
-    fn revoked(&mut self, gone: &[Grant], why: &str) {
+    fn tell_revoked(&self, gone: &[Grant], why: &str) {
         for grant in gone {
             count(&self.counters.closed);
             let name = self.client_name(&grant.key.client);
@@ -354,7 +391,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 id: grant.request,
             });
         }
-        self.log_grants(&[], &keys_of(gone));
     }
 
     /// Revokes what the policy forbids, after it has changed.
@@ -371,110 +407,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// Another limit of all grants together.
     pub fn set_max_grants(&mut self, max_grants: usize) {
         self.max_grants = max_grants;
-    }
-
-    /// What is due every second: grants whose time is over, the clock, the stores, the audit.
-    pub async fn tick(&mut self) {
-        let now = Now::read();
-        self.watch_clock(now);
-        self.expire(now.boottime).await;
-        if self.unreconciled {
-            self.reconcile().await;
-        }
-        self.tend_store();
-        self.limits.prune(uptime(now));
-        let lines = {
-            let mut judge = self.judge.lock();
-            judge.receiver.roll(now.realtime);
-            judge.refusals.due(now.boottime)
-        };
-        for line in lines {
-            audit::write_refusal(&self.client_name(&line.client), &line);
-        }
-    }
-
-    /// The kernel closes by its own timer; this covers what that timer does not see: it stands
-    /// still while the machine is suspended.
-    async fn expire(&mut self, now: BootMicros) {
-        let (gone, changes) = self.grants.expire(now);
-        if gone.is_empty() {
-            return;
-        }
-        if let Err(error) = self.gate.apply(&changes).await {
-            tracing::error!(
-                "grants that are over can't be withdrawn; the kernel closes them itself: {}",
-                with_causes(&error)
-            );
-            self.unreconciled = true;
-        }
-        self.log_grants(&[], &keys_of(&gone));
-    }
-
-    fn watch_clock(&mut self, now: Now) {
-        let (step, barrier) = {
-            let mut judge = self.judge.lock();
-            judge.watch_clock(now);
-            (judge.take_step(), judge.receiver.barrier())
-        };
-        match step {
-            Some(Step::Forward(by)) => tracing::warn!(
-                "the clock was set forward by {} s: knocks are refused until their timestamps are later than now and a freshness window",
-                by.as_secs()
-            ),
-            Some(Step::Back(by)) => tracing::warn!("the clock was set back by {} s", by.as_secs()),
-            None => {}
-        }
-        if barrier != self.stored_barrier {
-            self.rewrite_store(Mark::InUse);
-        }
-    }
-
-    fn tend_store(&mut self) {
-        if self.replay.is_broken() || self.replay.is_bloated() {
-            self.rewrite_store(Mark::InUse);
-        }
-    }
-
-    fn rewrite_store(&mut self, mark: Mark) {
-        let snapshot = Snapshot::of(&self.judge.lock().receiver);
-        match self.replay.rewrite(&snapshot, mark) {
-            Ok(()) => {
-                if self.store_failing {
-                    tracing::info!("the replay store can be written again");
-                }
-                self.store_failing = false;
-                self.stored_barrier = snapshot.barrier;
-            }
-            Err(error) if self.store_failing => tracing::debug!("{}", with_causes(&error)),
-            Err(error) => {
-                self.store_failing = true;
-                tracing::error!("{}", with_causes(&error));
-            }
-        }
-    }
-
-    /// Marks the stores clean; nothing may follow. The gate and what is open stay.
-    pub fn finish(&mut self) {
-        self.rewrite_store(Mark::Clean);
-    }
-
-    /// Forgets the replay window of one client, or of all and the barrier.
-    pub fn reset_replay(&mut self, client: Option<ClientId>, now: UnixMicros) {
-        {
-            let mut judge = self.judge.lock();
-            let clients = match client {
-                Some(client) => vec![client],
-                None => judge.receiver.windows().map(|(client, _)| client).collect(),
-            };
-            for client in clients {
-                let floor = judge.receiver.reset_window(client, now);
-                tracing::warn!(%client, "replay window reset; knocks stamped up to {} are refused", floor.as_secs());
-                if judge.receiver.barrier() > floor {
-                    judge.receiver.set_barrier(floor);
-                }
-            }
-        }
-        self.rewrite_store(Mark::InUse);
     }
 
     /// What is open now.
@@ -506,9 +438,9 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.grants.iter().filter(move |grant| grant.expires > now)
     }
 
-    /// Why nothing opens, if it is so.
-    pub fn store_trouble(&self) -> bool {
-        self.store_failing || self.replay.is_broken()
+    /// Whether nothing opens, since accepted knocks can't be made durable.
+    pub fn is_store_broken(&self) -> bool {
+        self.replay.is_broken()
     }
 
     /// Whether the kernel may admit something else than the table says.
@@ -571,3 +503,6 @@ fn keys_of(grants: &[Grant]) -> Vec<GrantKey> {
 fn uptime(now: Now) -> Duration {
     Duration::from_micros(now.boottime.0)
 }
+
+#[cfg(test)]
+mod tests;

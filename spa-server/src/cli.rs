@@ -182,8 +182,8 @@ Example:
 
 Once a client knocked with a clock that was years ahead, only later knocks are taken.
 This forgets that; knocks with the right time are taken again after the freshness
-window. The knocks from the future are fresh when their time comes, and whoever
-recorded them can send them again then: a new key for the client rules that out."
+window. Knocks from the future that never arrived are fresh when their time comes, and
+whoever kept them back can send them then: a new key for the client rules that out."
 )]
 pub(crate) struct ResetArgs {
     /// The client's name.

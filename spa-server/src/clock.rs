@@ -45,7 +45,18 @@ pub struct Now {
 impl Now {
     /// Reads the kernel's clocks.
     pub fn read() -> Self {
-        Self { realtime: UnixMicros(micros(ClockId::CLOCK_REALTIME)), boottime: BootMicros::now() }
+        Self::read_by(BootMicros::now, || UnixMicros(micros(ClockId::CLOCK_REALTIME)))
+    }
+
+    /// A process that was held up between its two readings would see a jump where there is none.
+    fn read_by(boottime: impl Fn() -> BootMicros, realtime: impl Fn() -> UnixMicros) -> Self {
+        const AT_ONCE: Duration = Duration::from_millis(100);
+        loop {
+            let now = Self { boottime: boottime(), realtime: realtime() };
+            if boottime().since(now.boottime) < AT_ONCE {
+                return now;
+            }
+        }
     }
 }
 
@@ -131,6 +142,21 @@ mod tests {
     fn suspend_is_no_jump_because_boot_time_goes_on() {
         let mut watch = StepWatch::new(at(1_000, 10));
         assert_eq!(watch.observe(at(1_000 + 86_400, 10 + 86_400)), None);
+    }
+
+    #[test]
+    fn a_process_that_is_held_up_between_the_readings_sees_no_jump() {
+        use std::cell::Cell;
+        let (passed, held_up) = (Cell::new(0), Cell::new(false));
+        let boottime = || BootMicros(10_000_000 + passed.get());
+        let realtime = || {
+            if !held_up.replace(true) {
+                passed.set(5_000_000);
+            }
+            UnixMicros(1_000_000_000 + passed.get())
+        };
+        let mut watch = StepWatch::new(at(1_000, 10));
+        assert_eq!(watch.observe(Now::read_by(boottime, realtime)), None);
     }
 
     #[test]

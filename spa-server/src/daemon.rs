@@ -1,13 +1,14 @@
 //! The running server: everything put together, and what happens to it from outside.
 
+mod look;
 mod start;
 mod status;
 
 use crate::authorizer::{Authorizer, Selection};
-use crate::capture::{Capture, InterfaceState};
+use crate::capture::{Capture, InterfaceState, Pulse};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
-use crate::config::{Config, ConfigError, Settings};
+use crate::config::{Config, ConfigError, GateSettings, Settings};
 use crate::control::{ControlRequest, ControlResponse, Reloaded};
 use crate::counters::Counters;
 use crate::gate::IptablesGate;
@@ -15,6 +16,7 @@ use crate::grants::FileGrantStore;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
 use anyhow::Context as _;
+use look::Look;
 use sd_notify::NotifyState;
 use spa_keys::PublicKey;
 use spa_proto::UnixMicros;
@@ -28,24 +30,33 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Authentic knocks that may wait for the authorizer; more are dropped as `overloaded`.
 const QUEUE: usize = 4096;
 /// Knocks that are made durable and opened together at the most.
 const BATCH: usize = 256;
+/// What is always logged.
+const AUDIT: &str = "audit=info";
 /// A capture thread that has not gone round its loop for so long hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
+
+/// How often the watchdog is told that a step goes on: `WatchdogSec` is several times this.
+const FEED_EVERY: Duration = Duration::from_secs(5);
+/// So often; a step that takes longer than the time limits of all its tools hangs.
+const FEEDS: u32 = 60;
 
 /// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
     start_log()?;
-    let config = Config::load(config_path)?;
+    let (config, left_out) = Config::load_sound_clients(config_path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let daemon = Daemon::start(config).await?;
+        let daemon = Daemon::start(config, &left_out).await?;
         daemon.serve().await
     })
 }
@@ -61,12 +72,14 @@ struct Daemon {
     started: (UnixMicros, Instant),
     judge: SharedJudge,
     counters: Arc<Counters>,
-    authorizer: Authorizer<IptablesGate, FileStore, FileGrantStore>,
+    authorizer: Authorizer<Arc<IptablesGate>, FileStore, FileGrantStore>,
+    look: Look,
     capture: Capture,
     knocks: mpsc::Receiver<Candidate>,
     commands: mpsc::Receiver<Command>,
     control: JoinHandle<()>,
     reload: Option<Reload>,
+    left_out: Vec<String>,
     last_reload: Option<String>,
     /// Held for as long as the state directory is ours.
     _lock: std::fs::File,
@@ -82,7 +95,7 @@ struct Reload {
 enum Next {
     Admit,
     Command(Command),
-    Reloaded(Box<Result<Config, ConfigError>>),
+    Reloaded(Box<Result<Config, String>>),
     Tick,
     ReadAnew,
     Stop(&'static str),
@@ -94,6 +107,7 @@ impl Daemon {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH);
+        let pulse = self.capture.pulse();
         notify(&[NotifyState::Ready]);
         tracing::info!("ready");
         loop {
@@ -107,38 +121,43 @@ impl Daemon {
                 _ = tick.tick() => Next::Tick,
                 next = stop.next() => next,
             };
-            match next {
-                Next::Admit => self.authorizer.admit(std::mem::take(&mut batch)).await,
-                Next::Command((request, answer)) => self.obey(request, answer).await,
-                Next::Reloaded(config) => self.reloaded(*config).await,
-                Next::Tick => self.tick().await?,
-                Next::ReadAnew => self.read_anew(None),
-                Next::Stop(signal) => {
-                    tracing::info!("stopping on {signal}; the gate and what is open stay");
-                    break;
-                }
+            if let Next::Stop(signal) = next {
+                tracing::info!("stopping on {signal}; the gate and what is open stay");
+                break;
             }
+            let step = self.step(next, &mut batch);
+            telling(FEED_EVERY, FEEDS, || tell_watchdog(&pulse), step).await?;
         }
         self.finish(batch).await;
         Ok(())
     }
 
+    async fn step(&mut self, next: Next, batch: &mut Vec<Candidate>) -> anyhow::Result<()> {
+        match next {
+            Next::Admit => self.authorizer.admit(std::mem::take(batch)).await,
+            Next::Command((request, answer)) => self.obey(request, answer).await,
+            Next::Reloaded(config) => self.reloaded(*config).await,
+            Next::Tick => self.tick().await?,
+            Next::ReadAnew => self.read_anew(None),
+            Next::Stop(_) => {}
+        }
+        Ok(())
+    }
+
     async fn tick(&mut self) -> anyhow::Result<()> {
         self.authorizer.tick().await;
+        self.look.look_again(self.settings.gate_plan());
         let health = self.capture.health();
         if let Some(dead) = health.iter().find(|one| one.state == InterfaceState::Stopped) {
             anyhow::bail!("the capture thread of {} has died", dead.name);
         }
-        // A thread that hangs is for the watchdog.
-        if health.iter().all(|one| one.heartbeat.elapsed() < HANGS_AFTER) {
-            notify(&[NotifyState::Watchdog]);
-        }
+        tell_watchdog(&self.capture.pulse());
         Ok(())
     }
 
     async fn obey(&mut self, request: ControlRequest, answer: oneshot::Sender<ControlResponse>) {
         let response = match request {
-            ControlRequest::Status => ControlResponse::Status(Box::new(self.status())),
+            ControlRequest::Status => return self.tell_status(answer),
             ControlRequest::GrantsList => {
                 ControlResponse::Grants(self.authorizer.views(BootMicros::now()))
             }
@@ -167,6 +186,19 @@ impl Daemon {
         let _ = answer.send(response);
     }
 
+    /// What is known, and a look at the gate, for which nothing else has to wait.
+    fn tell_status(&self, answer: oneshot::Sender<ControlResponse>) {
+        let mut status = self.status();
+        let (look, plan) = (self.look.clone(), self.settings.gate_plan());
+        tokio::spawn(async move {
+            if let Some(wrong) = look.look(&plan).await {
+                status.gate = wrong;
+            }
+            // Whoever asked may have gone.
+            let _ = answer.send(ControlResponse::Status(Box::new(status)));
+        });
+    }
+
     async fn revoke(&mut self, selection: &Selection) -> ControlResponse {
         let now = BootMicros::now();
         match self.authorizer.revoke(selection, "by the administrator").await {
@@ -192,11 +224,11 @@ impl Daemon {
         self.reload = Some(Reload { reading, asked_by: waiting });
     }
 
-    async fn reloaded(&mut self, config: Result<Config, ConfigError>) {
+    async fn reloaded(&mut self, config: Result<Config, String>) {
         let asked_by = self.reload.take().map(|reload| reload.asked_by).unwrap_or_default();
         let outcome = match config {
             Ok(config) => self.put_in_force(config).await,
-            Err(error) => Err(with_causes(&error)),
+            Err(why) => Err(why),
         };
         let response = match outcome {
             Ok(reloaded) => {
@@ -210,6 +242,7 @@ impl Daemon {
                     tracing::warn!("the new {setting} takes effect at the next start");
                 }
                 self.last_reload = None;
+                self.left_out.clear();
                 ControlResponse::Reloaded(reloaded)
             }
             Err(why) => {
@@ -240,6 +273,10 @@ impl Daemon {
             private_key_file: self.settings.private_key_file.clone(),
             state_directory: self.settings.state_directory.clone(),
             control_socket: self.settings.control_socket.clone(),
+            gate: GateSettings {
+                tools: self.settings.gate.tools.clone(),
+                ..config.settings.gate.clone()
+            },
             ..config.settings.clone()
         };
         let report = self
@@ -248,6 +285,7 @@ impl Daemon {
             .await
             .map_err(|error| with_causes(&error))?;
         start::tell(&report);
+        self.look.installed().await;
         let now = Now::read();
         {
             let mut judge = self.judge.lock();
@@ -270,7 +308,13 @@ impl Daemon {
         self.clients = status::ClientCount::of(&config);
         let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);
         self.settings = settings;
-        Ok(Reloaded { clients: self.clients.total, services, revoked, restart_needed })
+        Ok(Reloaded {
+            clients: self.clients.total,
+            services,
+            revoked,
+            warnings: start::warnings(&report),
+            restart_needed,
+        })
     }
 
     /// What was captured before the stop is carried out; then the stores are marked clean.
@@ -291,15 +335,38 @@ impl Daemon {
     }
 }
 
-/// Waits for the configuration that is being read; for ever, when none is.
-async fn reading(reload: &mut Option<Reload>) -> Result<Config, ConfigError> {
-    loop {
-        let Some(reload) = reload else { return std::future::pending().await };
-        // It can't be aborted here, and a panic in it would be a bug; nothing changes then.
-        match (&mut reload.reading).await {
-            Ok(config) => return config,
-            Err(_) => std::future::pending::<()>().await,
+/// Carries out a step, and calls `tell` every now and then meanwhile, but not for ever: a step may
+/// have to wait for tools of the system, each of which has a time limit.
+async fn telling<T>(
+    every: Duration,
+    times: u32,
+    mut tell: impl FnMut(),
+    step: impl Future<Output = T>,
+) -> T {
+    let mut step = std::pin::pin!(step);
+    for _ in 0..times {
+        if let Ok(done) = tokio::time::timeout(every, step.as_mut()).await {
+            return done;
         }
+        tell();
+    }
+    step.await
+}
+
+/// A capture thread that hangs is for the watchdog.
+fn tell_watchdog(pulse: &Pulse) {
+    if pulse.is_younger_than(HANGS_AFTER) {
+        notify(&[NotifyState::Watchdog]);
+    }
+}
+
+/// Waits for the configuration that is being read; for ever, when none is.
+async fn reading(reload: &mut Option<Reload>) -> Result<Config, String> {
+    let Some(reload) = reload else { return std::future::pending().await };
+    match (&mut reload.reading).await {
+        Ok(Ok(config)) => Ok(config),
+        Ok(Err(error)) => Err(with_causes(&error)),
+        Err(panicked) => Err(format!("reading it failed: {panicked}")),
     }
 }
 
@@ -328,23 +395,24 @@ impl Signals {
     }
 }
 
-/// The log goes to standard error: to the journal, under systemd, which adds the time itself.
+/// The log goes to standard error; under systemd to the journal, with priorities and the target
+/// as fields (`journalctl TARGET=audit` is the audit trail).
 /// `SPA_LOG` sets what is logged, as in `SPA_LOG=spa_server=debug`.
 fn start_log() -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .with_env_var("SPA_LOG")
         .from_env()
-        .context("SPA_LOG is not a log filter")?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().try_init()
-    } else {
-        log.try_init()
-    };
+        .context("SPA_LOG is not a log filter")?
+        // Whatever else is asked for, the audit trail is kept.
+        .add_directive(AUDIT.parse().context("the filter of the audit trail")?);
+    // The journal itself knows priorities, which a line on standard error has not.
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let stderr = journal.is_none().then(|| {
+        let terminal = std::io::stderr().is_terminal();
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal)
+    });
+    let started = tracing_subscriber::registry().with(filter).with(journal).with(stderr).try_init();
     started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
 }
 
@@ -352,5 +420,32 @@ fn start_log() -> anyhow::Result<()> {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!("systemd was not told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_watchdog_hears_of_a_long_step_but_not_of_an_endless_one() {
+        let every = Duration::from_millis(20);
+        let mut told = 0;
+        assert_eq!(telling(every, 9, || told += 1, async { 7 }).await, 7);
+        assert_eq!(told, 0);
+        telling(every, 9, || told += 1, tokio::time::sleep(every * 3)).await;
+        assert!((1..=3).contains(&told), "{told}");
+        told = 0;
+        let endless = telling(every, 3, || told += 1, std::future::pending::<()>());
+        assert!(tokio::time::timeout(every * 20, endless).await.is_err());
+        assert_eq!(told, 3);
+    }
+
+    #[tokio::test]
+    async fn a_reading_that_panicked_is_a_reload_that_is_refused() {
+        let reading = tokio::task::spawn_blocking(|| panic!("a bug"));
+        let mut reload = Some(Reload { reading, asked_by: Vec::new() });
+        let why = super::reading(&mut reload).await.unwrap_err();
+        assert!(why.contains("panicked"), "{why}");
     }
 }

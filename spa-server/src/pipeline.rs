@@ -10,8 +10,8 @@ use crate::clock::{BootMicros, Now, Step, StepWatch};
 use crate::counters::{Counters, Dropped};
 use crate::frame::{Datagram, FrameError};
 use crate::policy::{Permit, Policy};
-use spa_proto::{DropReason, Freshness, Knock, Nonce, Receiver, Skew, Verdict};
-use std::collections::VecDeque;
+use spa_proto::{DropReason, Freshness, Knock, Nonce, Port, Receiver, Skew, Verdict};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,8 +23,17 @@ use tokio::sync::mpsc;
 pub struct Candidate {
     /// The knock.
     pub knock: Knock,
-    /// What it may have.
+    /// What it may have, by the policy that was in force when it was judged last.
     pub permit: Permit,
+}
+
+impl Candidate {
+    /// The ports that its items stand for, each once.
+    pub fn ports(&self) -> Vec<Port> {
+        let ports: BTreeSet<Port> =
+            self.permit.grants.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
+        ports.into_iter().collect()
+    }
 }
 
 /// What the capture threads and the authorizer share.
@@ -81,8 +90,11 @@ impl Judge {
     pub fn watch_clock(&mut self, now: Now) {
         let step = self.steps.observe(now);
         let ahead = now.realtime.saturating_add(self.freshness.get());
-        if matches!(step, Some(Step::Forward(_))) || self.receiver.barrier() > ahead {
-            self.receiver.set_barrier(ahead);
+        let barrier = self.receiver.barrier();
+        match step {
+            Some(Step::Forward(_)) => self.receiver.set_barrier(barrier.max(ahead)),
+            Some(Step::Back(_)) => self.receiver.set_barrier(barrier.min(ahead)),
+            None => {}
         }
         self.step = step.or(self.step);
     }
@@ -158,9 +170,10 @@ impl Pipeline {
 
 impl Sink for Pipeline {
     fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>) {
-        let now = Now::read();
         let verdict = {
             let mut judge = self.judge.lock();
+            // Not before the lock is ours: who waited for it would see the clock go back.
+            let now = Now::read();
             judge.judge(now, datagram.source, interface, datagram.payload)
         };
         let dropped = match verdict {

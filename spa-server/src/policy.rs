@@ -71,7 +71,7 @@ pub struct Permit {
     pub client: Arc<str>,
     /// Each item that was asked for, with the ports that it stands for.
     pub grants: Vec<(Item, Vec<Port>)>,
-    /// For how long; for a close it says nothing.
+    /// For how long, at most until the client expires; for a close it says nothing.
     pub lifetime: Duration,
 }
 
@@ -152,6 +152,9 @@ impl Policy {
         if request.message_type == MessageType::Open && lifetime > rules.max_lifetime {
             return Err(Refusal::Lifetime { asked: lifetime, max: rules.max_lifetime });
         }
+        // What is open ends with the client's validity, or it would outlive it by a lifetime.
+        let valid_for = rules.expires.map_or(Duration::MAX, |expires| expires.distance(now));
+        let lifetime = lifetime.min(valid_for);
         Ok(Permit { client: Arc::clone(&rules.name), grants, lifetime })
     }
 
@@ -378,6 +381,21 @@ mod tests {
         assert_eq!(with(Some(UnixMicros(NOW.0 + 1)), None), Some(Refusal::NotYetValid));
         assert_eq!(with(None, Some(NOW)), Some(Refusal::Expired));
         assert_eq!(with(None, Some(UnixMicros(NOW.0 + 1))), None);
+    }
+
+    #[test]
+    fn nothing_is_open_for_longer_than_the_client_is_valid() {
+        let in_seconds = |seconds| Some(NOW.saturating_add(Duration::from_secs(seconds)));
+        let lifetime = |expires, asked| {
+            let permit = judge(ClientRules { expires, ..rules() }, &asking(knock(&["ssh"]), asked));
+            permit.unwrap().lifetime.as_secs()
+        };
+        assert_eq!(lifetime(in_seconds(10), 600), 10);
+        assert_eq!(lifetime(in_seconds(600), 600), 600);
+        assert_eq!(lifetime(None, 600), 600);
+        // Asking for more than the maximum is refused all the same.
+        let expires = ClientRules { expires: in_seconds(10), ..rules() };
+        assert!(judge(expires, &asking(knock(&["ssh"]), 3601)).is_err());
     }
 
     #[test]

@@ -173,3 +173,48 @@ fn a_service_that_is_added_is_hidden_and_opens() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn one_wrong_client_at_the_start_keeps_nobody_else_out() -> Result<()> {
+    let mut scene = Scene::prepared(|_| {})?;
+    let (_, second) = scene.add_client("second", |client| client.allow = vec!["nowhere".into()])?;
+    scene.server.start()?;
+    let status = scene.server.status()?;
+    ensure!(status.clients.total == 1, "{status:?}");
+    ensure!(status.left_out.len() == 1 && status.left_out[0].contains("second.toml"), "{status:?}");
+    ensure!(scene.server.log()?.contains("no service nowhere"), "{}", scene.server.account());
+    scene.knock(scene.lab.other(), Family::V4, &second.open("web").seal()?)?;
+    scene.server.await_dropped("unknown-tag", 1)?;
+    scene.ensure_owner_gets_in(Family::V4)?;
+
+    // Mended, it is a client like any other.
+    scene.server.reconfigure(|configuration| {
+        for client in &mut configuration.clients {
+            client.allow = vec!["ssh".into(), "web".into()];
+        }
+    })?;
+    ensure!(scene.server.admin(&["reload"])?.success());
+    ensure!(scene.server.status()?.left_out.is_empty());
+    scene.knock(scene.lab.other(), Family::V4, &second.open("web").seal()?)?;
+    scene.await_open(scene.lab.other(), Family::V4, WEB_PORT)
+}
+
+#[test]
+fn a_gate_that_somebody_flushed_is_told_and_a_reload_puts_it_back() -> Result<()> {
+    let scene = Scene::new()?;
+    ensure!(scene.server.status()?.gate == "installed", "{:?}", scene.server.status()?);
+    let host = scene.server.host();
+    for tables in ["iptables", "ip6tables"] {
+        host.sh(&format!("{tables} -t mangle -F PREROUTING"))?;
+        host.sh(&format!("{tables} -F INPUT"))?;
+    }
+    scene.await_open(scene.lab.other(), Family::V4, SSH_PORT)?;
+    eventually("the status is to tell", || {
+        Ok(scene.server.status()?.gate.contains("spa-server reload").then_some(()))
+    })?;
+    ensure!(scene.server.log()?.contains("the gate is not as it was installed"));
+    ensure!(scene.server.admin(&["reload"])?.success());
+    ensure!(scene.server.status()?.gate == "installed", "{:?}", scene.server.status()?);
+    scene.ensure_shut()?;
+    scene.ensure_owner_gets_in(Family::V4)
+}

@@ -203,6 +203,17 @@ fn check_says_what_is_wrong_and_how_to_mend_it() -> Result<()> {
 }
 
 #[test]
+fn an_interface_that_is_gone_at_the_start_keeps_nobody_out_at_the_others() -> Result<()> {
+    // As when a tunnel is down while the daemon is restarted: the ports are hidden, and the daemon
+    // is the only way in.
+    let scene = Scene::with(|configuration| configuration.interfaces.push("eth7".into()))?;
+    let checked = scene.server.admin(&["check"])?;
+    ensure!(!checked.success() && checked.said().contains("eth7"), "{checked}");
+    ensure!(scene.server.log()?.contains("eth7"), "not told in the log");
+    scene.ensure_owner_gets_in(Family::V4)
+}
+
+#[test]
 fn check_tells_when_somebody_has_flushed_the_gate() -> Result<()> {
     let scene = Scene::new()?;
     let good = scene.server.admin(&["check"])?;

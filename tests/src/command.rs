@@ -104,6 +104,9 @@ impl fmt::Display for Quoted<'_> {
         if words.get(1).is_some_and(|word| *word == "netns") && words.len() > 4 {
             words.drain(..4);
         }
+        // Likewise what enters a machine's namespaces, of which this is the last.
+        let last = words.iter().position(|word| word.as_encoded_bytes().starts_with(b"--pid=/"));
+        words.drain(..last.map_or(0, |last| last + 1));
         let (program, arguments) = words.split_first().ok_or(fmt::Error)?;
         let name = Path::new(program).file_name().unwrap_or(program);
         write!(f, "{}", name.to_string_lossy())?;

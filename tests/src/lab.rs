@@ -2,6 +2,7 @@
 
 use crate::command::{Finished, finish};
 use crate::programs::program;
+use crate::wait::eventually;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
@@ -10,18 +11,21 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 use tempfile::TempDir;
 
 const PREFIX: &str = "spat";
 const NAMESPACES: &str = "/run/netns";
 /// What `ip netns exec` lays over `/etc`, by namespace.
 const OVERLAYS: &str = "/etc/netns";
+/// The discard service of RFC 863.
+const DISCARD: u16 = 9;
 /// The name that every namespace of a lab knows the server by, with both of its addresses.
 pub(crate) const SERVER_NAME: &str = "gateway";
 
@@ -320,6 +324,22 @@ impl Lab {
             }
             host.ip(&lines)?;
         }
+        self.await_links()
+    }
+
+    /// A bridge takes a moment until it carries the first packet of a new port.
+    fn await_links(&self) -> Result<()> {
+        let to = self.server.at(Family::V4, DISCARD);
+        let receiver = self.server.inside(|| Ok(UdpSocket::bind(to)?))?;
+        receiver.set_read_timeout(Some(Duration::from_millis(10)))?;
+        for host in [&self.owner, &self.other, &self.third] {
+            let from = host.address(Family::V4);
+            eventually(&format!("the link of {} is to carry packets", host.namespace()), || {
+                host.send_udp(to, b"are you there?")?;
+                let came = receiver.recv_from(&mut [0; 64]);
+                Ok(came.is_ok_and(|(_, source)| source.ip() == from).then_some(()))
+            })?;
+        }
         Ok(())
     }
 
@@ -360,14 +380,7 @@ impl Drop for Lab {
 fn sweep() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let stale = |name: &str| {
-            let pid = name
-                .strip_prefix(PREFIX)
-                .and_then(|name| name.strip_prefix('-'))
-                .and_then(|name| name.split('-').next())
-                .and_then(|pid| pid.parse::<u32>().ok());
-            pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-        };
+        crate::systemd::sweep();
         for namespace in names(Path::new(NAMESPACES)).filter(|name| stale(name)) {
             remove(&namespace);
         }
@@ -381,7 +394,17 @@ fn sweep() {
     });
 }
 
-fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
+/// Whether something with this name belongs to a test that is no more.
+pub(crate) fn stale(name: &str) -> bool {
+    let pid = name
+        .strip_prefix(PREFIX)
+        .and_then(|name| name.strip_prefix('-'))
+        .and_then(|name| name.split('-').next())
+        .and_then(|pid| pid.parse::<u32>().ok());
+    pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+}
+
+pub(crate) fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
     fs::read_dir(directory)
         .into_iter()
         .flatten()
@@ -422,8 +445,6 @@ fn mac_text(mac: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::UdpSocket;
-    use std::time::Duration;
 
     #[test]
     fn hosts_of_a_lab_reach_one_another_and_nothing_stays_of_it() {

@@ -3,7 +3,7 @@
 //! A [`Lab`] is a set of network namespaces on one link: the server, the owner of a client key,
 //! and strangers. A [`Server`] is the real `spa-server` in such a namespace, a [`Device`] makes
 //! knocks of every kind, [`Sshd`] is OpenSSH behind the gate, and a [`Capture`] shows what was
-//! really on the wire. [`Scene`] puts the usual ones together.
+//! really on the wire. [`Scene`] puts the usual ones together. A [`Machine`] runs the real systemd.
 //!
 //! Rules that the tests keep:
 //!
@@ -28,7 +28,9 @@ mod scene;
 mod server;
 mod ssh;
 mod state;
+mod systemd;
 mod wait;
+mod watch;
 
 pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_within};
@@ -45,4 +47,6 @@ pub use scene::{SSH_PORT, Scene, WEB_PORT};
 pub use server::{Clock, Server};
 pub use ssh::{Session, Sshd};
 pub use state::TinyDisk;
+pub use systemd::Machine;
 pub use wait::{DEADLINE, at_once, eventually, eventually_within};
+pub use watch::Watch;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// A silent port is called filtered after this time: a thousand round trips on this link, and
 /// less than the first retransmission of a SYN.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What came back from a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,10 +47,7 @@ impl Host {
 
     /// Opens a TCP connection to `to`, or tells what came back instead.
     pub fn tcp_connect(&self, to: SocketAddr) -> Result<Result<TcpStream, PortState>> {
-        self.inside(|| match TcpStream::connect_timeout(&to, PATIENCE) {
-            Ok(stream) => Ok(Ok(stream)),
-            Err(error) => state_of(&error).map(Err).with_context(|| format!("connecting to {to}")),
-        })
+        self.inside(|| try_tcp(to, PATIENCE))
     }
 
     /// Sends one datagram to the echo service (see [`Listener::udp`]) at `to`.
@@ -102,6 +99,14 @@ impl Host {
         eventually(&format!("{to} is to be {wanted} as seen from {}", self.namespace()), || {
             Ok((self.tcp(to)? == wanted).then_some(()))
         })
+    }
+}
+
+/// Opens a TCP connection from the present namespace, or tells what came back instead.
+pub(crate) fn try_tcp(to: SocketAddr, patience: Duration) -> Result<Result<TcpStream, PortState>> {
+    match TcpStream::connect_timeout(&to, patience) {
+        Ok(stream) => Ok(Ok(stream)),
+        Err(error) => state_of(&error).map(Err).with_context(|| format!("connecting to {to}")),
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 /// Which Debian package has a program.
 const PACKAGES: &[(&str, &str)] = &[
+    ("cat", "coreutils"),
     ("conntrack", "conntrack"),
     ("ip", "iproute2"),
     ("ip6tables", "iptables"),
@@ -18,16 +19,22 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iptables", "iptables"),
     ("iptables-restore", "iptables"),
     ("iptables-save", "iptables"),
+    ("journalctl", "systemd"),
+    ("kill", "procps"),
     ("mount", "mount"),
     ("nft", "nftables"),
     ("nmap", "nmap"),
     ("nsenter", "util-linux"),
     ("python3", "python3"),
+    ("sh", "dash"),
     ("ssh", "openssh-client"),
     ("ssh-keygen", "openssh-client"),
     ("ss", "iproute2"),
     ("sshd", "openssh-server"),
     ("sysctl", "procps"),
+    ("systemctl", "systemd"),
+    ("systemd-analyze", "systemd"),
+    ("touch", "coreutils"),
     ("unshare", "util-linux"),
 ];
 /// Debian's own directories come first: what a developer has put before them in `PATH` is not
@@ -133,7 +140,7 @@ pub fn interop_python() -> Result<(PathBuf, PathBuf)> {
 }
 
 /// The root of the workspace.
-fn workspace() -> Result<PathBuf> {
+pub(crate) fn workspace() -> Result<PathBuf> {
     let parent = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     Ok(parent.context("the tests lie in no workspace")?.to_owned())
 }

@@ -1,7 +1,7 @@
 //! What a capture thread tells the rest of the daemon about itself.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How one interface fares.
@@ -28,6 +28,17 @@ pub enum InterfaceState {
     },
     /// The thread has ended: it was told to, or its sink panicked.
     Stopped,
+}
+
+/// Tells whether the threads of a [`Capture`](super::Capture) go round their loops.
+#[derive(Debug, Clone)]
+pub struct Pulse(pub(super) Vec<Arc<Shared>>);
+
+impl Pulse {
+    /// Whether each of them did so in the last `time`.
+    pub fn is_younger_than(&self, time: Duration) -> bool {
+        self.0.iter().all(|shared| shared.health().heartbeat.elapsed() < time)
+    }
 }
 
 /// What a thread and its [`Capture`](super::Capture) share.

@@ -9,7 +9,7 @@ mod health;
 mod interface;
 mod thread;
 
-pub use health::{InterfaceHealth, InterfaceState};
+pub use health::{InterfaceHealth, InterfaceState, Pulse};
 
 use crate::frame::{Datagram, FrameError, UnsupportedLink};
 use handle::Handle;
@@ -38,6 +38,14 @@ impl CaptureSettings {
     /// A good size of the buffer: 16 MiB hold 28,000 frames, which come in 28 ms at a million a
     /// second.
     pub const BUFFER_BYTES: u32 = 16 * 1024 * 1024;
+
+    fn check(&self) -> Result<(), CaptureError> {
+        match self.ports.len() {
+            0 => Err(CaptureError::NoPorts),
+            1..=filter::MAX_PORTS => Ok(()),
+            many => Err(CaptureError::TooManyPorts(many)),
+        }
+    }
 }
 
 /// The interfaces to capture on.
@@ -172,26 +180,31 @@ impl Capture {
     /// Opens the captures and starts their threads.
     ///
     /// `make_sink` is called once for each thread, with the name of the interface (`"any"` for
-    /// all). An interface that does not exist, or can't be captured on, is an error; one that is
-    /// down is waited for. An interface that vanishes or fails later is opened again, for as long
-    /// as it takes.
+    /// all). An interface that can't be captured on is an error; so it is when none of them exists.
+    /// One that is down or isn't there yet is waited for: it must not keep out those who come by
+    /// the others. An interface that vanishes or fails later is opened again, for as long as it
+    /// takes.
     pub fn start<S: Sink + 'static>(
         settings: &CaptureSettings,
         mut make_sink: impl FnMut(&str) -> S,
     ) -> Result<Self, CaptureError> {
-        if settings.ports.is_empty() {
-            return Err(CaptureError::NoPorts);
-        }
-        if settings.ports.len() > filter::MAX_PORTS {
-            return Err(CaptureError::TooManyPorts(settings.ports.len()));
-        }
+        settings.check()?;
         let mut handles = Vec::new();
         for interface in Interface::list(&settings.interfaces)? {
             let handle = match Handle::open(&interface, settings) {
-                Err(error @ CaptureError::Down { .. }) => Err(error),
+                Err(error @ (CaptureError::Down { .. } | CaptureError::Missing { .. })) => {
+                    Err(error)
+                }
                 opened => Ok(opened?),
             };
             handles.push((interface, handle));
+        }
+        let is_there =
+            |(_, handle): &(_, Result<_, _>)| !matches!(handle, Err(CaptureError::Missing { .. }));
+        if !handles.iter().any(is_there)
+            && let Some((_, handle)) = handles.pop()
+        {
+            handle?;
         }
 
         let mut capture = Self { threads: Vec::new() };
@@ -221,9 +234,24 @@ impl Capture {
         Ok(capture)
     }
 
+    /// Opens each interface as [`start`](Self::start) does, and closes it again. Whatever would
+    /// keep datagrams from coming in is an error.
+    pub fn try_out(settings: &CaptureSettings) -> Result<(), CaptureError> {
+        settings.check()?;
+        for interface in Interface::list(&settings.interfaces)? {
+            Handle::open(&interface, settings)?;
+        }
+        Ok(())
+    }
+
     /// How each interface fares.
     pub fn health(&self) -> Vec<InterfaceHealth> {
         self.threads.iter().map(|thread| thread.shared.health()).collect()
+    }
+
+    /// What tells whether the threads hang, for as long as they run.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.threads.iter().map(|thread| Arc::clone(&thread.shared)).collect())
     }
 
     /// Ends the threads, and returns when they have ended.

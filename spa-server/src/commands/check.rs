@@ -2,12 +2,11 @@
 
 use super::output::{print, print_json};
 use super::{CONFIG, CommandError, Done, FAILED, client, gate, host};
-use crate::capture::{Capture, CaptureSettings, Interfaces, Sink};
+use crate::capture::{Capture, CaptureSettings, Interfaces};
 use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::{Config, ConfigError, Settings, format_timestamp};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
-use crate::frame::{Datagram, FrameError};
 use crate::gate::{GateError, IptablesGate, Mode, ToolOverrides, Tools};
 use serde::Serialize;
 use spa_proto::Transport;
@@ -192,9 +191,8 @@ fn look_at_capture(settings: &Settings, findings: &mut Findings) {
         packet_length: settings.packet_length.packet(),
         buffer_bytes: TRIAL_BUFFER,
     };
-    match Capture::start(&capture, |_| Nothing) {
-        Ok(capture) => {
-            capture.stop();
+    match Capture::try_out(&capture) {
+        Ok(()) => {
             let interfaces = match &settings.interfaces {
                 Interfaces::All => "all interfaces".to_owned(),
                 Interfaces::Named(names) => names.join(", "),
@@ -203,15 +201,6 @@ fn look_at_capture(settings: &Settings, findings: &mut Findings) {
         }
         Err(error) => findings.error(check, with_causes(&error)),
     }
-}
-
-/// Takes what the capture sees for the moment that it is open.
-struct Nothing;
-
-impl Sink for Nothing {
-    fn datagram(&mut self, _: u32, _: &Datagram<'_>) {}
-    fn malformed(&mut self, _: FrameError) {}
-    fn kernel_drops(&mut self, _: u64) {}
 }
 
 fn look_at_state(settings: &Settings, findings: &mut Findings) {

@@ -150,7 +150,6 @@ pub(crate) fn show(config: &Path, name: &ClientName, output: Output) -> Done {
 
 /// `spa-server client remove`.
 pub(crate) fn remove(config: &Path, name: &ClientName) -> Done {
-    let settings = Settings::load(config)?;
     let file = existing(config, name)?;
     // The key that `client add --psk` made is of no use to anybody else; another may be shared.
     let pre_shared = file.with_extension("psk");
@@ -163,12 +162,11 @@ pub(crate) fn remove(config: &Path, name: &ClientName) -> Done {
         }
     }
     eprintln!("client {name} is removed");
-    take_up(&settings)
+    take_up(config)
 }
 
 /// `spa-server client disable` and `enable`.
 pub(crate) fn set_enabled(config: &Path, name: &ClientName, enabled: bool) -> Done {
-    let settings = Settings::load(config)?;
     let file = existing(config, name)?;
     let text = fs::read_to_string(&file).map_err(|source| {
         CommandError::Failed(format!("{} can't be read: {source}", file.display()))
@@ -183,7 +181,9 @@ pub(crate) fn set_enabled(config: &Path, name: &ClientName, enabled: bool) -> Do
     write::replace(&file, &text)?;
     eprintln!("client {name} is {}", if enabled { "enabled" } else { "disabled" });
     // It may be wrong in other respects, and locking out has to work all the same.
-    match load(&file, &settings).map(|client| ClientView::new(client, now()).state) {
+    let settings = Settings::load(config);
+    let client = settings.and_then(|settings| load(&file, &settings));
+    match client.map(|client| ClientView::new(client, now()).state) {
         Ok("expired" | "not yet valid") if enabled => {
             eprintln!(
                 "note: it stays locked out by its dates; see `spa-server client show {name}`"
@@ -191,7 +191,7 @@ pub(crate) fn set_enabled(config: &Path, name: &ClientName, enabled: bool) -> Do
         }
         _ => {}
     }
-    take_up(&settings)
+    take_up(config)
 }
 
 /// Sets `enabled` in the text of a client's file; comments and everything else stay.

@@ -107,7 +107,7 @@ pub(crate) fn run(config: &Path, args: &AddArgs) -> Done {
         client_command,
     };
     tell(&added, args.output.json)?;
-    take_up(&settings)
+    take_up(config)
 }
 
 /// Removes what was written when the rest could not be.

@@ -60,7 +60,7 @@ pub(crate) fn reset_replay(config: &Path, args: ResetArgs) -> Done {
         ControlResponse::Done => {
             eprintln!(
                 "{whose} is heard again in {}\n\
-                warning: knocks that were sent while a clock was ahead are fresh when that time comes, and whoever recorded them can send them again then; a new key for the client rules that out",
+                warning: knocks that were sent while a clock was ahead and never arrived are fresh when that time comes, and whoever kept them back can send them then; a new key for the client rules that out",
                 format_duration(settings.freshness.get())
             );
             Ok(())
@@ -71,8 +71,8 @@ pub(crate) fn reset_replay(config: &Path, args: ResetArgs) -> Done {
 
 /// Has the daemon take up files that were just written, if it runs, and says on standard error
 /// what came of it.
-pub(super) fn take_up(settings: &Settings) -> Done {
-    match call(&settings.control_socket, &ControlRequest::Reload) {
+pub(super) fn take_up(config: &Path) -> Done {
+    match call(&Settings::control_socket_of(config), &ControlRequest::Reload) {
         Ok(ControlResponse::Reloaded(reloaded)) => {
             eprint!("{}", render_reloaded(&reloaded));
             Ok(())
@@ -89,8 +89,11 @@ pub(super) fn take_up(settings: &Settings) -> Done {
 }
 
 fn ask(config: &Path, request: &ControlRequest) -> Result<ControlResponse, CommandError> {
-    let settings = Settings::load(config)?;
-    Ok(call(&settings.control_socket, request)?)
+    if !config.exists() {
+        // Which says that there is none.
+        Settings::load(config)?;
+    }
+    Ok(call(&Settings::control_socket_of(config), request)?)
 }
 
 fn unexpected(response: &ControlResponse) -> CommandError {
@@ -139,6 +142,11 @@ fn render_reloaded(reloaded: &Reloaded) -> String {
     if !reloaded.revoked.is_empty() {
         text.push_str("revoked, since the new policy forbids it:\n");
         text.push_str(&render_grants(&reloaded.revoked));
+    }
+    for warning in &reloaded.warnings {
+        text.push_str("warning: ");
+        text.push_str(warning);
+        text.push('\n');
     }
     if !reloaded.restart_needed.is_empty() {
         text.push_str("these take effect after `systemctl restart spa-server` only: ");
@@ -196,6 +204,9 @@ fn render_status(status: &Status) -> String {
         let until = format_timestamp(until);
         rows.push(row("barrier", format!("{why}, only knocks stamped after {until} are taken")));
     }
+    for problem in &status.left_out {
+        rows.push(row("left out", problem.clone()));
+    }
     if let Some(error) = &status.last_reload {
         rows.push(row("reload", format!("refused, the former configuration is in force: {error}")));
     }
@@ -251,6 +262,7 @@ mod tests {
             dropped: [("length".into(), 0), ("replay".into(), 4), ("mac".into(), 2)].into(),
             kernel_drops: 0,
             barrier_until: None,
+            left_out: Vec::new(),
             last_reload: None,
         };
         insta::assert_snapshot!(render_status(&status), @"
@@ -267,6 +279,7 @@ mod tests {
         ");
         status.dropped.clear();
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
+        status.left_out = vec!["/etc/spa/clients.d/x.toml: line 1: no".into()];
         status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
         let text = render_status(&status);
         let (_, end) = text.split_once("1 failed\n").unwrap();
@@ -274,6 +287,7 @@ mod tests {
         dropped       none
         lost          0 before the daemon saw them
         barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
+        left out      /etc/spa/clients.d/x.toml: line 1: no
         reload        refused, the former configuration is in force: /etc/spa/server.toml: line 3: no
         ");
     }
@@ -291,12 +305,14 @@ mod tests {
         let mut reloaded = Reloaded { clients: 1, services: 2, ..Reloaded::default() };
         assert_eq!(render_reloaded(&reloaded), "the daemon has reloaded: 1 client, 2 services\n");
         reloaded.revoked.push(grant());
+        reloaded.warnings = vec!["nothing drops tcp/22".into()];
         reloaded.restart_needed = vec!["interfaces".into(), "knock-ports".into()];
         insta::assert_snapshot!(render_reloaded(&reloaded), @"
         the daemon has reloaded: 1 client, 2 services
         revoked, since the new policy forbids it:
         CLIENT  SOURCE       SERVICE  PORTS           LEFT   OPENED                REQUEST
         laptop  2001:db8::7  web      tcp/80,tcp/443  1m30s  2026-12-31T23:00:00Z  0a1b2c3d
+        warning: nothing drops tcp/22
         these take effect after `systemctl restart spa-server` only: interfaces, knock-ports
         ");
     }

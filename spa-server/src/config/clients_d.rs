@@ -4,7 +4,7 @@ use super::client::{Client, ClientName, ClientSettings, Surroundings};
 use super::error::{Fault, Problem, ValueError};
 use super::file;
 use spa_keys::{PrivateKey, PublicKey};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -46,13 +46,13 @@ pub fn client_files(server_toml: &Path) -> Result<Vec<PathBuf>, Problem> {
 }
 
 /// Reads all clients and derives their secrets; without the server's key they are only read, and
-/// none comes back.
+/// none comes back. Clients with which anything is wrong are left out.
 pub(super) fn load(
     server_toml: &Path,
     surroundings: &Surroundings<'_>,
     server_key: Option<&PrivateKey>,
-) -> Result<Vec<Client>, Vec<Problem>> {
-    let files = client_files(server_toml).map_err(|problem| vec![problem])?;
+) -> Result<(Vec<Client>, Vec<Problem>), Problem> {
+    let files = client_files(server_toml)?;
     let mut clients = Vec::with_capacity(files.len());
     let mut problems = Vec::new();
     for loaded in load_all(&files, surroundings, server_key) {
@@ -60,10 +60,13 @@ pub(super) fn load(
         problems.extend(loaded.problems);
     }
     problems.extend(same_keys(&clients));
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    Ok(clients.into_iter().filter_map(|(_, client)| client).collect())
+    let wrong: HashSet<&Path> = problems.iter().map(|problem| problem.path.as_path()).collect();
+    let sound = clients
+        .into_iter()
+        .filter(|((file, _), _)| !wrong.contains(file.as_path()))
+        .filter_map(|(_, client)| client)
+        .collect();
+    Ok((sound, problems))
 }
 
 #[derive(Default)]

@@ -32,7 +32,7 @@ fn read_opened(path: &Path) -> Result<String, Fault> {
 }
 
 /// Refuses a directory in which somebody else could put files.
-pub(super) fn judge_directory(path: &Path) -> Result<(), Problem> {
+pub(crate) fn judge_directory(path: &Path) -> Result<(), Problem> {
     open(path, OFlag::O_DIRECTORY)
         .and_then(|directory| directory.metadata().map_err(Fault::Io))
         .and_then(|metadata| judge(path, &metadata))

@@ -15,6 +15,7 @@ mod time;
 pub use client::{Client, ClientName, ClientNameError, ClientSettings};
 pub use clients_d::{client_file, client_files, clients_directory};
 pub use error::{ConfigError, Fault, Problem, ValueError};
+pub(crate) use file::judge_directory;
 pub use settings::{GateSettings, Settings};
 pub use spa_proto::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
 pub use time::{TimestampError, format_timestamp, parse_timestamp};
@@ -45,23 +46,50 @@ pub struct Config {
 impl Config {
     /// Reads `server.toml` at `path`, the private key that it names, and `clients.d` beside it,
     /// and derives the pair secrets of all clients.
+    ///
+    /// # Errors
+    ///
+    /// Anything is wrong anywhere; all of it is told.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        match Self::read(path) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(ConfigError { problems }),
+        }
+    }
+
+    /// Like [`load`](Self::load), but a client with which something is wrong is left out, and
+    /// the problem handed over: one wrong file must not keep everybody out of a server that
+    /// starts.
+    pub fn load_sound_clients(path: &Path) -> Result<(Self, Vec<Problem>), ConfigError> {
+        match Self::read(path) {
+            (Some(config), problems) => Ok((config, problems)),
+            (None, problems) => Err(ConfigError { problems }),
+        }
+    }
+
+    /// No configuration when `server.toml`, the key, or the directory of clients is wrong.
+    fn read(path: &Path) -> (Option<Self>, Vec<Problem>) {
         let mut problems = Vec::new();
         let settings = keep(Settings::load(path).map_err(|error| error.problems), &mut problems);
         let private_key = settings.as_ref().and_then(|settings| {
             keep(read_private_key(path, settings).map_err(|problem| vec![problem]), &mut problems)
         });
-        let surroundings = settings.as_ref().map(client::Surroundings::of).unwrap_or_default();
+        let services = settings.as_ref().map(|settings| &settings.services);
+        let default_lifetime = settings.as_ref().map(|settings| settings.default_lifetime);
+        let surroundings = client::Surroundings { services, default_lifetime };
         let clients = clients_d::load(path, &surroundings, private_key.as_ref());
-        let clients = keep(clients, &mut problems);
-        match (settings, private_key, clients) {
-            (Some(settings), Some(private_key), Some(clients)) if problems.is_empty() => {
-                let server_key = private_key.public();
-                let mask = spa_keys::mask_key(&server_key);
-                Ok(Self { path: path.into(), settings, server_key, mask, clients })
-            }
-            _ => Err(ConfigError { problems }),
-        }
+        let clients = keep(clients.map_err(|problem| vec![problem]), &mut problems);
+        let clients = clients.map(|(clients, wrong)| {
+            problems.extend(wrong);
+            clients
+        });
+        let (Some(settings), Some(private_key), Some(clients)) = (settings, private_key, clients)
+        else {
+            return (None, problems);
+        };
+        let server_key = private_key.public();
+        let mask = spa_keys::mask_key(&server_key);
+        (Some(Self { path: path.into(), settings, server_key, mask, clients }), problems)
     }
 
     /// The policy that this configuration states.

@@ -16,6 +16,7 @@ use std::time::Duration;
 pub(super) const MIN_LIFETIME: Duration = Duration::from_secs(1);
 /// The longest lifetime of a grant: ipset has no longer timeout.
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(2_147_483);
+const CONTROL_SOCKET: &str = "/run/spa/control.sock";
 const MAX_GRANTS: i64 = 1_048_576;
 /// The largest sets that the gate makes.
 const MAX_ELEMENTS: u32 = 16 * 1024 * 1024;
@@ -71,6 +72,17 @@ impl Settings {
         }
         let text = file::read(path)?;
         Self::parse(path, &text)
+    }
+
+    /// Where the daemon that runs by the file at `path` is reached, whatever else is wrong with
+    /// that file now: it is then that its status is wanted, and that clients are to be disabled.
+    pub fn control_socket_of(path: &Path) -> PathBuf {
+        let text = file::read(path).unwrap_or_default();
+        let stated = text.lines().find_map(|line| {
+            let table = toml::from_str::<toml::Table>(line).ok()?;
+            table.get("control-socket")?.as_str().map(PathBuf::from)
+        });
+        stated.filter(|socket| socket.is_absolute()).unwrap_or_else(|| CONTROL_SOCKET.into())
     }
 
     /// Judges the text of a `server.toml` that is, or will be, at `path`.
@@ -132,7 +144,7 @@ impl Judge {
             ),
             control_socket: self.path(
                 "control-socket",
-                raw.control_socket.unwrap_or_else(|| "/run/spa/control.sock".into()),
+                raw.control_socket.unwrap_or_else(|| CONTROL_SOCKET.into()),
             ),
             default_lifetime: lifetime("default-lifetime", raw.default_lifetime, &mut self.faults)
                 .unwrap_or(Duration::from_secs(30)),

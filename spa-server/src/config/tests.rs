@@ -526,3 +526,22 @@ fn ten_thousand_clients_load_quickly() {
     assert!(took < Duration::from_secs(20), "{took:?}: no start would wait for that");
     println!("10,000 clients in {took:?}");
 }
+
+#[test]
+fn the_control_socket_is_found_in_a_file_that_is_wrong_otherwise() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("server.toml");
+    let found = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        Settings::control_socket_of(&path)
+    };
+    let usual = Path::new("/run/spa/control.sock");
+    assert_eq!(
+        found("control-socket = \"/a/b\" # mine\nknock-ports = [\n[services"),
+        Path::new("/a/b")
+    );
+    assert_eq!(found("#control-socket = \"/a/b\"\n"), usual);
+    assert_eq!(found("control-socket = \"relative\"\n"), usual);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(Settings::control_socket_of(&path), usual);
+}

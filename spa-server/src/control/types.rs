@@ -35,10 +35,11 @@ pub enum ControlRequest {
     },
     /// Read the configuration anew: answered by [`ControlResponse::Reloaded`].
     Reload,
-    /// Forget a client's accepted knocks and its floor: answered by [`ControlResponse::Done`].
+    /// Put a client's floor to now and a freshness window: answered by
+    /// [`ControlResponse::Done`].
     #[serde(rename_all = "kebab-case")]
     ResetReplayWindow {
-        /// The client's name; none: all clients, and the barrier.
+        /// The client's name; none: all clients.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client: Option<String>,
     },
@@ -116,6 +117,8 @@ pub struct Status {
     pub kernel_drops: u64,
     /// The instant up to which a barrier stands, after an unclean start or a step of the clock.
     pub barrier_until: Option<UnixMicros>,
+    /// Clients that were left out at the start, and what is wrong with their files.
+    pub left_out: Vec<String>,
     /// Why the last reload was refused; none when it was not.
     pub last_reload: Option<String>,
 }
@@ -170,6 +173,8 @@ pub struct Reloaded {
     pub services: u64,
     /// The grants that the new policy forbids, and that were closed.
     pub revoked: Vec<GrantView>,
+    /// What the gate warns of.
+    pub warnings: Vec<String>,
     /// Settings that differ and take effect only at the next start.
     pub restart_needed: Vec<String>,
 }

@@ -1,11 +1,12 @@
 //! From a configuration to a server that captures.
 
+use super::look::Look;
 use super::{Command, Daemon, QUEUE, status};
 use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
 use crate::clock::Now;
-use crate::config::{Config, Settings};
+use crate::config::{Config, Problem, Settings, judge_directory};
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::{Gate as _, InstallReport, IptablesGate, Tools};
@@ -13,7 +14,7 @@ use crate::grants::{FileGrantStore, Grant};
 use crate::pipeline::{Judge, Pipeline, SharedJudge};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
 use anyhow::Context as _;
-use spa_proto::{Receiver, Settings as ReceiverSettings};
+use spa_proto::{Freshness, Receiver, Settings as ReceiverSettings};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -24,7 +25,10 @@ use tokio::sync::{mpsc, oneshot};
 impl Daemon {
     /// The gate comes last. A server that can't capture, or can't be talked to, must not hide
     /// what nobody could open; what is captured meanwhile waits in the queue.
-    pub(super) async fn start(config: Config) -> anyhow::Result<Self> {
+    pub(super) async fn start(config: Config, left_out: &[Problem]) -> anyhow::Result<Self> {
+        for problem in left_out {
+            tracing::error!("this client is left out until it is mended: {problem}");
+        }
         let now = Now::read();
         let settings = config.settings.clone();
         let lock = lock_state(&settings.state_directory)?;
@@ -59,20 +63,8 @@ impl Daemon {
         })?;
 
         let listener = control::bind(&settings.control_socket)?;
-        let (commands_in, commands) = mpsc::channel::<Command>(16);
-        let control = tokio::spawn(control::serve(listener, move |request| {
-            let commands = commands_in.clone();
-            async move {
-                let (answer, answered) = oneshot::channel();
-                let stopping = || ControlResponse::error(&"the daemon is stopping");
-                if commands.send((request, answer)).await.is_err() {
-                    return stopping();
-                }
-                answered.await.unwrap_or_else(|_| stopping())
-            }
-        }));
-
-        let gate = IptablesGate::new(tools);
+        let gate = Arc::new(IptablesGate::new(tools));
+        let look = Look::new(Arc::clone(&gate));
         tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
 
         let (grant_log, grants) = load_grants(&settings.state_directory, &boot.to_string());
@@ -85,7 +77,20 @@ impl Daemon {
             grant_log,
             max_grants,
         );
-        authorizer.resume(grants, now).await.context("what is open can't be taken over")?;
+        authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
+
+        let (commands_in, commands) = mpsc::channel::<Command>(16);
+        let control = tokio::spawn(control::serve(listener, move |request| {
+            let commands = commands_in.clone();
+            async move {
+                let (answer, answered) = oneshot::channel();
+                let stopping = || ControlResponse::error(&"the daemon is stopping");
+                if commands.send((request, answer)).await.is_err() {
+                    return stopping();
+                }
+                answered.await.unwrap_or_else(|_| stopping())
+            }
+        }));
 
         Ok(Self {
             clients: status::ClientCount::of(&config),
@@ -101,6 +106,8 @@ impl Daemon {
             commands,
             control,
             reload: None,
+            look,
+            left_out: left_out.iter().map(ToString::to_string).collect(),
             last_reload: None,
             _lock: lock,
         })
@@ -109,15 +116,18 @@ impl Daemon {
 
 /// Says in the log what an installation of the gate found.
 pub(super) fn tell(report: &InstallReport) {
-    for port in &report.busy_knock_ports {
-        tracing::warn!("{port}");
-    }
-    for warning in &report.warnings {
+    for warning in warnings(report) {
         tracing::warn!("{warning}");
     }
     if report.connections_kept > 0 {
         tracing::info!("{} established connections were kept", report.connections_kept);
     }
+}
+
+/// What an administrator should know of an installation.
+pub(super) fn warnings(report: &InstallReport) -> Vec<String> {
+    let busy = report.busy_knock_ports.iter().map(ToString::to_string);
+    busy.chain(report.warnings.iter().cloned()).collect()
 }
 
 /// Two servers on one state directory would forget each other's knocks.
@@ -128,6 +138,8 @@ fn lock_state(directory: &Path) -> anyhow::Result<File> {
         .mode(0o700)
         .create(directory)
         .with_context(|| format!("cannot make the state directory {shown}"))?;
+    // Whoever can write there lets himself in, by a list of grants or an old replay store.
+    judge_directory(directory).context("the state directory can't be trusted")?;
     let path = directory.join("lock");
     // On a file system that can't be written the lock of an earlier start still serves.
     let opened = OpenOptions::new()
@@ -159,7 +171,8 @@ fn load_replay_store(
     let path = replay_store::path(&settings.state_directory);
     let (mut store, snapshot, condition) = FileStore::load(&path, boot);
     snapshot.restore(receiver);
-    let window = settings.freshness.get();
+    // What is lost may have been accepted under another freshness window.
+    let window = settings.freshness.get().max(snapshot.freshness.min(Freshness::MAX));
     let ahead = now.realtime.saturating_add(window);
     if snapshot.barrier > ahead {
         // The clock was set back: see `Judge::watch_clock`.
@@ -198,5 +211,35 @@ fn load_grants(directory: &Path, boot: &str) -> (Option<FileGrantStore>, Vec<Gra
             tracing::error!("a restart will close all grants: {}", with_causes(&error));
             (None, Vec::new())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{Permissions, set_permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_state_directory_that_others_can_write_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("state");
+        drop(lock_state(&directory).unwrap());
+        for mode in [0o770, 0o702, 0o1777] {
+            set_permissions(&directory, Permissions::from_mode(mode)).unwrap();
+            let error = format!("{:#}", lock_state(&directory).unwrap_err());
+            assert!(error.contains("chmod go-w"), "{error}");
+        }
+        set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
+        lock_state(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_state_directory_serves_one_server() {
+        let parent = tempfile::tempdir().unwrap();
+        let held = lock_state(parent.path()).unwrap();
+        assert!(lock_state(parent.path()).is_err());
+        drop(held);
+        lock_state(parent.path()).unwrap();
     }
 }

@@ -41,7 +41,7 @@ impl Daemon {
         } else {
             "installed"
         };
-        let store = if self.authorizer.store_trouble() {
+        let store = if self.authorizer.is_store_broken() {
             "can't be written: nothing opens; it is tried again every second"
         } else {
             "writable"
@@ -72,6 +72,7 @@ impl Daemon {
             dropped: self.counters.dropped(),
             kernel_drops: read(&self.counters.kernel_drops),
             barrier_until: (barrier >= now).then_some(barrier),
+            left_out: self.left_out.clone(),
             last_reload: self.last_reload.clone(),
         }
     }

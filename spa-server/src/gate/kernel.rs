@@ -18,6 +18,8 @@ use tokio::sync::OnceCell;
 const TRIES: u32 = 4;
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 const BUSY: i32 = 4;
+/// `ipset` waits for no lock of others, and knocks wait for it.
+const IPSET_LIMIT: Duration = Duration::from_secs(10);
 /// How many connections are entered by one call of `conntrack`.
 const CONNECTIONS_PER_CALL: usize = 64;
 
@@ -124,7 +126,9 @@ impl Kernel {
     }
 
     pub(super) async fn ipset(&self, what: &'static str, batch: &str) -> Result<(), GateError> {
-        let run = Run::new(&self.tools.ipset, &["restore", "-exist"]).stdin(batch);
+        let run = Run::new(&self.tools.ipset, &["restore", "-exist"])
+            .stdin(batch)
+            .time_limit(IPSET_LIMIT);
         run.output().await.map(drop).map_err(|error| {
             if error.complaint().contains("is full") {
                 let at_v6 = error.complaint().contains("spa6");
@@ -150,7 +154,8 @@ impl Kernel {
 
     pub(super) async fn elements(&self, family: Family) -> Result<Vec<LiveElement>, GateError> {
         let name = render::set_name(family);
-        let text = match Run::new(&self.tools.ipset, &["save", name]).output().await {
+        let save = Run::new(&self.tools.ipset, &["save", name]).time_limit(IPSET_LIMIT);
+        let text = match save.output().await {
             Ok(text) => text,
             Err(error) if is_no_set(&error) => return Err(GateError::NotInstalled),
             Err(error) => return Err(doing("read the set")(error)),

@@ -39,6 +39,7 @@ pub use types::{
 };
 
 use crate::causes::with_causes;
+use std::sync::Arc;
 
 /// A back-end of the gate.
 ///
@@ -78,6 +79,25 @@ pub trait Gate: Send + Sync {
     ///
     /// Something of ours is still there, and the error says what.
     fn remove(&self) -> impl Future<Output = Result<(), GateError>> + Send;
+}
+
+/// One that is shared with somebody who looks at it.
+impl<G: Gate> Gate for Arc<G> {
+    async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        (**self).install(plan).await
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
+        (**self).apply(changes).await
+    }
+
+    async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
+        (**self).snapshot().await
+    }
+
+    async fn remove(&self) -> Result<(), GateError> {
+        (**self).remove().await
+    }
 }
 
 /// Lets a gate answer a request: what a helper process does with each request that it reads.

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 /// The grants of this server.
 ///
-/// Every operation costs the logarithm of the number of grants, however many others there are.
+/// What knocks and time do costs the logarithm of the number of grants, however many others there
+/// are. [`Self::close`] looks at all of them.
 #[derive(Debug, Default)]
 pub struct GrantTable {
     grants: HashMap<Arc<GrantKey>, Grant>,
@@ -56,10 +57,16 @@ impl GrantTable {
         now: BootMicros,
         mut picked: impl FnMut(&Grant) -> bool,
     ) -> (Vec<Grant>, Vec<Change>) {
-        let keys: Vec<_> =
+        let mut keys: Vec<_> =
             self.grants.values().filter(|grant| picked(grant)).map(|g| g.key.clone()).collect();
-        let mut closed: Vec<_> = keys.iter().filter_map(|key| self.remove(key)).collect();
-        closed.sort_by(|a, b| a.key.cmp(&b.key));
+        keys.sort();
+        self.close_keys(now, &keys)
+    }
+
+    /// Ends the grants of these keys, as far as there are any; as [`Self::close`].
+    #[must_use = "the kernel goes on admitting until these changes are applied"]
+    pub fn close_keys(&mut self, now: BootMicros, keys: &[GrantKey]) -> (Vec<Grant>, Vec<Change>) {
+        let closed: Vec<_> = keys.iter().filter_map(|key| self.remove(key)).collect();
         let touched: BTreeSet<_> = closed.iter().flat_map(elements).collect();
         let changes = touched.into_iter().map(|element| self.due(now, element)).collect();
         (closed, changes)

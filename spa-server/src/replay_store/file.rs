@@ -3,10 +3,11 @@
 use super::record::{Chain, HEADER_LENGTH, Header, RECORD_LENGTH};
 use super::{BootId, Condition, Entry, Mark, ReplayStore, Snapshot, StoreError};
 use spa_proto::Accepted;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Below this many records a rewrite is not worth it.
 const BLOAT_AT_LEAST: u64 = 16 * 1024;
@@ -49,7 +50,8 @@ impl FileStore {
     fn write_anew(&self, state: &Snapshot, mark: Mark) -> io::Result<Open> {
         let count = u64::try_from(state.entries.len()).unwrap_or(u64::MAX);
         let clean = mark == Mark::Clean;
-        let header = Header { boot: self.boot, clean, count, barrier: state.barrier };
+        let freshness = state.freshness.as_secs();
+        let header = Header { boot: self.boot, clean, count, barrier: state.barrier, freshness };
         let mut chain = Chain::default();
         let mut bytes = header.encode().to_vec();
         bytes.reserve(state.entries.len().saturating_mul(RECORD_LENGTH));
@@ -88,7 +90,8 @@ impl FileStore {
 
 impl ReplayStore for FileStore {
     fn append(&mut self, accepted: &[Accepted]) -> Result<(), StoreError> {
-        let Some(mut open) = self.open.take() else {
+        // What is written to a file that is not the one of that name is gone after a restart.
+        let Some(mut open) = self.open.take().filter(|open| open.is_at(&self.path)) else {
             return Err(StoreError::Broken { path: self.path.clone() });
         };
         // Put back only when all went well: a store whose write failed half way stays broken.
@@ -103,18 +106,14 @@ impl ReplayStore for FileStore {
                 self.open = Some(open);
                 Ok(())
             }
-            Err(error) => {
-                // The old file still is as its header says, and goes on if it was whole.
-                Err(self.write_error(error))
-            }
+            // The old file still is as its header says, and goes on if it was whole and has its
+            // name still.
+            Err(error) => Err(self.write_error(error)),
         }
     }
 
     fn is_broken(&self) -> bool {
-        // A file without a name would be gone after a restart.
-        self.open
-            .as_ref()
-            .is_none_or(|open| open.file.metadata().is_ok_and(|metadata| metadata.nlink() == 0))
+        self.open.as_ref().is_none_or(|open| !open.is_at(&self.path))
     }
 
     fn is_bloated(&self) -> bool {
@@ -125,6 +124,14 @@ impl ReplayStore for FileStore {
 }
 
 impl Open {
+    /// Whether this is the file that a restart would find at `path`: it may have been deleted or
+    /// replaced, or a rewrite failed after it had taken the name away.
+    fn is_at(&self, path: &Path) -> bool {
+        let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let here = self.file.metadata().map(id).ok();
+        here.is_some() && here == std::fs::symlink_metadata(path).map(id).ok()
+    }
+
     /// The count goes first, so that a crash between the two writes makes a file that looks cut,
     /// never one that looks whole and is not.
     fn append(&mut self, accepted: &[Accepted]) -> io::Result<()> {
@@ -173,7 +180,8 @@ fn parse(bytes: &[u8], boot: BootId) -> (Snapshot, Condition) {
     } else {
         Condition::UncleanBoot
     };
-    (Snapshot { entries, barrier: header.barrier }, condition)
+    let freshness = Duration::from_secs(header.freshness);
+    (Snapshot { entries, barrier: header.barrier, freshness }, condition)
 }
 
 #[cfg(test)]
@@ -214,6 +222,7 @@ mod tests {
         let first = Snapshot {
             entries: vec![Entry::Floor { client: ClientId([7; 32]), floor: UnixMicros(5) }],
             barrier: UnixMicros(9),
+            freshness: Duration::from_secs(60),
         };
         drop(filled(&path, &first));
         let (_, snapshot, condition) = FileStore::load(&path, BOOT);
@@ -229,7 +238,8 @@ mod tests {
         assert_eq!(FileStore::load(&path, BOOT).2, Condition::Missing);
         let mut store = filled(&path, &Snapshot::default());
         assert_eq!(FileStore::load(&path, NEXT_BOOT).2, Condition::UncleanBoot);
-        let state = Snapshot { entries: entries(0..4), barrier: UnixMicros(1) };
+        let state =
+            Snapshot { entries: entries(0..4), barrier: UnixMicros(1), ..Snapshot::default() };
         store.rewrite(&state, Mark::Clean).unwrap();
         let (_, snapshot, condition) = FileStore::load(&path, NEXT_BOOT);
         assert_eq!((snapshot, condition), (state, Condition::Whole));
@@ -284,12 +294,25 @@ mod tests {
     }
 
     #[test]
-    fn a_store_whose_file_was_deleted_is_broken() {
+    fn nothing_is_appended_to_a_file_that_was_deleted_or_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("replay.log");
-        let store = filled(&path, &Snapshot::default());
-        std::fs::remove_file(&path).unwrap();
-        assert!(store.is_broken());
+        let aside = directory.path().join("aside");
+        let delete: &dyn Fn() = &|| std::fs::remove_file(&path).unwrap();
+        let replace: &dyn Fn() = &|| {
+            // As a rewrite that fails between the new name and the sync of the directory.
+            std::fs::copy(&path, &aside).unwrap();
+            std::fs::rename(&aside, &path).unwrap();
+        };
+        for take_away in [delete, replace] {
+            let mut store = filled(&path, &Snapshot::default());
+            take_away();
+            assert!(store.is_broken());
+            assert!(matches!(store.append(&[knock(5)]), Err(StoreError::Broken { .. })));
+            store.rewrite(&Snapshot::default(), Mark::InUse).unwrap();
+            store.append(&[knock(5)]).unwrap();
+            assert_eq!(FileStore::load(&path, BOOT).1.entries, entries(5..6));
+        }
     }
 
     #[test]
@@ -311,6 +334,13 @@ mod tests {
             ClientId([1; 32]),
             Closed { port: "udp/53".parse().unwrap(), stamp: UnixMicros(1_001) },
         );
+        // A reset floor, with an id high above it.
+        let future = Accepted { stamp: UnixMicros::from_secs(2_000_000_000), ..knock(10) };
+        before.restore(&future);
+        let floor = before.reset_window(future.client, UnixMicros::from_secs(1_000_000_000));
+        assert!(before.windows().any(|(_, window)| {
+            window.floor == floor && window.accepted == [(future.nonce, future.stamp)]
+        }));
         before.set_barrier(UnixMicros(77));
         let mut after = receiver();
         Snapshot::of(&before).restore(&mut after);

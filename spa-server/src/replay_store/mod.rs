@@ -12,6 +12,7 @@ pub use record::{BootId, Entry};
 
 use spa_proto::{Accepted, Receiver, UnixMicros};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The file of a server with this state directory.
 pub fn path(state_directory: &Path) -> PathBuf {
@@ -31,7 +32,8 @@ pub trait ReplayStore: Send {
     /// Replaces all that the store holds by `state`, and makes that survive a power failure.
     fn rewrite(&mut self, state: &Snapshot, mark: Mark) -> Result<(), StoreError>;
 
-    /// Whether it can't be relied on any more: an append failed, or the file was taken away.
+    /// Whether it can't be relied on any more: an append failed, or the file was taken away or
+    /// replaced.
     fn is_broken(&self) -> bool;
 
     /// Whether it has grown enough for a rewrite to be worth its price.
@@ -54,6 +56,8 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
     /// The barrier that stands.
     pub barrier: UnixMicros,
+    /// The freshness window: knocks may have been accepted that were so far ahead.
+    pub freshness: Duration,
 }
 
 impl Snapshot {
@@ -62,7 +66,7 @@ impl Snapshot {
         let mut entries = Vec::new();
         for (client, window) in receiver.windows() {
             entries.push(Entry::Floor { client, floor: window.floor });
-            entries.extend(window.accepted.into_iter().map(|(nonce, stamp)| Entry::Accepted {
+            entries.extend(window.accepted.into_iter().map(|(nonce, stamp)| Entry::Remembered {
                 client,
                 nonce,
                 stamp,
@@ -70,7 +74,8 @@ impl Snapshot {
             entries
                 .extend(window.closed.into_iter().map(|closed| Entry::Closed { client, closed }));
         }
-        Self { entries, barrier: receiver.barrier() }
+        let freshness = receiver.settings().freshness.get();
+        Self { entries, barrier: receiver.barrier(), freshness }
     }
 
     /// Gives everything back to a receiver.
@@ -79,6 +84,9 @@ impl Snapshot {
             match *entry {
                 Entry::Accepted { client, nonce, stamp } => {
                     receiver.restore(&Accepted { client, nonce, stamp, closed: Vec::new() });
+                }
+                Entry::Remembered { client, nonce, stamp } => {
+                    receiver.restore_nonce(client, nonce, stamp);
                 }
                 Entry::Closed { client, closed } => receiver.restore_close(client, closed),
                 Entry::Floor { client, floor } => receiver.restore_floor(client, floor),

@@ -44,11 +44,20 @@ impl fmt::Display for BootId {
 /// One thing to remember.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Entry {
-    /// A knock that was accepted.
+    /// A knock that is accepted now: it raises the client's floor.
     Accepted {
         /// Whose.
         client: ClientId,
         /// Its id.
+        nonce: Nonce,
+        /// Its timestamp.
+        stamp: UnixMicros,
+    },
+    /// An id of a window that is written as a whole, with its floor.
+    Remembered {
+        /// Whose.
+        client: ClientId,
+        /// The id.
         nonce: Nonce,
         /// Its timestamp.
         stamp: UnixMicros,
@@ -88,6 +97,7 @@ impl Entry {
                 (2, Some(closed.port), client, &closed.stamp, [0; 24])
             }
             Self::Floor { client, floor } => (3, None, client, floor, [0; 24]),
+            Self::Remembered { client, nonce, stamp } => (4, None, client, stamp, nonce.0),
         };
         let transport = match port.map(|port| port.transport) {
             None => 0,
@@ -129,6 +139,7 @@ impl Entry {
                 Some(Self::Closed { client, closed })
             }
             3 => Some(Self::Floor { client, floor: stamp }),
+            4 => Some(Self::Remembered { client, nonce: Nonce(*nonce), stamp }),
             _ => None,
         }
     }
@@ -143,6 +154,8 @@ pub(super) struct Header {
     /// is so known, wherever it was cut.
     pub(super) count: u64,
     pub(super) barrier: UnixMicros,
+    /// The freshness window under which the records were accepted, in seconds.
+    pub(super) freshness: u64,
 }
 
 impl Header {
@@ -153,7 +166,7 @@ impl Header {
         bytes.extend_from_slice(&[u8::from(self.clean), 0, 0, 0, 0, 0, 0, 0]);
         bytes.extend_from_slice(&self.count.to_be_bytes());
         bytes.extend_from_slice(&self.barrier.0.to_be_bytes());
-        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(&self.freshness.to_be_bytes());
         bytes.extend_from_slice(&check(&[], &bytes));
         let mut fixed = [0; HEADER_LENGTH];
         fixed.copy_from_slice(&bytes);
@@ -166,12 +179,14 @@ impl Header {
         let (boot, rest) = rest.split_first_chunk()?;
         let ([clean, ..], rest) = rest.split_first_chunk::<8>()?;
         let (count, rest) = rest.split_first_chunk()?;
-        let (barrier, _) = rest.split_first_chunk()?;
+        let (barrier, rest) = rest.split_first_chunk()?;
+        let (freshness, _) = rest.split_first_chunk()?;
         (magic == MAGIC && *checksum == check(&[], covered)).then(|| Self {
             boot: BootId(*boot),
             clean: *clean == 1,
             count: u64::from_be_bytes(*count),
             barrier: UnixMicros(u64::from_be_bytes(*barrier)),
+            freshness: u64::from_be_bytes(*freshness),
         })
     }
 }

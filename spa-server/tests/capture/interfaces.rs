@@ -3,10 +3,10 @@
 use crate::net::{Namespace, Sender};
 use crate::sample::{IPV4, UDP, ethernet, ipv4, udp};
 use crate::{
-    Event, PATIENCE, PORT, add_veth, is_retrying, is_running, named, next_mark, payload, start,
-    wait_for, with_veth,
+    Event, PATIENCE, PORT, add_veth, is_retrying, is_running, named, next_mark, payload, settings,
+    start, wait_for, with_veth,
 };
-use spa_server::capture::{CaptureError, InterfaceState, Interfaces};
+use spa_server::capture::{Capture, CaptureError, InterfaceState, Interfaces};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -40,17 +40,46 @@ fn arrives(events: &Receiver<Event>, mark: u8) {
 }
 
 #[test]
-fn a_missing_interface_is_an_error_that_lists_those_that_exist() {
+fn a_missing_interface_is_told_with_those_that_exist() {
     with_veth(|_| {
         let names = vec!["near".to_owned(), "absent0".to_owned()];
-        let Err(error @ CaptureError::Missing { .. }) = start(Interfaces::Named(names)) else {
-            panic!("a missing interface went through");
-        };
+        let error = Capture::try_out(&settings(Interfaces::Named(names))).unwrap_err();
+        assert!(matches!(error, CaptureError::Missing { .. }), "{error}");
         assert_eq!(
             error.to_string(),
             "there is no interface \"absent0\"; this host has far, lo, near"
         );
-        let (capture, _events) = start(named("near")).unwrap();
+        Capture::try_out(&settings(named("near"))).unwrap();
+        // With none at all there is nothing to start for.
+        assert!(matches!(start(named("absent0")), Err(CaptureError::Missing { .. })));
+    });
+}
+
+#[test]
+fn an_interface_that_is_missing_at_the_start_keeps_nobody_out_at_the_others() {
+    with_veth(|namespace| {
+        let names = vec!["near".to_owned(), "late".to_owned()];
+        let (capture, events) = start(Interfaces::Named(names)).unwrap();
+        let states: Vec<_> = capture.health().into_iter().map(|one| one.state).collect();
+        let [near, InterfaceState::Retrying { error }] = states.as_slice() else {
+            panic!("{states:?}")
+        };
+        assert_eq!(*near, InterfaceState::Running);
+        assert!(error.contains("\"late\""), "{error}");
+        Sender::on("far").send(&knock(1));
+        assert_eq!(next_mark(&events), 1);
+
+        // As one that a dial-up or a tunnel makes.
+        namespace.ip("link add late type veth peer name latefar");
+        namespace.ip("link set late up");
+        namespace.ip("link set latefar up");
+        let end = Instant::now() + PATIENCE;
+        while !capture.health().iter().all(|one| is_running(&one.state)) {
+            assert!(Instant::now() < end, "never found: {:?}", capture.health());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Sender::on("latefar").send(&knock(2));
+        assert_eq!(next_mark(&events), 2);
         capture.stop();
     });
 }

@@ -193,6 +193,7 @@ pub(crate) fn status() -> Status {
         dropped: [("replay".into(), 3)].into(),
         kernel_drops: 0,
         barrier_until: None,
+        left_out: Vec::new(),
         last_reload: None,
     }
 }

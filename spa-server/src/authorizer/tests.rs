@@ -1,0 +1,322 @@
+//! An authorizer with a kernel and a store that fail on demand.
+
+use super::*;
+use crate::gate::{Change, Element, LiveElement};
+use crate::grants::GrantStoreError;
+use crate::pipeline::Judge;
+use crate::policy::{ClientRules, Rate};
+use crate::replay_store::{Mark, Snapshot, StoreError};
+use spa_proto::{DropReason, Freshness, MaskKey, Nonce, Receiver, Request, Settings};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+const CLIENT: ClientId = ClientId([1; 32]);
+
+/// A kernel that counts what it is asked for.
+#[derive(Default, Clone)]
+struct Kernel(Arc<KernelState>);
+
+#[derive(Default)]
+struct KernelState {
+    elements: Mutex<BTreeMap<Element, u32>>,
+    fails: AtomicBool,
+    calls: Mutex<usize>,
+}
+
+impl Kernel {
+    fn admits(&self) -> Vec<String> {
+        self.0.elements.lock().unwrap().keys().map(ToString::to_string).collect()
+    }
+
+    fn fail(&self, fails: bool) {
+        self.0.fails.store(fails, Ordering::Relaxed);
+    }
+
+    fn calls(&self) -> usize {
+        *self.0.calls.lock().unwrap()
+    }
+
+    fn called(&self) -> Result<(), GateError> {
+        *self.0.calls.lock().unwrap() += 1;
+        if self.0.fails.load(Ordering::Relaxed) { Err(GateError::NotInstalled) } else { Ok(()) }
+    }
+}
+
+impl Gate for Kernel {
+    async fn install(&self, _: &Plan) -> Result<InstallReport, GateError> {
+        self.called().map(|()| InstallReport::default())
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
+        self.called()?;
+        let mut elements = self.0.elements.lock().unwrap();
+        for change in changes {
+            match *change {
+                Change::Admit { element, seconds } => drop(elements.insert(element, seconds)),
+                Change::Withdraw { element } => drop(elements.remove(&element)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
+        self.called()?;
+        let elements = self.0.elements.lock().unwrap();
+        let live = |(element, seconds): (&Element, &u32)| LiveElement {
+            element: *element,
+            seconds_left: *seconds,
+        };
+        Ok(elements.iter().map(live).collect())
+    }
+
+    async fn remove(&self) -> Result<(), GateError> {
+        self.called()
+    }
+}
+
+/// A store that remembers what it was given last.
+#[derive(Default, Clone)]
+struct Store(Arc<StoreState>);
+
+#[derive(Default)]
+struct StoreState {
+    rewritten: Mutex<Snapshot>,
+    fails: AtomicBool,
+}
+
+impl Store {
+    fn result(&self) -> Result<(), StoreError> {
+        if self.0.fails.load(Ordering::Relaxed) {
+            Err(StoreError::Broken { path: "replay.log".into() })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl ReplayStore for Store {
+    fn append(&mut self, _: &[Accepted]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn rewrite(&mut self, state: &Snapshot, _: Mark) -> Result<(), StoreError> {
+        self.result()?;
+        *self.0.rewritten.lock().unwrap() = state.clone();
+        Ok(())
+    }
+
+    fn is_broken(&self) -> bool {
+        false
+    }
+
+    fn is_bloated(&self) -> bool {
+        false
+    }
+}
+
+struct NoLog;
+
+impl GrantStore for NoLog {
+    fn record(&mut self, _: &[Grant], _: &[GrantKey]) -> Result<(), GrantStoreError> {
+        Ok(())
+    }
+
+    fn compact(&mut self, _: &mut dyn Iterator<Item = &Grant>) -> Result<(), GrantStoreError> {
+        Ok(())
+    }
+}
+
+fn rules() -> ClientRules {
+    ClientRules {
+        name: "laptop".into(),
+        enabled: true,
+        allow: ["ssh".parse().unwrap(), "web".parse().unwrap()].into(),
+        max_lifetime: Duration::from_secs(600),
+        default_lifetime: Duration::from_secs(60),
+        sources: Vec::new(),
+        not_before: None,
+        expires: None,
+        require_bound_source: false,
+        rate: Rate::default(),
+        max_sources: 16,
+    }
+}
+
+fn policy(rules: ClientRules) -> Arc<Policy> {
+    let service = |name: &str, port: &str| (name.parse().unwrap(), [port.parse().unwrap()].into());
+    let services = [service("ssh", "tcp/22"), service("web", "tcp/443")].into();
+    Arc::new(Policy::new(services, [(CLIENT, rules)]))
+}
+
+struct Server {
+    authorizer: Authorizer<Kernel, Store, NoLog>,
+    judge: SharedJudge,
+    kernel: Kernel,
+    store: Store,
+    counters: Arc<Counters>,
+}
+
+fn server() -> Server {
+    let receiver = Receiver::new(Settings::default(), MaskKey::new([9; 32]));
+    let judge =
+        SharedJudge::new(Judge::new(receiver, policy(rules()), Freshness::default(), Now::read()));
+    let (kernel, store, counters) = (Kernel::default(), Store::default(), Arc::default());
+    let authorizer = Authorizer::new(
+        judge.clone(),
+        Arc::clone(&counters),
+        kernel.clone(),
+        store.clone(),
+        Some(NoLog),
+        100,
+    );
+    Server { authorizer, judge, kernel, store, counters }
+}
+
+impl Server {
+    /// A knock that receiver and policy agree to, as the capture side hands it on.
+    fn candidate(&self, nonce: u8, service: &str) -> Candidate {
+        let now = Now::read().realtime;
+        let knock = Knock {
+            client: CLIENT,
+            nonce: Nonce([nonce; 24]),
+            stamp: now,
+            source: "192.0.2.7".parse().unwrap(),
+            request: Request {
+                message_type: MessageType::Open,
+                items: service.parse::<Item>().unwrap().try_into().unwrap(),
+                bound_source: None,
+                lifetime: None,
+            },
+        };
+        let permit = self.judge.lock().policy.judge(&knock, now).unwrap();
+        Candidate { knock, permit }
+    }
+
+    fn dropped(&self, reason: &str) -> Option<u64> {
+        self.counters.dropped().get(reason).copied()
+    }
+}
+
+#[tokio::test]
+async fn a_knock_opens_once_however_often_it_waits() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock.clone(), knock]).await;
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+    assert_eq!(server.dropped(DropReason::Replay.as_str()), Some(1));
+}
+
+#[tokio::test]
+async fn a_knock_that_waited_through_a_reload_is_judged_by_the_new_policy() {
+    let mut server = server();
+    let waiting = [server.candidate(1, "ssh"), server.candidate(2, "web")];
+    let web_only = ClientRules { allow: ["web".parse().unwrap()].into(), ..rules() };
+    server.judge.lock().policy = policy(web_only);
+    server.authorizer.admit(waiting.to_vec()).await;
+    assert_eq!(server.kernel.admits(), ["tcp/443 from 192.0.2.7"]);
+    assert_eq!(server.dropped("service-not-allowed"), Some(1));
+
+    let waiting = server.candidate(3, "web");
+    server.judge.lock().policy = policy(ClientRules { enabled: false, ..rules() });
+    server.authorizer.admit(vec![waiting]).await;
+    assert_eq!(server.dropped("disabled"), Some(1));
+    assert_eq!(server.authorizer.count(BootMicros::now()), 1);
+}
+
+#[tokio::test]
+async fn a_reset_that_could_not_be_stored_is_stored_as_soon_as_that_works() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    server.store.0.fails.store(true, Ordering::Relaxed);
+    server.authorizer.reset_replay(Some(CLIENT), Now::read().realtime);
+    server.authorizer.tick().await;
+    assert_eq!(*server.store.0.rewritten.lock().unwrap(), Snapshot::default());
+    server.store.0.fails.store(false, Ordering::Relaxed);
+    server.authorizer.tick().await;
+    let held = Snapshot::of(&server.judge.lock().receiver);
+    assert_eq!(*server.store.0.rewritten.lock().unwrap(), held);
+    assert!(!held.entries.is_empty());
+}
+
+#[tokio::test]
+async fn a_kernel_that_takes_nothing_is_not_asked_for_each_knock() {
+    let mut server = server();
+    let knocks: Vec<_> = (0..20).map(|nonce| server.candidate(nonce, "ssh")).collect();
+    server.kernel.fail(true);
+    server.authorizer.admit(knocks).await;
+    // The batch, and the look at what came of it.
+    assert_eq!(server.kernel.calls(), 2);
+    assert_eq!(crate::counters::read(&server.counters.failed), 20);
+    assert_eq!(server.authorizer.count(BootMicros::now()), 0);
+
+    server.kernel.fail(false);
+    server.authorizer.tick().await;
+    let knock = server.candidate(99, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+}
+
+#[tokio::test]
+async fn what_the_kernel_did_not_take_back_is_revoked_as_soon_as_it_does() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    server.kernel.fail(true);
+    let everything = Selection::default();
+    assert!(server.authorizer.revoke(&everything, "test").await.is_err());
+    server.authorizer.tick().await;
+    assert!(server.authorizer.is_unreconciled());
+    assert_eq!(crate::counters::read(&server.counters.closed), 0);
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+
+    server.kernel.fail(false);
+    server.authorizer.tick().await;
+    assert!(!server.authorizer.is_unreconciled());
+    assert_eq!(crate::counters::read(&server.counters.closed), 1);
+    assert!(server.kernel.admits().is_empty());
+}
+
+#[tokio::test]
+async fn what_the_kernel_did_not_close_stays_out_of_the_table_and_is_closed_as_soon_as_it_does() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+    server.kernel.fail(true);
+    // The refresh in the same batch does not bring it back.
+    let refresh = server.candidate(2, "ssh");
+    let mut close = server.candidate(3, "ssh");
+    close.knock.request.message_type = MessageType::Close;
+    server.authorizer.admit(vec![refresh, close]).await;
+    assert_eq!(server.authorizer.count(BootMicros::now()), 0);
+    assert_eq!(crate::counters::read(&server.counters.failed), 2);
+
+    server.kernel.fail(false);
+    server.authorizer.tick().await;
+    assert!(server.kernel.admits().is_empty());
+}
+
+#[tokio::test]
+async fn grants_that_ended_meanwhile_or_are_forbidden_now_are_not_resumed() {
+    let mut server = server();
+    let now = Now::read();
+    let left = |nonce: u8, service: &str, seconds| {
+        let candidate = server.candidate(nonce, service);
+        let (item, ports) = candidate.permit.grants[0].clone();
+        Grant {
+            key: key(&candidate, &item),
+            ports,
+            opened: now.realtime,
+            expires: now.boottime.saturating_add(Duration::from_secs(seconds)),
+            request: RequestId::from(candidate.knock.nonce),
+        }
+    };
+    let grants = vec![left(1, "ssh", 60), left(2, "tcp/22", 0), left(3, "web", 60)];
+    let ssh_only = ClientRules { allow: ["ssh".parse().unwrap()].into(), ..rules() };
+    server.judge.lock().policy = policy(ssh_only);
+    server.authorizer.resume(grants, now).await.unwrap();
+    assert_eq!(server.authorizer.count(BootMicros::now()), 1);
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+}

@@ -1,0 +1,122 @@
+//! What the authorizer does without being asked: grants that are over, the clock, the stores.
+
+use super::{Authorizer, keys_of, uptime};
+use crate::audit;
+use crate::causes::with_causes;
+use crate::clock::{BootMicros, Now, Step};
+use crate::config::format_timestamp;
+use crate::gate::Gate;
+use crate::grants::GrantStore;
+use crate::replay_store::{Mark, ReplayStore, Snapshot};
+use spa_proto::{ClientId, UnixMicros};
+use std::sync::Arc;
+
+impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
+    /// What is due every second: grants whose time is over, the clock, the stores, the audit.
+    pub async fn tick(&mut self) {
+        self.watch_clock();
+        let now = Now::read();
+        self.expire(now.boottime).await;
+        if self.unreconciled {
+            self.reconcile().await;
+        }
+        self.tend_store();
+        self.limits.prune(uptime(now));
+        let lines = {
+            let mut judge = self.judge.lock();
+            // Time has passed if tools had to be waited for.
+            let now = Now::read();
+            judge.receiver.roll(now.realtime);
+            judge.refusals.due(now.boottime)
+        };
+        for line in lines {
+            audit::write_refusal(&self.client_name(&line.client), &line);
+        }
+    }
+
+    /// The kernel closes by its own timer; this covers what that timer does not see: it stands
+    /// still while the machine is suspended.
+    pub(super) async fn expire(&mut self, now: BootMicros) {
+        let (gone, changes) = self.grants.expire(now);
+        if gone.is_empty() {
+            return;
+        }
+        if let Err(error) = self.gate.apply(&changes).await {
+            tracing::error!(
+                "grants that are over can't be withdrawn; the kernel closes them itself: {}",
+                with_causes(&error)
+            );
+            self.unreconciled = true;
+        }
+        self.log_grants(&[], &keys_of(&gone));
+    }
+
+    fn watch_clock(&mut self) {
+        let (step, barrier) = {
+            let mut judge = self.judge.lock();
+            judge.watch_clock(Now::read());
+            (judge.take_step(), judge.receiver.barrier())
+        };
+        match step {
+            Some(Step::Forward(by)) => tracing::warn!(
+                "the clock was set forward by {} s: knocks are refused until their timestamps are later than now and a freshness window",
+                by.as_secs()
+            ),
+            Some(Step::Back(by)) => tracing::warn!("the clock was set back by {} s", by.as_secs()),
+            None => {}
+        }
+        if barrier != self.stored_barrier {
+            self.rewrite_store(Mark::InUse);
+        }
+    }
+
+    fn tend_store(&mut self) {
+        if self.store_failing || self.replay.is_broken() || self.replay.is_bloated() {
+            self.rewrite_store(Mark::InUse);
+        }
+    }
+
+    fn rewrite_store(&mut self, mark: Mark) {
+        let snapshot = Snapshot::of(&self.judge.lock().receiver);
+        match self.replay.rewrite(&snapshot, mark) {
+            Ok(()) => {
+                if self.store_failing {
+                    tracing::info!("the replay store can be written again");
+                }
+                self.store_failing = false;
+                self.stored_barrier = snapshot.barrier;
+            }
+            Err(error) if self.store_failing => tracing::debug!("{}", with_causes(&error)),
+            Err(error) => {
+                self.store_failing = true;
+                tracing::error!("{}", with_causes(&error));
+            }
+        }
+    }
+
+    /// Marks the stores clean; nothing may follow. The gate and what is open stay.
+    pub fn finish(&mut self) {
+        self.rewrite_store(Mark::Clean);
+    }
+
+    /// Puts the floor of one client, or of all, to now and a freshness window.
+    pub fn reset_replay(&mut self, client: Option<ClientId>, now: UnixMicros) {
+        {
+            let mut judge = self.judge.lock();
+            let clients = match client {
+                Some(client) => vec![client],
+                None => judge.receiver.windows().map(|(client, _)| client).collect(),
+            };
+            for client in clients {
+                let floor = judge.receiver.reset_window(client, now);
+                let name = judge.policy.client(&client).map(|rules| Arc::clone(&rules.name));
+                tracing::warn!(
+                    "the replay window of client {} is reset: only knocks stamped after {} are taken",
+                    name.as_deref().unwrap_or(&client.to_string()),
+                    format_timestamp(floor)
+                );
+            }
+        }
+        self.rewrite_store(Mark::InUse);
+    }
+}
