@@ -218,3 +218,17 @@ fn a_gate_that_somebody_flushed_is_told_and_a_reload_puts_it_back() -> Result<()
     scene.ensure_shut()?;
     scene.ensure_owner_gets_in(Family::V4)
 }
+
+#[test]
+fn a_service_that_comes_to_listen_on_a_knock_port_is_no_alarm() -> Result<()> {
+    let scene = Scene::new()?;
+    let port = scene.door(Family::V4).port();
+    let _listener = spa_tests::Listener::udp(scene.server.host(), port)?;
+    // What was looked at before holds for a second.
+    let uptime = scene.server.status()?.uptime;
+    eventually("some seconds are to pass", || {
+        Ok((scene.server.status()?.uptime > uptime + 2).then_some(()))
+    })?;
+    ensure!(scene.server.status()?.gate == "installed", "{:?}", scene.server.status()?);
+    scene.ensure_owner_gets_in(Family::V4)
+}

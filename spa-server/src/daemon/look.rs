@@ -41,7 +41,7 @@ impl Look {
         let wrong = match self.gate.examine(plan).await {
             Ok(report) if !report.changed => None,
             Ok(_) => Some(
-                "its rules or sets were changed by somebody else, so that ports may be open to everybody or to nobody; `spa-server reload` puts them back".to_owned(),
+                "its rules are not those that were installed, so that ports may be open to everybody or to nobody; `spa-server reload` puts them back".to_owned(),
             ),
             Err(error) => Some(format!("it can't be looked at: {}", with_causes(&error))),
         };

@@ -174,9 +174,10 @@ fn load_replay_store(
     // What is lost may have been accepted under another freshness window.
     let window = settings.freshness.get().max(snapshot.freshness.min(Freshness::MAX));
     let ahead = now.realtime.saturating_add(window);
-    if snapshot.barrier > ahead {
+    let furthest = now.realtime.saturating_add(Freshness::MAX);
+    if snapshot.barrier > furthest {
         // The clock was set back: see `Judge::watch_clock`.
-        receiver.set_barrier(ahead);
+        receiver.set_barrier(furthest);
     }
     if condition.needs_barrier() {
         receiver.set_barrier(ahead);

@@ -1,7 +1,7 @@
 //! Finds the chains of others that drop what the gate accepts. Pure.
 //!
 //! A packet must be accepted by *every* base chain of its hooks: an accept of ours ends the way
-//! through our table only (crates.md, hazard 9). What drops for certain is a chain whose policy
+//! through our table only. What drops for certain is a chain whose policy
 //! is to drop, or whose rules end in a drop or reject that applies to every packet. Rules that
 //! drop some packets (bans, invalid ones) are none of the gate's business.
 

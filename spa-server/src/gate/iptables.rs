@@ -26,18 +26,21 @@ const IDLE_SECONDS: u32 = 7200 + 11 * 75;
 #[derive(Debug)]
 pub struct IptablesGate {
     kernel: Kernel,
-    /// Held by who looks at the rules, and perhaps changes them.
-    rules: Mutex<()>,
+    /// The knock ports that the rules hide, of this gate's last installation. Held by who looks at
+    /// the rules, and perhaps changes them.
+    rules: Mutex<Option<KnockPorts>>,
     /// The plan that is installed. Held by who changes rules or elements: looking at rules, which
     /// takes longer, delays no grant.
     installed: Mutex<Option<Plan>>,
 }
 
+type KnockPorts = Vec<(Family, Vec<u16>)>;
+
 /// What is there before an installation.
 struct Host {
     variant: Variant,
     rules: Vec<(Family, Saved)>,
-    knock_ports: Vec<(Family, Vec<u16>)>,
+    knock_ports: KnockPorts,
     report: InstallReport,
 }
 
@@ -45,6 +48,16 @@ impl Host {
     fn wanted(&self, family: Family, table: TableName, plan: &Plan) -> OwnTable {
         let knock_ports = self.knock_ports.iter().find(|(of, _)| *of == family);
         render::wanted(family, table, plan, knock_ports.map_or(&[], |(_, ports)| ports))
+    }
+
+    /// Whether the rules are other ones than they have to be.
+    fn differs(&self, plan: &Plan) -> bool {
+        self.rules.iter().any(|(family, saved)| {
+            TableName::ALL.into_iter().any(|table| {
+                let wanted = self.wanted(*family, table, plan);
+                render::transition(table, saved.table(table.as_str()), &wanted).is_some()
+            })
+        })
     }
 
     /// Whether rules of ours judge this connection's packets already: then it is tracked, or has
@@ -60,21 +73,26 @@ impl Host {
 impl IptablesGate {
     /// A gate that uses these tools. Nothing is touched yet.
     pub fn new(tools: Tools) -> Self {
-        Self { kernel: Kernel::new(tools), rules: Mutex::new(()), installed: Mutex::new(None) }
+        Self { kernel: Kernel::new(tools), rules: Mutex::new(None), installed: Mutex::new(None) }
     }
 
     /// Looks at the host as [`Gate::install`] would, and changes nothing: the tools, the rules of
-    /// others, the sockets on knock ports. `changed` tells whether an installation would change
-    /// rules.
+    /// others, the sockets on knock ports. `changed` tells whether the rules are other ones than an
+    /// installation makes. A service that came to listen on a knock port since then, which anybody
+    /// on the host can start, is no change of the rules.
     pub async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
-        let _rules = self.rules.lock().await;
-        let host = self.host(plan).await?;
-        let changed = host.rules.iter().any(|(family, saved)| {
-            TableName::ALL.into_iter().any(|table| {
-                let wanted = host.wanted(*family, table, plan);
-                render::transition(table, saved.table(table.as_str()), &wanted).is_some()
-            })
-        });
+        let hidden = self.rules.lock().await;
+        let mut host = self.host(plan).await?;
+        let changed = if let Some(hidden) = hidden.as_ref() {
+            host.knock_ports.clone_from(hidden);
+            host.differs(plan)
+        } else {
+            host.differs(plan) && {
+                let all = |family| (family, plan.knock_ports.clone());
+                host.knock_ports = families().map(all).collect();
+                host.differs(plan)
+            }
+        };
         Ok(InstallReport { changed, ..host.report })
     }
 
@@ -287,7 +305,7 @@ async fn remove_rules(kernel: &Kernel, family: Family) -> Result<(), GateError> 
 
 impl Gate for IptablesGate {
     async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
-        let _rules = self.rules.lock().await;
+        let mut rules = self.rules.lock().await;
         let mut host = self.host(plan).await?;
         let mut installed = self.installed.lock().await;
         let mut sets = Vec::new();
@@ -301,6 +319,7 @@ impl Gate for IptablesGate {
         }
         tracing::debug!(variant = host.variant.as_str(), report = ?host.report, "gate installed");
         *installed = Some(plan.clone());
+        *rules = Some(host.knock_ports);
         Ok(host.report)
     }
 
@@ -323,7 +342,8 @@ impl Gate for IptablesGate {
     }
 
     async fn remove(&self) -> Result<(), GateError> {
-        let _rules = self.rules.lock().await;
+        let mut rules = self.rules.lock().await;
+        *rules = None;
         let mut installed = self.installed.lock().await;
         *installed = None;
         let mut result = Ok(());

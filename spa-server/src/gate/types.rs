@@ -7,7 +7,7 @@ use spa_proto::Port;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// The longest time that a kernel set can give an element (crates.md, hazard 10).
+/// The longest time that a kernel set can give an element: ipset has no longer timeout.
 pub const MAX_ELEMENT_SECONDS: u32 = 2_147_483;
 
 /// What the kernel admits: one source address to one port.
