@@ -103,6 +103,9 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     pub fn reset_replay(&mut self, client: Option<ClientId>, now: UnixMicros) {
         {
             let mut judge = self.judge.lock();
+            let ahead = now.saturating_add(judge.receiver.settings().freshness.get());
+            let barrier = judge.receiver.barrier();
+            judge.receiver.set_barrier(barrier.min(ahead));
             let clients = match client {
                 Some(client) => vec![client],
                 None => judge.receiver.windows().map(|(client, _)| client).collect(),
