@@ -6,6 +6,7 @@
 
 use crate::clock::BootMicros;
 use crate::grants::RequestId;
+use crate::source::Source;
 use spa_proto::{ClientId, Item, UnixMicros};
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -37,8 +38,8 @@ pub struct Line<'a> {
     pub event: Event<'a>,
     /// The client's name.
     pub client: &'a str,
-    /// The address that it is about.
-    pub source: IpAddr,
+    /// Who was admitted, or would have been.
+    pub source: Source,
     /// What was asked for.
     pub items: &'a [Item],
     /// The knock that it is about.
@@ -220,7 +221,13 @@ mod tests {
     }
 
     fn line<'a>(event: Event<'a>, items: &'a [Item]) -> Line<'a> {
-        Line { event, client: "laptop", source: source(), items, id: Nonce([0xab; 24]).into() }
+        Line {
+            event,
+            client: "laptop",
+            source: source().into(),
+            items,
+            id: Nonce([0xab; 24]).into(),
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Policy, Refusal};
 use crate::replay_store::ReplayStore;
-use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, Port, UnixMicros};
+use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, PortRange, UnixMicros};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -216,15 +216,16 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             waiting
                 .clone()
                 .filter(|other| other.knock.client == knock.client)
-                .map(|other| other.knock.source),
+                .map(|other| other.permit.source),
         );
         let most = usize::try_from(rules.max_sources).unwrap_or(usize::MAX);
-        if !sources.contains(&knock.source) && sources.len() >= most {
+        if !sources.contains(&candidate.permit.source) && sources.len() >= most {
             return Err(Dropped::Policy(Refusal::MaxSources));
         }
         let new = |candidate: &Candidate| {
-            let known =
-                |(item, _): &&(Item, Vec<Port>)| self.grants.get(&key(candidate, item)).is_none();
+            let known = |(item, _): &&(Item, Vec<PortRange>)| {
+                self.grants.get(&key(candidate, item)).is_none()
+            };
             candidate.permit.grants.iter().filter(known).count()
         };
         let coming: usize = waiting.map(new).sum();
@@ -469,14 +470,14 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 impl Selection {
     fn matches(&self, grant: &Grant) -> bool {
         self.client.is_none_or(|client| client == grant.key.client)
-            && self.source.is_none_or(|source| source.to_canonical() == grant.key.source)
+            && self.source.is_none_or(|source| grant.key.source.contains(source))
             && self.service.as_ref().is_none_or(|service| *service == grant.key.service)
     }
 }
 
 fn key(candidate: &Candidate, item: &Item) -> GrantKey {
     let knock = &candidate.knock;
-    GrantKey { client: knock.client, source: knock.source, service: item.clone() }
+    GrantKey { client: knock.client, source: candidate.permit.source, service: item.clone() }
 }
 
 fn write_audit(candidate: &Candidate, event: Event<'_>) {
@@ -485,7 +486,7 @@ fn write_audit(candidate: &Candidate, event: Event<'_>) {
     audit::write(&Line {
         event,
         client: &permit.client,
-        source: knock.source,
+        source: permit.source,
         items: &items,
         id: RequestId::from(knock.nonce),
     });

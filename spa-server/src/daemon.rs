@@ -11,7 +11,7 @@ use crate::clock::{BootMicros, Now};
 use crate::config::{Config, ConfigError, GateSettings, Settings};
 use crate::control::{ControlRequest, ControlResponse, Reloaded};
 use crate::counters::Counters;
-use crate::gate::IptablesGate;
+use crate::gate::AnyGate;
 use crate::grants::FileGrantStore;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
@@ -74,7 +74,7 @@ struct Daemon {
     started: (UnixMicros, Instant),
     judge: SharedJudge,
     counters: Arc<Counters>,
-    authorizer: Authorizer<Arc<IptablesGate>, FileStore, FileGrantStore>,
+    authorizer: Authorizer<Arc<AnyGate>, FileStore, FileGrantStore>,
     look: Look,
     capture: Capture,
     knocks: mpsc::Receiver<Candidate>,
@@ -276,6 +276,7 @@ impl Daemon {
             state_directory: self.settings.state_directory.clone(),
             control_socket: self.settings.control_socket.clone(),
             gate: GateSettings {
+                backend: self.settings.gate.backend,
                 tools: self.settings.gate.tools.clone(),
                 ..config.settings.gate.clone()
             },

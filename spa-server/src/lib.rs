@@ -29,3 +29,5 @@ pub mod pipeline;
 pub mod policy;
 pub mod process;
 pub mod replay_store;
+pub mod service;
+pub mod source;

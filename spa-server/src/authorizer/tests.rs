@@ -1,11 +1,12 @@
 //! An authorizer with a kernel and a store that fail on demand.
 
 use super::*;
-use crate::gate::{Change, Element, LiveElement};
+use crate::gate::{Backend, Change, Connection, Doubt, Element, LiveElement, Look};
 use crate::grants::GrantStoreError;
 use crate::pipeline::Judge;
-use crate::policy::{ClientRules, Rate};
+use crate::policy::{ClientRules, Prefixes, Rate};
 use crate::replay_store::{Mark, Snapshot, StoreError};
+use crate::service::Service;
 use spa_proto::{DropReason, Freshness, MaskKey, Nonce, Receiver, Request, Settings};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -73,6 +74,30 @@ impl Gate for Kernel {
     async fn remove(&self) -> Result<(), GateError> {
         self.called()
     }
+
+    fn backend(&self) -> Backend {
+        Backend::DryRun
+    }
+
+    async fn examine(&self, _: &Plan) -> Result<InstallReport, GateError> {
+        self.called().map(|()| InstallReport::default())
+    }
+
+    async fn disturbed(&self) -> Doubt {
+        std::future::pending().await
+    }
+
+    async fn look(&self, _: Doubt) -> Result<Look, GateError> {
+        self.called().map(|()| Look::default())
+    }
+
+    async fn sever(&self, _: &[Connection]) -> Result<(), GateError> {
+        self.called()
+    }
+
+    async fn lift(&self) -> Result<(), GateError> {
+        self.called()
+    }
 }
 
 /// A store that remembers what it was given last.
@@ -129,6 +154,7 @@ impl GrantStore for NoLog {
 
 fn rules() -> ClientRules {
     ClientRules {
+        prefixes: Prefixes::default(),
         name: "laptop".into(),
         enabled: true,
         allow: ["ssh".parse().unwrap(), "web".parse().unwrap()].into(),
@@ -144,7 +170,9 @@ fn rules() -> ClientRules {
 }
 
 fn policy(rules: ClientRules) -> Arc<Policy> {
-    let service = |name: &str, port: &str| (name.parse().unwrap(), [port.parse().unwrap()].into());
+    let service = |name: &str, port: &str| {
+        (name.parse().unwrap(), Service::plain([port.parse::<PortRange>().unwrap()]))
+    };
     let services = [service("ssh", "tcp/22"), service("web", "tcp/443")].into();
     Arc::new(Policy::new(services, [(CLIENT, rules)]))
 }

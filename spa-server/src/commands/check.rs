@@ -7,11 +7,12 @@ use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::{Config, ConfigError, Settings, format_timestamp};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
-use crate::gate::{GateError, IptablesGate, Mode, ToolOverrides, Tools};
+use crate::gate::{Gate as _, GateError, IptablesGate, Mode, ToolOverrides, Tools};
 use serde::Serialize;
-use spa_proto::Transport;
+use spa_proto::{Port, Transport};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
+use std::num::NonZeroU16;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -341,15 +342,13 @@ fn find_tools(overrides: &ToolOverrides, findings: &mut Findings) -> Option<Tool
 /// The port that everybody thinks of first is easily forgotten.
 async fn look_at_sshd(settings: &Settings, findings: &mut Findings) {
     let ports = host::sshd_ports().await;
-    let guarded = settings.gate_plan().ports;
+    let guarded = settings.gate_plan().guarded;
     let open: Vec<_> = ports
         .iter()
-        .filter(|port| {
-            !guarded.iter().any(|guarded| {
-                guarded.transport == Transport::Tcp && guarded.number.get() == **port
-            })
-        })
-        .map(|port| format!("tcp/{port}"))
+        .filter_map(|port| NonZeroU16::new(*port))
+        .map(|number| Port { transport: Transport::Tcp, number })
+        .filter(|port| !guarded.iter().any(|guarded| guarded.ports.contains(*port)))
+        .map(|port| port.to_string())
         .collect();
     if !open.is_empty() && settings.gate.mode == Mode::Guard {
         let message = format!(

@@ -7,7 +7,7 @@ use crate::cli::Output;
 use crate::config::{Settings, format_duration};
 use crate::control::{CallError, ControlRequest, call};
 use crate::gate::{
-    Gate as _, GateError, InstallReport, IptablesGate, LiveElement, ToolOverrides, Tools,
+    AnyGate, Gate as _, GateError, InstallReport, IptablesGate, LiveElement, ToolOverrides, Tools,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -30,7 +30,7 @@ struct Shown {
 /// `spa-server gate install`.
 pub(crate) fn install(config: &Path, output: Output) -> Done {
     let settings = Settings::load(config)?;
-    let gate = gate(&settings.gate.tools)?;
+    let gate = gate(&settings)?;
     let report = wait(gate.install(&settings.gate_plan()))?;
     if output.json {
         print_json(&report)?;
@@ -48,7 +48,7 @@ pub(crate) fn install(config: &Path, output: Output) -> Done {
 /// `spa-server gate show`.
 pub(crate) fn show(config: &Path, output: Output) -> Done {
     let settings = Settings::load(config)?;
-    let gate = gate(&settings.gate.tools)?;
+    let gate = gate(&settings)?;
     let admitted = match wait_for(gate.snapshot())? {
         Ok(admitted) => Some(admitted),
         Err(GateError::NotInstalled) => None,
@@ -84,10 +84,8 @@ pub(crate) fn remove(config: &Path) -> Done {
     Ok(())
 }
 
-fn gate(overrides: &ToolOverrides) -> Result<IptablesGate, CommandError> {
-    let tools =
-        Tools::find(overrides).map_err(|missing| CommandError::Failed(missing.to_string()))?;
-    Ok(IptablesGate::new(tools))
+fn gate(settings: &Settings) -> Result<AnyGate, CommandError> {
+    AnyGate::choose(&settings.gate).map_err(|error| failed(&error))
 }
 
 fn wait<T>(future: impl Future<Output = Result<T, GateError>>) -> Result<T, CommandError> {
@@ -144,7 +142,7 @@ fn render(shown: &Shown) -> String {
     let mut rows = vec![["SOURCE", "PORT", "LEFT"].map(String::from).to_vec()];
     rows.extend(shown.admitted.iter().map(|live| {
         let left = format_duration(Duration::from_secs(live.seconds_left.into()));
-        vec![live.element.source.to_string(), live.element.port.to_string(), left]
+        vec![live.element.source.to_string(), live.element.ports.to_string(), left]
     }));
     let admitted = if shown.admitted.is_empty() { String::new() } else { table(&rows) };
     lines.join("\n") + &admitted
@@ -169,6 +167,7 @@ mod tests {
             busy_knock_ports: vec![busy()],
             connections_kept: 2,
             warnings: vec!["nothing drops".into()],
+            differences: Vec::new(),
         };
         insta::assert_snapshot!(render_report(&report), @"
         the gate is installed
@@ -192,7 +191,7 @@ mod tests {
         shown.up_to_date = false;
         shown.warnings.push(busy().to_string());
         let element =
-            Element { source: "192.0.2.7".parse().unwrap(), port: "tcp/22".parse().unwrap() };
+            Element { source: "192.0.2.7".parse().unwrap(), ports: "tcp/22".parse().unwrap() };
         shown.admitted.push(LiveElement { element, seconds_left: 29 });
         insta::assert_snapshot!(render(&shown), @"
         the gate is installed, but not as the configuration wants it; `spa-server gate install` or a restart of the daemon mends it

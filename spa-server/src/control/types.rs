@@ -1,7 +1,8 @@
 //! What is asked and answered over the control socket.
 
+use crate::source::Source;
 use serde::{Deserialize, Serialize};
-use spa_proto::{Item, Port, UnixMicros};
+use spa_proto::{Item, PortRange, UnixMicros};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -150,11 +151,11 @@ pub struct GrantView {
     /// The client's name; its key in hexadecimal digits when it is configured no more.
     pub client: String,
     /// The address that is admitted.
-    pub source: IpAddr,
+    pub source: Source,
     /// What was asked for.
     pub service: Item,
     /// What is open.
-    pub ports: Vec<Port>,
+    pub ports: Vec<PortRange>,
     /// When it was opened, or refreshed last.
     pub opened: UnixMicros,
     /// For how many seconds new connections are still admitted.

@@ -4,7 +4,7 @@
 //! undone behind an administrator's back.)
 
 use crate::causes::with_causes;
-use crate::gate::{IptablesGate, Plan};
+use crate::gate::{AnyGate, Gate as _, Plan};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -17,7 +17,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// Looks at one gate. Clones share what was found.
 #[derive(Clone)]
 pub(super) struct Look {
-    gate: Arc<IptablesGate>,
+    gate: Arc<AnyGate>,
     last: Arc<Mutex<Last>>,
 }
 
@@ -28,7 +28,7 @@ struct Last {
 }
 
 impl Look {
-    pub(super) fn new(gate: Arc<IptablesGate>) -> Self {
+    pub(super) fn new(gate: Arc<AnyGate>) -> Self {
         Self { gate, last: Arc::default() }
     }
 

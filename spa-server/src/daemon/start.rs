@@ -9,7 +9,7 @@ use crate::clock::Now;
 use crate::config::{Config, Problem, Settings, judge_directory};
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
-use crate::gate::{Gate as _, InstallReport, IptablesGate, Tools};
+use crate::gate::{AnyGate, Gate as _, InstallReport};
 use crate::grants::{FileGrantStore, Grant};
 use crate::pipeline::{Judge, Pipeline, SharedJudge};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
@@ -33,7 +33,7 @@ impl Daemon {
         let settings = config.settings.clone();
         let lock = lock_state(&settings.state_directory)?;
         let boot = BootId::read().with_context(|| format!("cannot read {}", BootId::SOURCE))?;
-        let tools = Tools::find(&settings.gate.tools)?;
+        let gate = Arc::new(AnyGate::choose(&settings.gate)?);
 
         let mut receiver = Receiver::new(
             ReceiverSettings {
@@ -63,7 +63,6 @@ impl Daemon {
         })?;
 
         let listener = control::bind(&settings.control_socket)?;
-        let gate = Arc::new(IptablesGate::new(tools));
         let look = Look::new(Arc::clone(&gate));
         tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
 

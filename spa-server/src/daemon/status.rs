@@ -97,6 +97,7 @@ pub(super) fn fixed_settings_that_differ(old: &Settings, new: &Settings) -> Vec<
         ("private-key-file", old.private_key_file != new.private_key_file),
         ("state-directory", old.state_directory != new.state_directory),
         ("control-socket", old.control_socket != new.control_socket),
+        ("gate.backend", old.gate.backend != new.gate.backend),
         ("gate.tools", old.gate.tools != new.gate.tools),
     ]
     .into_iter()
