@@ -1,0 +1,7 @@
+//! The netlink layer against the real kernel, with the usual tools as independent witnesses. Needs
+//! root; everything happens in network namespaces of its own.
+
+#[cfg(test)]
+mod ipset;
+#[cfg(test)]
+mod place;
