@@ -9,6 +9,7 @@
 
 mod error;
 pub mod ipset;
+pub mod sock_diag;
 mod socket;
 mod wire;
 

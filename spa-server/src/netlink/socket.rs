@@ -29,18 +29,22 @@ const DUMP_ATTEMPTS: usize = 20;
 pub(super) enum Subsystem {
     /// ipset, conntrack, nftables.
     Netfilter,
+    /// The tables of sockets.
+    SockDiag,
 }
 
 impl Subsystem {
     const fn protocol(self) -> isize {
         match self {
             Self::Netfilter => protocols::NETLINK_NETFILTER,
+            Self::SockDiag => protocols::NETLINK_SOCK_DIAG,
         }
     }
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Netfilter => "netfilter",
+            Self::SockDiag => "the socket tables",
         }
     }
 }

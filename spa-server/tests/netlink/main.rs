@@ -5,3 +5,5 @@
 mod ipset;
 #[cfg(test)]
 mod place;
+#[cfg(test)]
+mod sock_diag;
