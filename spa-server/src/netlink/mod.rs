@@ -7,6 +7,7 @@
 //! `CAP_NET_ADMIN` at that time. What it opens belongs to the network namespace of the thread that
 //! opened it.
 
+pub mod conntrack;
 mod error;
 pub mod ipset;
 pub mod sock_diag;

@@ -2,6 +2,8 @@
 //! root; everything happens in network namespaces of its own.
 
 #[cfg(test)]
+mod conntrack;
+#[cfg(test)]
 mod ipset;
 #[cfg(test)]
 mod place;
