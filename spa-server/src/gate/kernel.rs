@@ -132,7 +132,7 @@ impl Kernel {
             if error.complaint().contains("is full") {
                 let at_v6 = error.complaint().contains("spa6");
                 let name = render::set_name(if at_v6 { Family::V6 } else { Family::V4 });
-                return GateError::Full { name };
+                return GateError::Full { name: format!("set {name}") };
             }
             doing(what)(error)
         })

@@ -26,6 +26,7 @@ mod error;
 pub mod foreign;
 mod iptables;
 mod kernel;
+mod nftables;
 pub mod render;
 pub mod saved;
 pub mod sockets;
@@ -35,6 +36,7 @@ pub mod types;
 pub use any::AnyGate;
 pub use error::GateError;
 pub use iptables::IptablesGate;
+pub use nftables::NftablesGate;
 pub use tools::{MissingTool, ToolOverrides, Tools};
 pub use types::{
     Backend, BusyKnockPort, Change, Connection, Doubt, Element, Family, GateAnswer, GateRequest,

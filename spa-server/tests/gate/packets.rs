@@ -420,6 +420,6 @@ fn a_full_set_is_told(lab: &Lab) {
     lab.installed(&plan, |gate| async move {
         gate.apply(&admit(CLIENT, "tcp/22", 30)).await.unwrap();
         let error = gate.apply(&admit(STRANGER, "tcp/22", 30)).await.unwrap_err();
-        assert!(matches!(error, GateError::Full { name: "spa4" }), "{error:?}");
+        assert!(matches!(&error, GateError::Full { name } if name.contains("spa4")), "{error:?}");
     });
 }
