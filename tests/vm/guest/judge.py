@@ -43,8 +43,8 @@ def expected(backend, event, daemon):
 def closing(attempts, knocked, lifetime):
     """What the attempts show of a grant that was asked for at `knocked`.
 
-    Gives the outcome and the numbers behind it: seconds from the end of the grant, from the
-    resume, and the longest time for which it was closed in between.
+    Gives the outcome and the numbers behind it: for how many seconds new connections were
+    accepted, and for how many of these after the resume.
     """
     accepted = [attempt for attempt in attempts if attempt[3] and attempt[0] >= knocked]
     before = [attempt for attempt in attempts if attempt[1] < knocked]
@@ -56,7 +56,7 @@ def closing(attempts, knocked, lifetime):
     after = [attempt for attempt in attempts if attempt[0] > last]
     ends_first, ends_last = knocked + lifetime, opened + lifetime + ROUNDING
     result = {
-        "last_accepted_after_end": round(last - ends_first, 2),
+        "open_for": round(last - opened, 2),
         "closed_in_between": round(max((later[0] - earlier[0] for earlier, later
                                         in zip(accepted, accepted[1:])
                                         if later[2] - earlier[2] < 0.5), default=0), 2),
@@ -64,9 +64,8 @@ def closing(attempts, knocked, lifetime):
     asleep = attempts[-1][2] - accepted[0][2]
     awake = [attempt for attempt in attempts if attempt[2] - accepted[0][2] > 0.5]
     if awake:
-        since_resume = max(0, last - awake[0][0])
-        result["suspended"] = round(asleep, 2)
-        result["last_accepted_after_resume"] = round(since_resume, 2)
+        result["suspended_for"] = round(asleep, 2)
+        result["open_after_resume"] = max(0, round(last - awake[0][0], 2))
         result["accepted_after_resume"] = sum(attempt[3] for attempt in awake)
 
     if not after:

@@ -7,6 +7,7 @@ serial port, as one JSON document.
 
 import json
 import os
+import re
 import threading
 import time
 import traceback
@@ -107,8 +108,10 @@ def at_once(scenes, work):
 
 def play(event, variants):
     """One event, from the first namespace to the last; gives the results of all scenes."""
-    everything = []
+    everything, scenes = [], []
+    say(f"{event.name}: setting up {len(variants) * len(DAEMONS)} scenes")
     for variant in variants:
+        # One after the other, a back-end that can't be tried says so once.
         for daemon in DAEMONS:
             scene = Scene(variant, daemon, event.freshness, event.lifetime)
             scene.result = {
@@ -117,8 +120,7 @@ def play(event, variants):
                 "expected": judge.expected(variant.backend, event.name, daemon),
             }
             everything.append(scene)
-    say(f"{event.name}: setting up {len(everything)} scenes")
-    scenes = [scene for scene in everything if at_once([scene], Scene.set_up)]
+            scenes += at_once([scene], Scene.set_up)
     if scenes:
         try:
             play_scenes(event, scenes)
@@ -127,7 +129,7 @@ def play(event, variants):
             for scene in scenes:
                 scene.result.setdefault("failure", f"{type(error).__name__}: {error}")
     for scene in everything:
-        finish(scene)
+        finish(scene, event)
     return [scene.result for scene in everything]
 
 
@@ -206,7 +208,20 @@ def control(scene, event):
     scene.result["fresh_knock_after"] = round(time.monotonic() - begin, 1)
 
 
-def finish(scene):
+def steps_seen(scene, event):
+    """The steps of the clock that the daemon speaks of, and whether it speaks of the right ones.
+
+    A suspend is none. Of a daemon that was dead meanwhile, or has come back after it was over,
+    nothing is asked.
+    """
+    seen = re.findall("the clock was set (forward|back)", scene.log())
+    scene.result["steps_seen"] = seen
+    if not isinstance(event, Step):
+        return not seen
+    return scene.daemon != "alive" or ("forward" if event.seconds > 0 else "back") in seen
+
+
+def finish(scene, event):
     """Says whether all is as expected, and removes the scene."""
     result = scene.result
     result["as_expected"] = "not_run" in result or (
@@ -215,7 +230,8 @@ def finish(scene):
                 for family in namespaces.FAMILIES)
         and result["closed_with_daemon"]
         and {result["replay"], result.get("replay_later", "opens nothing")} == {"opens nothing"}
-        and result["fresh_knock"] == "opens")
+        and result["fresh_knock"] == "opens"
+        and steps_seen(scene, event))
     if not result["as_expected"]:
         try:
             result["log"] = scene.log()

@@ -26,6 +26,8 @@ class Variant:
         self.name = name
         self.backend, _, tables = name.partition("/")
         self.tables = tables or "nft"
+        # Why it can't be tried, once that is known.
+        self.not_run = None
 
 
 class Scene:
@@ -47,6 +49,8 @@ class Scene:
         self.held = {}
 
     def set_up(self):
+        if self.variant.not_run:
+            raise NotRun(self.variant.not_run)
         namespaces.join(self.server, self.client)
         # `ip netns exec` lays this over /etc: update-alternatives, for one namespace.
         for tool in TABLES:
@@ -80,7 +84,8 @@ class Scene:
             if "backend" not in str(error):
                 raise
             if self.variant.backend != "ipset" or "unknown field" not in str(error):
-                raise NotRun(str(error)[str(error).find("unknown"):]) from error
+                self.variant.not_run = str(error)[str(error).find("unknown"):]
+                raise NotRun(self.variant.not_run) from error
             # A server that has one back-end only, which has no name yet.
             namespaces.write(self.config, text(""))
 
