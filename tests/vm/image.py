@@ -120,7 +120,7 @@ def modules(root, unpacked, version):
             shutil.copy(source / part, target / part)
     for name in ["modules.order", "modules.builtin", "modules.builtin.modinfo"]:
         shutil.copy(source / name, target / name)
-    subprocess.run(["depmod", "-b", root, version], check=True)
+    subprocess.run(["/sbin/depmod", "-b", root, version], check=True)
 
 
 def python(root):
