@@ -50,6 +50,12 @@ class Closing(unittest.TestCase):
                     outcome(lambda time: 100.2 < time < closes, slept=60.0, until=190.0),
                     expected)
 
+    def test_a_host_that_is_too_busy_is_no_answer(self):
+        made = attempts(lambda time: 100.2 < time < 116)
+        begin, end, *rest = made[20]
+        made[20] = (begin, end + 4, *rest)
+        self.assertEqual(judge.closing(made, KNOCKED, LIFETIME)["outcome"], "too busy to tell")
+
     def test_what_is_no_grant_at_all(self):
         self.assertEqual(outcome(lambda _: False), "the knock did not open")
         self.assertEqual(outcome(lambda _: True), "was not closed before the knock")

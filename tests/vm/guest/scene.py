@@ -59,7 +59,8 @@ class Scene:
             link = f"/etc/netns/{self.server}/alternatives/{tool}"
             os.makedirs(os.path.dirname(link), exist_ok=True)
             os.symlink(f"/usr/sbin/{target}", link)
-        namespaces.serve(self.server, SSH)
+        for port in (SSH, namespaces.CONTROL):
+            namespaces.serve(self.server, port)
         server_key = self.admin("init", "--dir", self.directory).split()[0]
         self.configure()
         client_key = self.spa_client("keygen").split()[0]
