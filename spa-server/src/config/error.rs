@@ -2,8 +2,9 @@
 
 use super::client::ClientNameError;
 use super::time::TimestampError;
+use crate::source::SourceError;
 use spa_keys::{DeriveError, KeyFileError, KeyTextError};
-use spa_proto::{DurationError, ItemError, Port, ServiceName, format_duration};
+use spa_proto::{DurationError, ItemError, PortRange, ServiceName, format_duration};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -205,11 +206,49 @@ pub enum ValueError {
     #[error(transparent)]
     Item(#[from] ItemError),
     /// A port both to knock on and to open.
-    #[error("{port} is a knock port already; take another knock port")]
+    #[error("{ports} is a knock port already; take another knock port")]
     IsKnockPort {
-        /// The port.
-        port: Port,
+        /// The port, or the ports that it is one of.
+        ports: PortRange,
     },
+    /// Two services that mean different things by one port.
+    #[error(
+        "{ports} is part of service {other} too, with another local-port, forward, masquerade or connections; a packet can go one way only, so make these equal"
+    )]
+    Conflict {
+        /// The ports of this service.
+        ports: PortRange,
+        /// The other service.
+        other: String,
+    },
+    /// Two ports of one service that overlap.
+    #[error("{ports} and {other} overlap; write one range")]
+    Overlap {
+        /// The ports.
+        ports: PortRange,
+        /// The others.
+        other: PortRange,
+    },
+    /// A service that goes two ways.
+    #[error("a service has either a local-port or a forward; make two services of it")]
+    TwoTargets,
+    /// What only a forward can have.
+    #[error("masquerade says how packets are forwarded; it needs a forward beside it")]
+    NothingToMasquerade,
+    /// No host to forward to.
+    #[error(
+        "{0:?} is no host to forward to; write its address, with or without a port, as in 10.0.0.5, 10.0.0.5:443 or [fd00::5]:443"
+    )]
+    ForwardTo(String),
+    /// Two hosts of one family.
+    #[error("{0} is a second host of its family; a service is forwarded to one, of each family")]
+    SecondForward(String),
+    /// A limit of connections that there isn't.
+    #[error("{0} is not possible; 1 lets one connection in, and without the line as many as come")]
+    Connections(i64),
+    /// Neither an address nor a network.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// No network.
     #[error(
         "{0:?} is no network; write an address, as in 192.0.2.7, or a network, as in 192.0.2.0/24 or 2001:db8::/32"

@@ -1,7 +1,7 @@
 //! Why the gate could not do what was asked.
 
 use super::tools::MissingTool;
-use super::types::{Element, Family, MAX_ELEMENT_SECONDS};
+use super::types::{Backend, Element, Family, MAX_ELEMENT_SECONDS};
 use crate::process::ProcessError;
 use std::io;
 
@@ -11,6 +11,9 @@ pub enum GateError {
     /// A tool is not there.
     #[error(transparent)]
     Missing(#[from] MissingTool),
+    /// A back-end that isn't there.
+    #[error("there is no back-end {0} here")]
+    NoSuchBackend(Backend),
     /// A tool failed while the gate did this.
     #[error("cannot {doing}")]
     Tool {
