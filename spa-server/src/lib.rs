@@ -25,6 +25,7 @@ pub mod frame;
 pub mod gate;
 pub mod grants;
 pub mod limits;
+pub mod netlink;
 pub mod pipeline;
 pub mod policy;
 pub mod process;
