@@ -4,6 +4,7 @@ use super::hook::LedgerError;
 use super::tools::MissingTool;
 use super::types::{Backend, Element, Family, MAX_ELEMENT_SECONDS};
 use crate::config::Problem;
+use crate::netlink::NetlinkError;
 use crate::process::ProcessError;
 use std::io;
 
@@ -89,7 +90,7 @@ pub enum GateError {
     )]
     ForeignSet {
         /// The set's name.
-        name: &'static str,
+        name: String,
         /// What about it is not ours.
         what: String,
     },
@@ -146,10 +147,18 @@ pub enum GateError {
         /// For how long.
         seconds: u32,
     },
-    /// The set is full.
-    #[error("the set {name} is full; raise max-grants")]
+    /// There is no room for another element.
+    #[error("{name} is full; raise max-grants")]
     Full {
-        /// The set.
-        name: &'static str,
+        /// The set, or the chain, that is.
+        name: String,
     },
+    /// An element that would let in one connection of many addresses.
+    #[error(
+        "refused to admit {0}: one connection is let in from one address only, not from a network"
+    )]
+    OneOfMany(Element),
+    /// The kernel's answer over netlink.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
 }
