@@ -110,6 +110,7 @@ impl Daemon {
             gate: GateSettings {
                 backend: self.settings.gate.backend,
                 tools: self.settings.gate.tools.clone(),
+                hook: self.settings.gate.hook.clone(),
                 ..config.settings.gate.clone()
             },
             ..config.settings.clone()

@@ -108,6 +108,7 @@ pub(super) fn fixed_settings_that_differ(old: &Settings, new: &Settings) -> Vec<
         ("control-socket", old.control_socket != new.control_socket),
         ("gate.backend", old.gate.backend != new.gate.backend),
         ("gate.tools", old.gate.tools != new.gate.tools),
+        ("gate.hook", old.gate.hook != new.gate.hook),
     ]
     .into_iter()
     .filter(|(_, differs)| *differs)

@@ -24,6 +24,7 @@ mod any;
 mod bounds;
 mod error;
 pub mod foreign;
+pub mod hook;
 mod iptables;
 mod kernel;
 pub mod render;
@@ -34,6 +35,7 @@ pub mod types;
 
 pub use any::AnyGate;
 pub use error::GateError;
+pub use hook::{CommandLine, CommandLineError, HookGate, HookSettings};
 pub use iptables::IptablesGate;
 pub use tools::{MissingTool, ToolOverrides, Tools};
 pub use types::{
