@@ -380,7 +380,7 @@ impl Drop for Lab {
 fn sweep() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        crate::systemd::sweep();
+        crate::cgroup::sweep();
         for namespace in names(Path::new(NAMESPACES)).filter(|name| stale(name)) {
             remove(&namespace);
         }

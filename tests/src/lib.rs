@@ -14,6 +14,7 @@
 //! - What the machine lacks is an error that names the Debian package; nothing is skipped.
 
 mod capture;
+mod cgroup;
 mod command;
 mod config;
 mod device;
