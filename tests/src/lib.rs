@@ -18,6 +18,7 @@ mod cgroup;
 mod command;
 mod config;
 mod device;
+mod firewalls;
 mod frames;
 mod lab;
 mod laptop;
@@ -37,6 +38,10 @@ pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_within};
 pub use config::{Client, Configuration, Gate, Rate, Service};
 pub use device::{Ask, Device, Identity, now};
+pub use firewalls::{
+    ALLOWED_PORT, CONTAINER_PORT, Docker, Firewalld, Neighbour, NftablesService, Podman, Room,
+    SavedRules, Ssh, Ufw,
+};
 pub use frames::{Frame, Ipv4, Ipv6};
 pub use lab::{Family, Host, Lab};
 pub use laptop::Laptop;

@@ -47,8 +47,7 @@ impl Machine {
         let host = lab.server().clone();
         let root = lab.directory().join("machine");
         fs::create_dir(&root)?;
-        let cgroup = Cgroup::new(host.namespace())
-            .context("systemd needs a cgroup of its own")?;
+        let cgroup = Cgroup::new(host.namespace()).context("systemd needs a cgroup of its own")?;
 
         let console = lab.directory().join("console");
         let log = File::create(&console)?;
