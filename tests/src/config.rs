@@ -33,6 +33,9 @@ pub struct Configuration {
 pub struct Gate {
     pub mode: String,
     pub refuse: String,
+    /// The server's own choice, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
     pub tools: BTreeMap<String, PathBuf>,
 }
 
@@ -95,7 +98,12 @@ impl Configuration {
             private_key_file: directory.join("server.key"),
             state_directory: directory.join("state"),
             control_socket: directory.join("control.sock"),
-            gate: Gate { mode: "guard".into(), refuse: "drop".into(), tools: BTreeMap::default() },
+            gate: Gate {
+                mode: "guard".into(),
+                refuse: "drop".into(),
+                backend: None,
+                tools: BTreeMap::default(),
+            },
             services: BTreeMap::from([
                 ("ssh".into(), service("tcp/22")),
                 ("web".into(), service("tcp/8080")),

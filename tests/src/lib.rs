@@ -13,6 +13,7 @@
 //!   refused it, or by something later that did happen (a positive control).
 //! - What the machine lacks is an error that names the Debian package; nothing is skipped.
 
+mod backend;
 mod capture;
 mod cgroup;
 mod command;
@@ -26,6 +27,7 @@ mod measure;
 mod nmap;
 mod probe;
 mod programs;
+mod ruleset;
 mod scene;
 mod server;
 mod ssh;
@@ -34,6 +36,7 @@ mod systemd;
 mod wait;
 mod watch;
 
+pub use backend::Backend;
 pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_within};
 pub use config::{Client, Configuration, Gate, Rate, Service};
@@ -49,6 +52,7 @@ pub use measure::{Latencies, report, time_to_open};
 pub use nmap::{Scan, Scanned};
 pub use probe::{Listener, PortState};
 pub use programs::{interop_python, our_binary, program};
+pub use ruleset::Ruleset;
 pub use scene::{SSH_PORT, Scene, WEB_PORT};
 pub use server::{Clock, Server};
 pub use ssh::{Session, Sshd};
