@@ -33,6 +33,7 @@ mod server;
 mod ssh;
 mod state;
 mod systemd;
+mod talk;
 mod wait;
 mod watch;
 
@@ -58,5 +59,6 @@ pub use server::{Clock, Server};
 pub use ssh::{Session, Sshd};
 pub use state::TinyDisk;
 pub use systemd::Machine;
+pub use talk::{Heard, Talker, Talks};
 pub use wait::{DEADLINE, at_once, eventually, eventually_within};
 pub use watch::Watch;
