@@ -32,13 +32,12 @@ impl Ruleset {
     pub fn ensure_same_as(&self, before: &Self, when: &str) -> Result<()> {
         let missing = |these: &Self, those: &Self, sign: char| {
             let lines = these.0.iter().filter(|line| !those.0.contains(line));
-            lines.map(|line| format!("{sign} {line}\n")).collect::<String>()
+            lines.map(|line| format!("{sign} {line}")).collect::<Vec<_>>()
         };
         ensure!(
             self == before,
-            "the rules are not what they were {when}:\n{}{}(or in another order)",
-            missing(before, self, '-'),
-            missing(self, before, '+')
+            "the rules are not what they were {when}, or not in that order:\n{}",
+            [missing(before, self, '-'), missing(self, before, '+')].concat().join("\n")
         );
         Ok(())
     }

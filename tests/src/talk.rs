@@ -75,7 +75,7 @@ pub enum Talks {
 /// A connection whose end is noticed.
 pub struct Heard {
     stream: TcpStream,
-    heard: Arc<AtomicU64>,
+    times: Arc<AtomicU64>,
     last: Arc<Mutex<Instant>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -91,10 +91,10 @@ impl Heard {
 
     fn on(stream: TcpStream, talks: Talks) -> std::io::Result<Self> {
         stream.set_read_timeout(Some(TICK))?;
-        let heard = Arc::new(AtomicU64::new(0));
+        let times = Arc::new(AtomicU64::new(0));
         let last = Arc::new(Mutex::new(Instant::now()));
         let (mut reader, count, when) =
-            (stream.try_clone()?, Arc::clone(&heard), Arc::clone(&last));
+            (stream.try_clone()?, Arc::clone(&times), Arc::clone(&last));
         let thread = thread::spawn(move || {
             let mut buffer = [0; 4096];
             loop {
@@ -113,7 +113,7 @@ impl Heard {
                 }
             }
         });
-        Ok(Self { stream, heard, last, thread: Some(thread) })
+        Ok(Self { stream, times, last, thread: Some(thread) })
     }
 
     /// The client's end of the connection.
@@ -123,10 +123,10 @@ impl Heard {
 
     /// Waits until something more comes over it.
     pub fn ensure_alive(&self) -> Result<()> {
-        let goal = self.heard.load(Ordering::Relaxed) + 3;
+        let goal = self.times.load(Ordering::Relaxed) + 3;
         eventually("something is to come over the connection", || {
             ensure!(!self.has_ended(), "the connection has ended");
-            Ok((self.heard.load(Ordering::Relaxed) >= goal).then_some(()))
+            Ok((self.times.load(Ordering::Relaxed) >= goal).then_some(()))
         })
     }
 
