@@ -26,6 +26,13 @@ const PODMAN: Start = |room| {
     Ok(Box::new(podman))
 };
 
+/// Which `iptables` the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Variant {
+    Nft,
+    Legacy,
+}
+
 /// A scene, not started, whose laptop may open `shop`.
 fn prepared(backend: Backend, refuse: &str) -> Result<Scene> {
     Scene::prepared(|configuration| {
@@ -71,8 +78,16 @@ fn connect(scene: &Scene, from: &Host, family: Family) -> Result<Option<Heard>> 
 }
 
 /// The whole of it, with one engine that runs before the gate comes.
-fn published_ports_are_guarded(start: Start, backend: Backend, refuse: &str) -> Result<()> {
+fn published_ports_are_guarded(
+    start: Start,
+    variant: Variant,
+    backend: Backend,
+    refuse: &str,
+) -> Result<()> {
     let mut scene = prepared(backend, refuse)?;
+    if variant == Variant::Legacy {
+        scene.lab.server().use_iptables_legacy()?;
+    }
     let room = Room::new(&scene.lab)?;
     let engine = start(&room)?;
     // The control: without the gate, anybody gets in.
@@ -102,9 +117,9 @@ fn published_ports_are_guarded(start: Start, backend: Backend, refuse: &str) -> 
     Ok(())
 }
 
-fn on_all_backends(start: Start, refuse: &str) -> Result<()> {
+fn on_all_backends(start: Start, variant: Variant, refuse: &str) -> Result<()> {
     for backend in Backend::ALL {
-        published_ports_are_guarded(start, backend, refuse)
+        published_ports_are_guarded(start, variant, backend, refuse)
             .with_context(|| format!("back-end {}, {refuse}", backend.name))?;
     }
     Ok(())
@@ -112,22 +127,33 @@ fn on_all_backends(start: Start, refuse: &str) -> Result<()> {
 
 #[test]
 fn a_port_that_docker_publishes_is_hidden_and_opened_by_a_knock() -> Result<()> {
-    on_all_backends(DOCKER, "drop")
+    on_all_backends(DOCKER, Variant::Nft, "drop")
+}
+
+#[test]
+fn a_port_that_docker_publishes_in_legacy_tables_is_hidden_and_opened_by_a_knock() -> Result<()> {
+    on_all_backends(DOCKER, Variant::Legacy, "drop")
+}
+
+#[test]
+fn a_port_that_podman_publishes_in_legacy_tables_looks_closed_where_the_gate_rejects() -> Result<()>
+{
+    on_all_backends(PODMAN, Variant::Legacy, "reject")
 }
 
 #[test]
 fn a_port_that_docker_publishes_looks_closed_where_the_gate_rejects() -> Result<()> {
-    on_all_backends(DOCKER, "reject")
+    on_all_backends(DOCKER, Variant::Nft, "reject")
 }
 
 #[test]
 fn a_port_that_podman_publishes_is_hidden_and_opened_by_a_knock() -> Result<()> {
-    on_all_backends(PODMAN, "drop")
+    on_all_backends(PODMAN, Variant::Nft, "drop")
 }
 
 #[test]
 fn a_port_that_podman_publishes_looks_closed_where_the_gate_rejects() -> Result<()> {
-    on_all_backends(PODMAN, "reject")
+    on_all_backends(PODMAN, Variant::Nft, "reject")
 }
 
 /// The engine comes later, and puts its rules before all others.
