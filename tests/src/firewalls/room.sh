@@ -16,6 +16,11 @@ mkdir /run/lock /run/dbus
 touch /run/xtables.lock
 mount --bind "$0/xtables.lock" /run/xtables.lock
 
+# What belongs to the kernel, and so to everybody, can't be changed from here.
+mount --bind /proc/sys /proc/sys
+mount --bind /proc/sys/net /proc/sys/net
+mount -o remount,bind,ro /proc/sys
+
 # `ip netns exec` has mounted a sysfs without them.
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 touch /run/room

@@ -20,6 +20,7 @@ fn a_room_has_files_of_its_own() {
         room.sh(&format!("cat {path}")).unwrap();
         assert!(!Path::new(&path).exists(), "{path} is on the real machine");
     }
+    assert!(!room.run("sysctl -w kernel.hostname=other").unwrap().success());
     let keeper = format!("/proc/{}", room.keeper_id());
     assert!(Path::new(&keeper).exists());
     drop(room);
