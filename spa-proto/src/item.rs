@@ -65,6 +65,87 @@ impl FromStr for Port {
     }
 }
 
+/// Ports of one transport protocol that follow each other, written `udp/10000-10100`; a range of
+/// one port is written as that port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortRange {
+    transport: Transport,
+    first: NonZeroU16,
+    last: NonZeroU16,
+}
+
+impl PortRange {
+    /// The ports from `first` to `last`, both included; `None` if they are the wrong way round.
+    pub fn new(transport: Transport, first: NonZeroU16, last: NonZeroU16) -> Option<Self> {
+        (first <= last).then_some(Self { transport, first, last })
+    }
+
+    /// TCP or UDP.
+    pub const fn transport(self) -> Transport {
+        self.transport
+    }
+
+    /// The lowest port number.
+    pub const fn first(self) -> NonZeroU16 {
+        self.first
+    }
+
+    /// The highest port number.
+    pub const fn last(self) -> NonZeroU16 {
+        self.last
+    }
+
+    /// The port, if there is only one.
+    pub fn single(self) -> Option<Port> {
+        (self.first == self.last).then_some(Port { transport: self.transport, number: self.first })
+    }
+
+    /// Whether this port is one of them.
+    pub fn contains(self, port: Port) -> bool {
+        self.overlaps(port.into())
+    }
+
+    /// Whether all ports of the other range are among these.
+    pub fn covers(self, other: Self) -> bool {
+        self.transport == other.transport && self.first <= other.first && other.last <= self.last
+    }
+
+    /// Whether the two have a port in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.transport == other.transport && self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl From<Port> for PortRange {
+    fn from(port: Port) -> Self {
+        Self { transport: port.transport, first: port.number, last: port.number }
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.transport, self.first)?;
+        if self.last > self.first { write!(f, "-{}", self.last) } else { Ok(()) }
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = ItemError;
+
+    fn from_str(text: &str) -> Result<Self, ItemError> {
+        let Some((first, last)) = text.split_once('-') else {
+            return text.parse::<Port>().map(Self::from);
+        };
+        let bad = || ItemError::PortRange(text.into());
+        let first: Port = first.parse().map_err(|_| bad())?;
+        if !last.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(bad());
+        }
+        let last = last.parse().map_err(|_| bad())?;
+        Self::new(first.transport, first.number, last).ok_or_else(bad)
+    }
+}
+
 /// The name of a service: 1 to 32 of `a-z`, `0-9`, `-`, `_`, `.`, the first a letter.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName(String);
@@ -202,6 +283,9 @@ pub enum ItemError {
     /// Not a port.
     #[error("{0:?} is not a port; write tcp/ or udp/ and a number from 1 to 65535, as in tcp/22")]
     Port(String),
+    /// Not a range of ports.
+    #[error("{0:?} is not a range of ports; write the lower number first, as in udp/10000-10100")]
+    PortRange(String),
     /// Not a service's name.
     #[error(
         "{0:?} is not a service name; a name is 1 to 32 of a-z, 0-9, '-', '_', '.' and begins with a letter; a port is written tcp/22"
@@ -217,7 +301,7 @@ pub enum ItemError {
 
 #[cfg(feature = "serde")]
 mod text {
-    use super::{Item, Port, ServiceName};
+    use super::{Item, Port, PortRange, ServiceName};
     use alloc::string::{String, ToString};
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
@@ -238,7 +322,7 @@ mod text {
         )*};
     }
 
-    as_text!(Item, Port, ServiceName);
+    as_text!(Item, Port, PortRange, ServiceName);
 }
 
 #[cfg(test)]
@@ -271,6 +355,33 @@ mod tests {
             "abcdefghijklmnopqrstuvwxyzabcdefg",
         ] {
             assert!(text.parse::<Item>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_read_written_and_compared() {
+        let range = |text: &str| text.parse::<PortRange>().unwrap();
+        for text in ["tcp/22", "udp/10000-10100", "tcp/1-65535"] {
+            assert_eq!(range(text).to_string(), text);
+        }
+        assert_eq!(range("tcp/22-22").to_string(), "tcp/22");
+        for text in ["tcp/2-1", "tcp/1-", "tcp/-1", "tcp/1-2-3", "tcp/0-2", "tcp/1-+2", "1-2", ""] {
+            assert!(text.parse::<PortRange>().is_err(), "{text:?}");
+        }
+        let ten = range("tcp/10-20");
+        assert_eq!(ten.single(), None);
+        assert_eq!(range("tcp/10").single().unwrap().to_string(), "tcp/10");
+        for (other, overlaps, covers) in [
+            ("tcp/10-20", true, true),
+            ("tcp/20", true, true),
+            ("tcp/20-21", true, false),
+            ("tcp/1-99", true, false),
+            ("tcp/9", false, false),
+            ("tcp/21", false, false),
+            ("udp/10", false, false),
+        ] {
+            assert_eq!(ten.overlaps(range(other)), overlaps, "{other}");
+            assert_eq!(ten.covers(range(other)), covers, "{other}");
         }
     }
 

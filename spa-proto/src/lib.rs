@@ -41,7 +41,7 @@ mod time;
 pub use client::ClientId;
 pub use drop_reason::DropReason;
 pub use duration::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
-pub use item::{Item, ItemError, Items, Port, ServiceName, Transport};
+pub use item::{Item, ItemError, Items, Port, PortRange, ServiceName, Transport};
 pub use packet::{
     Nonce, PacketLength, PacketLengthError, SealError, TAG_LENGTH, UDP_HEADER_LENGTH, seal,
 };

@@ -2,7 +2,7 @@
 
 use crate::client::ClientId;
 use crate::drop_reason::DropReason;
-use crate::item::Port;
+use crate::item::PortRange;
 use crate::packet::{Nonce, PacketLength, Parts};
 use crate::replay::{Accepted, Closed, ReplayWindow, WindowState};
 use crate::request::{MessageType, Request};
@@ -216,7 +216,7 @@ impl Receiver {
     /// # Errors
     ///
     /// The reason to drop it; nothing was entered.
-    pub fn commit(&mut self, knock: &Knock, ports: &[Port]) -> Result<Accepted, DropReason> {
+    pub fn commit(&mut self, knock: &Knock, ports: &[PortRange]) -> Result<Accepted, DropReason> {
         if knock.stamp <= self.barrier {
             return Err(DropReason::Barrier);
         }

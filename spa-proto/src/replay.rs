@@ -11,7 +11,7 @@
 
 use crate::client::ClientId;
 use crate::drop_reason::DropReason;
-use crate::item::Port;
+use crate::item::PortRange;
 use crate::packet::Nonce;
 use crate::request::MessageType;
 use crate::time::{Freshness, UnixMicros};
@@ -29,14 +29,14 @@ pub struct Accepted {
     /// Its timestamp.
     pub stamp: UnixMicros,
     /// The ports that it closed; empty for an open.
-    pub closed: Vec<Port>,
+    pub closed: Vec<PortRange>,
 }
 
-/// A port that a client closed, and the timestamp of the knock that did it.
+/// Ports that a client closed, and the timestamp of the knock that did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Closed {
-    /// The port.
-    pub port: Port,
+    /// The ports.
+    pub ports: PortRange,
     /// The timestamp; opens that are not later are refused.
     pub stamp: UnixMicros,
 }
@@ -56,7 +56,7 @@ pub struct WindowState {
 pub(crate) struct ReplayWindow {
     floor: UnixMicros,
     accepted: HashMap<Nonce, UnixMicros>,
-    closed: HashMap<Port, UnixMicros>,
+    closed: HashMap<PortRange, UnixMicros>,
     /// What lies at or under the floor counts as forgotten at once; taking it out walks the whole
     /// window, so that waits until the window has grown to this.
     prune_at: usize,
@@ -81,7 +81,7 @@ impl ReplayWindow {
         nonce: Nonce,
         stamp: UnixMicros,
         message_type: MessageType,
-        ports: &[Port],
+        ports: &[PortRange],
         freshness: Freshness,
         capacity: usize,
     ) -> Result<(), DropReason> {
@@ -91,7 +91,10 @@ impl ReplayWindow {
         if stamp <= self.floor {
             return Err(DropReason::Floor);
         }
-        let superseded = |port: &Port| self.closed.get(port).is_some_and(|close| stamp <= *close);
+        // What was closed and what is opened may be a range and a port of it, either way round.
+        let superseded = |opened: &PortRange| {
+            self.closed.iter().any(|(closed, close)| stamp <= *close && closed.overlaps(*opened))
+        };
         if message_type == MessageType::Open && ports.iter().any(superseded) {
             return Err(DropReason::Superseded);
         }
@@ -105,8 +108,8 @@ impl ReplayWindow {
         }
         self.insert(nonce, stamp, floor);
         if message_type == MessageType::Close {
-            for port in ports {
-                self.close(*port, stamp);
+            for range in ports {
+                self.close(*range, stamp);
             }
         }
         Ok(())
@@ -119,13 +122,13 @@ impl ReplayWindow {
             self.prune(floor);
         }
         self.insert(accepted.nonce, accepted.stamp, floor);
-        for port in &accepted.closed {
-            self.close(*port, accepted.stamp);
+        for range in &accepted.closed {
+            self.close(*range, accepted.stamp);
         }
     }
 
     pub(crate) fn restore_close(&mut self, closed: Closed) {
-        self.close(closed.port, closed.stamp);
+        self.close(closed.ports, closed.stamp);
     }
 
     /// Enters an id that a window held, whose floor is given back by itself.
@@ -159,7 +162,7 @@ impl ReplayWindow {
             closed: self
                 .closed
                 .iter()
-                .map(|(port, stamp)| Closed { port: *port, stamp: *stamp })
+                .map(|(ports, stamp)| Closed { ports: *ports, stamp: *stamp })
                 .filter(|closed| above(&closed.stamp))
                 .collect(),
         }
@@ -178,8 +181,8 @@ impl ReplayWindow {
         }
     }
 
-    fn close(&mut self, port: Port, stamp: UnixMicros) {
-        let latest = self.closed.entry(port).or_insert(stamp);
+    fn close(&mut self, ports: PortRange, stamp: UnixMicros) {
+        let latest = self.closed.entry(ports).or_insert(stamp);
         *latest = stamp.max(*latest);
     }
 }

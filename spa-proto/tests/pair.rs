@@ -7,7 +7,7 @@ use core::net::IpAddr;
 use core::time::Duration;
 use spa_proto::{
     ClientId, DropReason, Freshness, Item, Items, Knock, MaskKey, MessageType, Nonce, PacketLength,
-    PairSecret, Port, Receiver, Request, Settings, Skew, UnixMicros, Verdict, seal,
+    PairSecret, PortRange, Receiver, Request, Settings, Skew, UnixMicros, Verdict, seal,
 };
 
 const START: UnixMicros = UnixMicros::from_secs(1_800_000_030);
@@ -30,7 +30,7 @@ fn source() -> IpAddr {
     "192.0.2.7".parse().unwrap()
 }
 
-fn ssh() -> Port {
+fn ssh() -> PortRange {
     "tcp/22".parse().unwrap()
 }
 

@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use spa_proto::{
-    Accepted, ClientId, DropReason, Item, Items, Knock, MaskKey, MessageType, Nonce, Port,
+    Accepted, ClientId, DropReason, Item, Items, Knock, MaskKey, MessageType, Nonce, PortRange,
     Receiver, Request, Settings, UnixMicros,
 };
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ const CLIENT: ClientId = ClientId([1; 32]);
 #[derive(Default)]
 struct Model {
     accepted: BTreeMap<Nonce, u64>,
-    closed: BTreeMap<Port, u64>,
+    closed: BTreeMap<PortRange, u64>,
     barrier: u64,
 }
 
@@ -26,7 +26,7 @@ impl Model {
         self.accepted.values().max().map_or(0, |highest| highest.saturating_sub(TWO_W))
     }
 
-    fn judge(&mut self, knock: &Knock, ports: &[Port]) -> Result<(), DropReason> {
+    fn judge(&mut self, knock: &Knock, ports: &[PortRange]) -> Result<(), DropReason> {
         let stamp = knock.stamp.0;
         let open = knock.request.message_type == MessageType::Open;
         if stamp <= self.barrier {
@@ -40,7 +40,10 @@ impl Model {
             return Err(DropReason::Floor);
         }
         if open
-            && ports.iter().any(|port| self.closed.get(port).is_some_and(|close| stamp <= *close))
+            && ports.iter().any(|opened| {
+                let overlaps = |(range, _): &(&PortRange, &u64)| range.overlaps(*opened);
+                self.closed.iter().filter(overlaps).any(|(_, close)| stamp <= *close)
+            })
         {
             return Err(DropReason::Superseded);
         }
@@ -130,7 +133,7 @@ proptest! {
                 }
                 Event::Knock { nonce, offset, open, port } => {
                     let knock = knock(nonce, u64::try_from(clock + offset).unwrap(), open);
-                    let ports = [if port { "tcp/22" } else { "udp/53" }.parse().unwrap()];
+                    let ports = [if port { "tcp/20-22" } else { "tcp/22" }.parse().unwrap()];
                     let expected = model.judge(&knock, &ports);
                     let got = receiver.commit(&knock, &ports);
                     store.extend(got.as_ref().ok().cloned());

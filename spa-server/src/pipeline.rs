@@ -10,7 +10,7 @@ use crate::clock::{BootMicros, Now, Step, StepWatch};
 use crate::counters::{Counters, Dropped};
 use crate::frame::{Datagram, FrameError};
 use crate::policy::{Permit, Policy};
-use spa_proto::{DropReason, Freshness, Knock, Nonce, Port, Receiver, Skew, Verdict};
+use spa_proto::{DropReason, Freshness, Knock, Nonce, PortRange, Receiver, Skew, Verdict};
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -29,8 +29,8 @@ pub struct Candidate {
 
 impl Candidate {
     /// The ports that its items stand for, each once.
-    pub fn ports(&self) -> Vec<Port> {
-        let ports: BTreeSet<Port> =
+    pub fn ports(&self) -> Vec<PortRange> {
+        let ports: BTreeSet<PortRange> =
             self.permit.grants.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
         ports.into_iter().collect()
     }
@@ -244,7 +244,8 @@ fn describe(skew: Skew) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{ClientRules, Rate};
+    use crate::policy::{ClientRules, Prefixes, Rate};
+    use crate::service::Service;
     use spa_proto::{
         ClientId, Item, MaskKey, MessageType, PacketLength, PairSecret, Request, Settings,
         UnixMicros, seal,
@@ -262,6 +263,7 @@ mod tests {
         let mut receiver = Receiver::new(Settings::default(), MaskKey::new([9; 32]));
         receiver.set_clients([(CLIENT, secret())]);
         let rules = ClientRules {
+            prefixes: Prefixes::default(),
             name: "laptop".into(),
             enabled: true,
             allow: ["ssh".parse().unwrap()].into(),
@@ -274,7 +276,7 @@ mod tests {
             rate: Rate::default(),
             max_sources: 16,
         };
-        let ssh = ("ssh".parse().unwrap(), ["tcp/22".parse().unwrap()].into());
+        let ssh = ("ssh".parse().unwrap(), Service::plain(["tcp/22".parse().unwrap()]));
         let policy = Policy::new([ssh].into(), [(CLIENT, rules)]);
         Judge::new(receiver, Arc::new(policy), Freshness::default(), NOW)
     }

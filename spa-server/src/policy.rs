@@ -3,16 +3,18 @@
 //! Pure: it judges an authentic knock by what the configuration says, and knows nothing of files,
 //! of the clock (the time is passed in), of what is open already, or of the firewall.
 
+use crate::service::Service;
+use crate::source::Source;
 use ipnet::IpNet;
-use spa_proto::{ClientId, Item, Knock, MessageType, Port, ServiceName, UnixMicros};
+use spa_proto::{ClientId, Item, Knock, MessageType, PortRange, ServiceName, UnixMicros};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The services of the server: names, and the ports behind each.
-pub type Services = BTreeMap<ServiceName, BTreeSet<Port>>;
+/// The services of the server, by their names.
+pub type Services = BTreeMap<ServiceName, Service>;
 
 /// What one client may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +37,28 @@ pub struct ClientRules {
     pub expires: Option<UnixMicros>,
     /// Whether its knocks have to be bound to the address that they come from.
     pub require_bound_source: bool,
+    /// How much around the address that it knocks from is admitted.
+    pub prefixes: Prefixes,
     /// How often it may knock.
     pub rate: Rate,
     /// The most source addresses that it may have grants for at a time.
     pub max_sources: u32,
+}
+
+/// The network that is admitted for a knock: where addresses are shared and change (carrier NAT)
+/// the connection may come from another one than the knock did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefixes {
+    /// The length of its prefix over IPv4; 32: the address alone.
+    pub v4: u8,
+    /// The length of its prefix over IPv6; 128: the address alone.
+    pub v6: u8,
+}
+
+impl Default for Prefixes {
+    fn default() -> Self {
+        Self { v4: 32, v6: 128 }
+    }
 }
 
 /// How often a client may knock; accepted knocks alone are counted.
@@ -69,8 +89,10 @@ pub struct Policy {
 pub struct Permit {
     /// The client's name.
     pub client: Arc<str>,
+    /// For whom.
+    pub source: Source,
     /// Each item that was asked for, with the ports that it stands for.
-    pub grants: Vec<(Item, Vec<Port>)>,
+    pub grants: Vec<(Item, Vec<PortRange>)>,
     /// For how long, at most until the client expires; for a close it says nothing.
     pub lifetime: Duration,
 }
@@ -96,6 +118,8 @@ pub enum Refusal {
     BoundSourceRequired,
     /// The client may not open this, or there is no such service.
     ServiceNotAllowed(Item),
+    /// What it asks for is forwarded to a host that has no address of the knock's family.
+    FamilyNotServed(Item),
     /// A longer lifetime was asked for than the client may have.
     Lifetime {
         /// What was asked for.
@@ -140,10 +164,7 @@ impl Policy {
         let grants = request
             .items
             .iter()
-            .map(|item| match self.resolve(rules, item) {
-                Some(ports) => Ok((item.clone(), ports)),
-                None => Err(Refusal::ServiceNotAllowed(item.clone())),
-            })
+            .map(|item| Ok((item.clone(), self.resolve(rules, item, knock.source)?)))
             .collect::<Result<Vec<_>, _>>()?;
         let lifetime = match request.lifetime {
             Some(seconds) => Duration::from_secs(seconds.get().into()),
@@ -155,21 +176,25 @@ impl Policy {
         // What is open ends with the client's validity, or it would outlive it by a lifetime.
         let valid_for = rules.expires.map_or(Duration::MAX, |expires| expires.distance(now));
         let lifetime = lifetime.min(valid_for);
-        Ok(Permit { client: Arc::clone(&rules.name), grants, lifetime })
+        let source = admitted(rules, knock.source);
+        Ok(Permit { client: Arc::clone(&rules.name), source, grants, lifetime })
     }
 
     /// Whether a grant that an earlier policy made stands under this one: the client may still
-    /// open the item from that address, and the item still stands for these ports.
+    /// open the item from there, and the item still stands for these ports.
     pub fn upholds(
         &self,
         client: &ClientId,
-        source: IpAddr,
+        source: Source,
         item: &Item,
-        ports: &[Port],
+        ports: &[PortRange],
         now: UnixMicros,
     ) -> Result<(), Refusal> {
-        let rules = self.standing(client, source, now)?;
-        let resolved = self.resolve(rules, item).unwrap_or_default();
+        let rules = self.standing(client, source.address(), now)?;
+        if !admitted(rules, source.address()).covers(source) {
+            return Err(Refusal::SourceNotAllowed);
+        }
+        let resolved = self.resolve(rules, item, source.address())?;
         if ports.iter().all(|port| resolved.contains(port)) {
             Ok(())
         } else {
@@ -201,21 +226,38 @@ impl Policy {
         Ok(rules)
     }
 
-    /// The ports that an item stands for; `None` when the client may not open it.
-    fn resolve(&self, rules: &ClientRules, item: &Item) -> Option<Vec<Port>> {
-        match item {
-            Item::Service(name) if rules.allow.contains(name) => {
-                self.services.get(name).map(|ports| ports.iter().copied().collect())
-            }
-            Item::Service(_) => None,
-            Item::Port(port) => rules
-                .allow
-                .iter()
-                .filter_map(|name| self.services.get(name))
-                .any(|ports| ports.contains(port))
-                .then(|| vec![*port]),
+    /// The ports that an item stands for.
+    fn resolve(
+        &self,
+        rules: &ClientRules,
+        item: &Item,
+        source: IpAddr,
+    ) -> Result<Vec<PortRange>, Refusal> {
+        let mut allowed = rules.allow.iter().filter_map(|name| self.services.get_key_value(name));
+        let (service, ports) = match item {
+            Item::Service(asked) => allowed
+                .find(|(name, _)| *name == asked)
+                .map(|(_, service)| (service, service.ports.iter().copied().collect())),
+            Item::Port(port) => allowed
+                .find(|(_, service)| service.ports.iter().any(|ports| ports.contains(*port)))
+                .map(|(_, service)| (service, vec![PortRange::from(*port)])),
+        }
+        .ok_or_else(|| Refusal::ServiceNotAllowed(item.clone()))?;
+        if service.target.serves(source.to_canonical()) {
+            Ok(ports)
+        } else {
+            Err(Refusal::FamilyNotServed(item.clone()))
         }
     }
+}
+
+/// What is admitted for a knock from `address`: never more than the client may knock from.
+fn admitted(rules: &ClientRules, address: IpAddr) -> Source {
+    let address = address.to_canonical();
+    let prefix = if address.is_ipv4() { rules.prefixes.v4 } else { rules.prefixes.v6 };
+    let allowed = rules.sources.iter().filter(|net| net.contains(&address));
+    let narrowest_that_must = allowed.map(IpNet::prefix_len).min().unwrap_or(0);
+    Source::around(address, prefix.max(narrowest_that_must))
 }
 
 impl Refusal {
@@ -228,6 +270,7 @@ impl Refusal {
         "source-not-allowed",
         "bound-source-required",
         "service-not-allowed",
+        "family-not-served",
         "lifetime",
         "rate",
         "max-sources",
@@ -244,6 +287,7 @@ impl Refusal {
             Self::SourceNotAllowed => "source-not-allowed",
             Self::BoundSourceRequired => "bound-source-required",
             Self::ServiceNotAllowed(_) => "service-not-allowed",
+            Self::FamilyNotServed(_) => "family-not-served",
             Self::Lifetime { .. } => "lifetime",
             Self::Rate => "rate",
             Self::MaxSources => "max-sources",
@@ -257,7 +301,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())?;
         match self {
-            Self::ServiceNotAllowed(item) => write!(f, " ({item})"),
+            Self::ServiceNotAllowed(item) | Self::FamilyNotServed(item) => write!(f, " ({item})"),
             Self::Lifetime { asked, max } => {
                 write!(f, " (asked {} s, maximum {} s)", asked.as_secs(), max.as_secs())
             }
@@ -269,6 +313,7 @@ impl fmt::Display for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::{Forward, ForwardTo, Target};
     use spa_proto::{Items, Nonce, Request};
     use std::num::NonZeroU32;
 
@@ -276,7 +321,9 @@ mod tests {
     const NOW: UnixMicros = UnixMicros::from_secs(1_800_000_000);
 
     fn services() -> Services {
-        let ports = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let ports = |texts: &[&str]| {
+            Service::plain(texts.iter().map(|text| text.parse::<PortRange>().unwrap()))
+        };
         [
             ("ssh".parse().unwrap(), ports(&["tcp/22"])),
             ("web".parse().unwrap(), ports(&["tcp/80", "tcp/443", "udp/443"])),
@@ -296,6 +343,7 @@ mod tests {
             not_before: None,
             expires: None,
             require_bound_source: false,
+            prefixes: Prefixes::default(),
             rate: Rate::default(),
             max_sources: 16,
         }
@@ -449,7 +497,7 @@ mod tests {
     fn a_new_policy_upholds_or_forbids_what_is_open() {
         let source = "192.0.2.7".parse().unwrap();
         let upholds = |rules: ClientRules, item: &str, ports: &[&str]| {
-            let ports: Vec<Port> = ports.iter().map(|port| port.parse().unwrap()).collect();
+            let ports: Vec<PortRange> = ports.iter().map(|port| port.parse().unwrap()).collect();
             let policy = Policy::new(services(), [(CLIENT, rules)]);
             policy.upholds(&CLIENT, source, &item.parse().unwrap(), &ports, NOW).err()
         };
@@ -465,6 +513,61 @@ mod tests {
     }
 
     #[test]
+    fn a_network_around_the_knock_is_admitted_but_no_more_than_may_knock() {
+        let prefixes = Prefixes { v4: 24, v6: 64 };
+        let source = |rules: ClientRules, from: &str| {
+            let knock = Knock { source: from.parse().unwrap(), ..knock(&["ssh"]) };
+            judge(rules, &knock).unwrap().source.to_string()
+        };
+        let rules = || ClientRules { prefixes, ..rules() };
+        assert_eq!(source(rules(), "192.0.2.7"), "192.0.2.0/24");
+        assert_eq!(source(rules(), "::ffff:192.0.2.7"), "192.0.2.0/24");
+        assert_eq!(source(rules(), "2001:db8::1:2"), "2001:db8::/64");
+        let only = |nets: &[&str]| ClientRules {
+            sources: nets.iter().map(|net| net.parse().unwrap()).collect(),
+            ..rules()
+        };
+        assert_eq!(source(only(&["192.0.2.0/28"]), "192.0.2.7"), "192.0.2.0/28");
+        assert_eq!(source(only(&["192.0.0.0/16", "192.0.2.7/32"]), "192.0.2.7"), "192.0.2.0/24");
+
+        let policy = |rules| Policy::new(services(), [(CLIENT, rules)]);
+        let upholds = |rules, source: &str| {
+            let (ssh, port) = ("ssh".parse().unwrap(), "tcp/22".parse().unwrap());
+            policy(rules).upholds(&CLIENT, source.parse().unwrap(), &ssh, &[port], NOW)
+        };
+        assert_eq!(upholds(rules(), "192.0.2.0/24"), Ok(()));
+        assert_eq!(upholds(rules(), "192.0.2.7"), Ok(()));
+        let narrower = ClientRules { prefixes: Prefixes { v4: 25, v6: 64 }, ..rules() };
+        assert_eq!(upholds(narrower, "192.0.2.0/24"), Err(Refusal::SourceNotAllowed));
+    }
+
+    #[test]
+    fn ports_of_a_range_can_be_asked_for_and_forwards_need_an_address_of_the_family() {
+        let to = ForwardTo { address: "10.0.0.5".parse().unwrap(), port: None };
+        let forward = Forward { v4: Some(to), v6: None, masquerade: false };
+        let nas = Service {
+            target: Target::Forward(forward),
+            ..Service::plain(["tcp/8000-8100".parse::<PortRange>().unwrap()])
+        };
+        let services: Services = [("nas".parse().unwrap(), nas)].into();
+        let rules = ClientRules { allow: ["nas".parse().unwrap()].into(), ..rules() };
+        let policy = Policy::new(services, [(CLIENT, rules)]);
+        let ports = |item: &str, from: &str| {
+            let knock = Knock { source: from.parse().unwrap(), ..knock(&[item]) };
+            let permit = policy.judge(&knock, NOW)?;
+            Ok(permit.grants[0].1.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(ports("nas", "192.0.2.7"), Ok(vec!["tcp/8000-8100".into()]));
+        assert_eq!(ports("tcp/8050", "192.0.2.7"), Ok(vec!["tcp/8050".into()]));
+        let refused: Refusal = ports("tcp/8101", "192.0.2.7").unwrap_err();
+        assert_eq!(refused.to_string(), "service-not-allowed (tcp/8101)");
+        for item in ["nas", "tcp/8050"] {
+            let refused: Refusal = ports(item, "2001:db8::1").unwrap_err();
+            assert_eq!(refused, Refusal::FamilyNotServed(item.parse().unwrap()));
+        }
+    }
+
+    #[test]
     fn every_refusal_is_named_once() {
         let duration = Duration::ZERO;
         let all = [
@@ -475,6 +578,7 @@ mod tests {
             Refusal::SourceNotAllowed,
             Refusal::BoundSourceRequired,
             Refusal::ServiceNotAllowed("ssh".parse().unwrap()),
+            Refusal::FamilyNotServed("nas".parse().unwrap()),
             Refusal::Lifetime { asked: duration, max: duration },
             Refusal::Rate,
             Refusal::MaxSources,

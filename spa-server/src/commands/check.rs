@@ -7,11 +7,12 @@ use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::{Config, ConfigError, Settings, format_timestamp};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
-use crate::gate::{GateError, IptablesGate, Mode, ToolOverrides, Tools};
+use crate::gate::{Gate as _, GateError, IptablesGate, Mode, ToolOverrides, Tools};
 use serde::Serialize;
-use spa_proto::Transport;
+use spa_proto::{Port, Transport};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
+use std::num::NonZeroU16;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -256,9 +257,11 @@ fn try_writing(directory: &Path) -> io::Result<()> {
 }
 
 /// Whether there is one that answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Daemon {
     Runs,
+    /// But there is to be no gate; why.
+    RunsWithoutGate(String),
     Absent,
 }
 
@@ -274,7 +277,7 @@ fn look_at_control(settings: &Settings, findings: &mut Findings) -> Daemon {
                     format!("the daemon refused the last reload and runs by the former configuration: {error}"),
                 );
             }
-            return Daemon::Runs;
+            return if status.guards { Daemon::Runs } else { Daemon::RunsWithoutGate(status.gate) };
         }
         Ok(_) => findings.error(check, "the daemon answers as another version does; restart it"),
         Err(CallError::NotRunning { .. }) => {
@@ -315,9 +318,10 @@ async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findin
     match (report.changed, daemon) {
         (false, _) => findings.ok(check, "the gate is installed"),
         (true, Daemon::Absent) => findings.ok(check, "the gate can be installed"),
+        (true, Daemon::RunsWithoutGate(why)) => findings.warning(check, format!("the gate is {why}")),
         (true, Daemon::Runs) => findings.error(
             check,
-            "the daemon runs, but its rules are not as the configuration wants them: another program has changed or flushed them, or the configuration is newer; `spa-server reload` mends it",
+            "the daemon runs, but its rules are not as the configuration wants them: another program has changed or flushed them, which the daemon mends (`spa-server status` says what keeps it from that), or the configuration is newer, which `spa-server reload` mends",
         ),
     }
     for warning in warnings {
@@ -341,15 +345,13 @@ fn find_tools(overrides: &ToolOverrides, findings: &mut Findings) -> Option<Tool
 /// The port that everybody thinks of first is easily forgotten.
 async fn look_at_sshd(settings: &Settings, findings: &mut Findings) {
     let ports = host::sshd_ports().await;
-    let guarded = settings.gate_plan().ports;
+    let guarded = settings.gate_plan().guarded;
     let open: Vec<_> = ports
         .iter()
-        .filter(|port| {
-            !guarded.iter().any(|guarded| {
-                guarded.transport == Transport::Tcp && guarded.number.get() == **port
-            })
-        })
-        .map(|port| format!("tcp/{port}"))
+        .filter_map(|port| NonZeroU16::new(*port))
+        .map(|number| Port { transport: Transport::Tcp, number })
+        .filter(|port| !guarded.iter().any(|guarded| guarded.ports.contains(*port)))
+        .map(|port| port.to_string())
         .collect();
     if !open.is_empty() && settings.gate.mode == Mode::Guard {
         let message = format!(

@@ -11,7 +11,7 @@ use crate::config::{
 use ring::rand::SystemRandom;
 use serde::Serialize;
 use spa_keys::{Overwrite, PreSharedKey, PrivateKey, PublicKey};
-use spa_proto::{PacketLength, Port};
+use spa_proto::PacketLength;
 use std::fs;
 use std::path::{Path, PathBuf};
 use toml_edit::Value;
@@ -203,8 +203,8 @@ fn client_command(
         words.push(format!("--plaintext-length {}", settings.packet_length.plaintext()));
     }
     for service in &client.rules.allow {
-        let ports: Vec<String> =
-            settings.services.get(service).into_iter().flatten().map(Port::to_string).collect();
+        let ports = settings.services.get(service).map(|service| &service.ports);
+        let ports: Vec<_> = ports.into_iter().flatten().map(ToString::to_string).collect();
         let ports = ports.join(",");
         if !USUAL_SERVICES.contains(&(service.as_str(), ports.as_str())) {
             words.push(format!("--service {service}={ports}"));

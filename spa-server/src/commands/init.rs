@@ -273,7 +273,8 @@ mod tests {
         assert_eq!(settings.private_key_file, Path::new("/srv/a \"b\"/server.key"));
         assert_eq!(settings.state_directory, Path::new("/srv/a \"b\"/state"));
         assert_eq!(settings.control_socket, Path::new("/srv/a \"b\"/control.sock"));
-        let ports: Vec<_> = settings.gate_plan().ports.iter().map(ToString::to_string).collect();
+        let ports: Vec<_> =
+            settings.gate_plan().guarded.iter().map(|one| one.ports.to_string()).collect();
         assert_eq!(ports, ["tcp/2222"]);
     }
 }

@@ -2,10 +2,10 @@
 
 use super::error::{ConfigError, Fault, Problem, ValueError};
 use super::file;
-use super::raw::{RawClient, RawRate};
+use super::raw::{RawClient, RawPrefixes, RawRate};
 use super::settings::{Settings, lifetime, number};
 use super::time::parse_timestamp;
-use crate::policy::{ClientRules, Rate, Services};
+use crate::policy::{ClientRules, Prefixes, Rate, Services};
 use ipnet::IpNet;
 use spa_keys::{PrivateKey, PublicKey};
 use spa_proto::{ClientId, ServiceName, UnixMicros};
@@ -19,6 +19,8 @@ use std::time::Duration;
 const MAX_PER_MINUTE: i64 = 60_000;
 const MAX_BURST: i64 = 10_000;
 const MAX_SOURCES: i64 = 65_536;
+/// Wider networks than these are other people's.
+const WIDEST_PREFIXES: Prefixes = Prefixes { v4: 16, v6: 32 };
 
 /// A client, and the secret that the server shares with it.
 #[derive(Debug)]
@@ -164,6 +166,7 @@ impl Judge<'_> {
             not_before,
             expires,
             require_bound_source: raw.require_bound_source.unwrap_or(false),
+            prefixes: self.prefixes(raw.source_prefix.as_ref()),
             rate: self.rate(raw.rate),
             max_sources: number("max-sources", raw.max_sources, 1, MAX_SOURCES, &mut self.faults)
                 .unwrap_or(16),
@@ -179,6 +182,19 @@ impl Judge<'_> {
 
     fn fault(&mut self, key: &str, error: impl Into<ValueError>) {
         self.faults.push(Fault::value(key, error));
+    }
+
+    fn prefixes(&mut self, raw: Option<&RawPrefixes>) -> Prefixes {
+        let Some(raw) = raw else { return Prefixes::default() };
+        let mut length = |key, value, widest: u8, all: u8| {
+            number(key, value, widest.into(), all.into(), &mut self.faults)
+                .and_then(|length| u8::try_from(length).ok())
+                .unwrap_or(all)
+        };
+        Prefixes {
+            v4: length("source-prefix.ipv4", raw.ipv4, WIDEST_PREFIXES.v4, 32),
+            v6: length("source-prefix.ipv6", raw.ipv6, WIDEST_PREFIXES.v6, 128),
+        }
     }
 
     /// What the client's file says may not exceed the maximum; what the server's says is cut.

@@ -2,8 +2,10 @@
 
 use super::client::ClientNameError;
 use super::time::TimestampError;
+use crate::gate::CommandLineError;
+use crate::source::SourceError;
 use spa_keys::{DeriveError, KeyFileError, KeyTextError};
-use spa_proto::{DurationError, ItemError, Port, ServiceName, format_duration};
+use spa_proto::{DurationError, ItemError, PortRange, ServiceName, format_duration};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -57,6 +59,9 @@ pub enum Fault {
     /// It could not be read.
     #[error("can't be read: {0}")]
     Io(io::Error),
+    /// Not there, or nothing that can be run.
+    #[error("is no program; name an executable file")]
+    NotAProgram,
     /// A directory, a pipe, a device.
     #[error("is no regular file")]
     NotAFile,
@@ -201,15 +206,59 @@ pub enum ValueError {
     /// A path that depends on where the daemon is started.
     #[error("{0:?} is a relative path; write it out from the root, beginning with /")]
     RelativePath(PathBuf),
+    /// No command.
+    #[error(transparent)]
+    Command(#[from] CommandLineError),
+    /// A back-end that needs to be told what to run.
+    #[error("backend = \"hook\" needs it; write the program and its arguments, as in {0}")]
+    NoCommand(&'static str),
     /// No name of a service, or no port.
     #[error(transparent)]
     Item(#[from] ItemError),
     /// A port both to knock on and to open.
-    #[error("{port} is a knock port already; take another knock port")]
+    #[error("{ports} is a knock port already; take another knock port")]
     IsKnockPort {
-        /// The port.
-        port: Port,
+        /// The port, or the ports that it is one of.
+        ports: PortRange,
     },
+    /// Two services that mean different things by one port.
+    #[error(
+        "{ports} is part of service {other} too, with another local-port, forward, masquerade or connections; a packet can go one way only, so make these equal"
+    )]
+    Conflict {
+        /// The ports of this service.
+        ports: PortRange,
+        /// The other service.
+        other: String,
+    },
+    /// Two ports of one service that overlap.
+    #[error("{ports} and {other} overlap; write one range")]
+    Overlap {
+        /// The ports.
+        ports: PortRange,
+        /// The others.
+        other: PortRange,
+    },
+    /// A service that goes two ways.
+    #[error("a service has either a local-port or a forward; make two services of it")]
+    TwoTargets,
+    /// What only a forward can have.
+    #[error("masquerade says how packets are forwarded; it needs a forward beside it")]
+    NothingToMasquerade,
+    /// No host to forward to.
+    #[error(
+        "{0:?} is no host to forward to; write its address, with or without a port, as in 10.0.0.5, 10.0.0.5:443 or [fd00::5]:443"
+    )]
+    ForwardTo(String),
+    /// Two hosts of one family.
+    #[error("{0} is a second host of its family; a service is forwarded to one, of each family")]
+    SecondForward(String),
+    /// A limit of connections that there isn't.
+    #[error("{0} is not possible; 1 lets one connection in, and without the line as many as come")]
+    Connections(i64),
+    /// Neither an address nor a network.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// No network.
     #[error(
         "{0:?} is no network; write an address, as in 192.0.2.7, or a network, as in 192.0.2.0/24 or 2001:db8::/32"

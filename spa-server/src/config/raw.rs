@@ -1,6 +1,6 @@
 //! The files as TOML has them, before anything is judged.
 
-use crate::gate::{Mode, Refusal, ToolOverrides};
+use crate::gate::{Backend, Mode, Refusal, ToolOverrides};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,7 +33,23 @@ pub(super) struct RawGate {
     #[serde(default)]
     pub(super) refuse: Refusal,
     #[serde(default)]
+    pub(super) backend: Backend,
+    #[serde(default)]
+    pub(super) always_admit: Vec<String>,
+    #[serde(default)]
     pub(super) tools: ToolOverrides,
+    pub(super) hook: Option<RawHook>,
+}
+
+/// `[gate.hook]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct RawHook {
+    pub(super) open: Option<Vec<String>>,
+    pub(super) close: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) refresh: bool,
+    pub(super) time_limit: Option<String>,
 }
 
 /// `[services.NAME]`.
@@ -41,6 +57,10 @@ pub(super) struct RawGate {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct RawService {
     pub(super) ports: Vec<String>,
+    pub(super) local_port: Option<i64>,
+    pub(super) forward: Option<Vec<String>>,
+    pub(super) masquerade: Option<bool>,
+    pub(super) connections: Option<i64>,
 }
 
 /// `clients.d/NAME.toml`.
@@ -59,6 +79,15 @@ pub(super) struct RawClient {
     pub(super) pre_shared_key_file: Option<PathBuf>,
     pub(super) rate: Option<RawRate>,
     pub(super) max_sources: Option<i64>,
+    pub(super) source_prefix: Option<RawPrefixes>,
+}
+
+/// `source-prefix = { … }`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct RawPrefixes {
+    pub(super) ipv4: Option<i64>,
+    pub(super) ipv6: Option<i64>,
 }
 
 /// `rate = { … }`.

@@ -2,13 +2,20 @@
 
 use super::error::{ConfigError, Fault, Problem, ValueError};
 use super::file;
-use super::raw::{RawGate, RawService, RawSettings};
+use super::raw::{RawGate, RawHook, RawService, RawSettings};
 use crate::capture::Interfaces;
 use crate::capture::filter::MAX_PORTS;
-use crate::gate::{Mode, Plan, Refusal, ToolOverrides};
+use crate::gate::{
+    Backend, CommandLine, Guarded, HookSettings, Mode, Plan, Refusal, ToolOverrides,
+};
 use crate::policy::Services;
-use spa_proto::{Freshness, PacketLength, Port, ServiceName, Transport, parse_duration};
+use crate::service::{Connections, Forward, ForwardTo, Service, Target};
+use crate::source::Source;
+use ipnet::IpNet;
+use spa_proto::{Freshness, PacketLength, PortRange, ServiceName, Transport, parse_duration};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +25,9 @@ pub(super) const MIN_LIFETIME: Duration = Duration::from_secs(1);
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(2_147_483);
 const CONTROL_SOCKET: &str = "/run/spa/control.sock";
 const MAX_GRANTS: i64 = 1_048_576;
+/// How long a hook command may take, at least and at most: knocks wait for it.
+const HOOK_TIME_LIMITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const HOOK_TIME_LIMIT: Duration = Duration::from_secs(10);
 /// The largest sets that the gate makes.
 const MAX_ELEMENTS: u32 = 16 * 1024 * 1024;
 /// The longest interface name that Linux has.
@@ -57,8 +67,14 @@ pub struct GateSettings {
     pub mode: Mode,
     /// What refused packets meet.
     pub refuse: Refusal,
+    /// What guards them.
+    pub backend: Backend,
+    /// From where everything can be reached without a knock.
+    pub always_admit: Vec<IpNet>,
     /// Where tools are that are not in the usual places; absolute paths.
     pub tools: ToolOverrides,
+    /// Which commands guard them instead; always there for [`Backend::Hook`].
+    pub hook: Option<HookSettings>,
 }
 
 impl Settings {
@@ -103,18 +119,25 @@ impl Settings {
 impl Settings {
     /// What the gate is to guard.
     pub fn gate_plan(&self) -> Plan {
-        let ports: BTreeSet<Port> = self.services.values().flatten().copied().collect();
+        let mut guarded = BTreeMap::new();
+        for Service { ports, target, connections } in self.services.values() {
+            guarded.extend(ports.iter().map(|ports| {
+                (*ports, Guarded { ports: *ports, target: *target, connections: *connections })
+            }));
+        }
         // A grant of a service takes one element for each of its ports.
-        let largest = self.services.values().map(BTreeSet::len).max().unwrap_or(1);
+        let largest = self.services.values().map(|service| service.ports.len()).max().unwrap_or(1);
         Plan {
             mode: self.gate.mode,
             refusal: self.gate.refuse,
-            ports: ports.into_iter().collect(),
+            guarded: guarded.into_values().collect(),
             knock_ports: self.knock_ports.clone(),
             max_elements: u32::try_from(largest)
                 .unwrap_or(u32::MAX)
                 .saturating_mul(self.max_grants)
                 .min(MAX_ELEMENTS),
+            always_admit: self.gate.always_admit.clone(),
+            trial_seconds: None,
         }
     }
 }
@@ -129,6 +152,8 @@ impl Judge {
         let beside = path.parent().unwrap_or(Path::new("/"));
         let knock_ports = self.knock_ports(raw.knock_ports);
         let services = self.services(raw.services, &knock_ports);
+        let state_directory = self
+            .path("state-directory", raw.state_directory.unwrap_or_else(|| "/var/lib/spa".into()));
         Settings {
             interfaces: self.interfaces(raw.interfaces),
             knock_ports,
@@ -138,10 +163,6 @@ impl Judge {
                 "private-key-file",
                 raw.private_key_file.unwrap_or_else(|| beside.join("server.key")),
             ),
-            state_directory: self.path(
-                "state-directory",
-                raw.state_directory.unwrap_or_else(|| "/var/lib/spa".into()),
-            ),
             control_socket: self.path(
                 "control-socket",
                 raw.control_socket.unwrap_or_else(|| CONTROL_SOCKET.into()),
@@ -150,7 +171,8 @@ impl Judge {
                 .unwrap_or(Duration::from_secs(30)),
             max_grants: number("max-grants", raw.max_grants, 1, MAX_GRANTS, &mut self.faults)
                 .unwrap_or(65_536),
-            gate: self.gate(raw.gate),
+            gate: self.gate(raw.gate, &state_directory),
+            state_directory,
             services,
         }
     }
@@ -228,8 +250,13 @@ impl Judge {
         path
     }
 
-    fn gate(&mut self, raw: RawGate) -> GateSettings {
-        let RawGate { mode, refuse, tools } = raw;
+    fn gate(&mut self, raw: RawGate, state_directory: &Path) -> GateSettings {
+        let RawGate { mode, refuse, backend, always_admit, tools, hook } = raw;
+        let hook = match hook {
+            None if backend != Backend::Hook => None,
+            hook => self.hook(hook.unwrap_or_default(), state_directory.join("hook")),
+        };
+        let always_admit = self.always_admit(&always_admit);
         for (tool, path) in [
             ("iptables-restore", &tools.iptables_restore),
             ("ip6tables-restore", &tools.ip6tables_restore),
@@ -243,7 +270,49 @@ impl Judge {
                 self.path(&format!("gate.tools.{tool}"), path.clone());
             }
         }
-        GateSettings { mode, refuse, tools }
+        GateSettings { mode, refuse, backend, always_admit, tools, hook }
+    }
+
+    fn hook(&mut self, raw: RawHook, directory: PathBuf) -> Option<HookSettings> {
+        let RawHook { open, close, refresh, time_limit } = raw;
+        let (min, max) = HOOK_TIME_LIMITS;
+        let time_limit = duration("gate.hook.time-limit", time_limit, min, max, &mut self.faults);
+        let open = self.command("gate.hook.open", open, "[\"/usr/local/sbin/open-port\"]");
+        let close = self.command("gate.hook.close", close, "[\"/usr/local/sbin/close-port\"]");
+        Some(HookSettings {
+            open: open?,
+            close: close?,
+            refresh,
+            time_limit: time_limit.unwrap_or(HOOK_TIME_LIMIT),
+            directory,
+        })
+    }
+
+    fn command(
+        &mut self,
+        key: &str,
+        words: Option<Vec<String>>,
+        example: &'static str,
+    ) -> Option<CommandLine> {
+        let parsed = match words {
+            None => Err(ValueError::NoCommand(example)),
+            Some(words) => CommandLine::parse(&words).map_err(ValueError::from),
+        };
+        parsed.map_err(|error| self.fault(key, error)).ok()
+    }
+
+    fn always_admit(&mut self, texts: &[String]) -> Vec<IpNet> {
+        let mut nets = Vec::new();
+        for text in texts {
+            match text.parse::<Source>() {
+                Ok(source) if nets.contains(&source.net()) => {
+                    self.fault("gate.always-admit", ValueError::Twice(source.to_string()));
+                }
+                Ok(source) => nets.push(source.net()),
+                Err(error) => self.fault("gate.always-admit", error),
+            }
+        }
+        nets
     }
 
     fn services(&mut self, raw: BTreeMap<String, RawService>, knock_ports: &[u16]) -> Services {
@@ -251,15 +320,89 @@ impl Judge {
             self.faults.push(Fault::NoService);
         }
         let mut services = Services::new();
-        for (name, service) in raw {
+        for (name, raw) in raw {
             let key = format!("services.{name}");
-            let ports = self.service_ports(&format!("{key}.ports"), &service.ports, knock_ports);
+            let service = self.service(&key, raw, knock_ports);
+            for (other, earlier) in &services {
+                self.compare(&key, &service, other, earlier);
+            }
             match name.parse::<ServiceName>() {
-                Ok(name) => drop(services.insert(name, ports)),
+                Ok(name) => drop(services.insert(name, service)),
                 Err(error) => self.fault(key, error),
             }
         }
         services
+    }
+
+    fn service(&mut self, key: &str, raw: RawService, knock_ports: &[u16]) -> Service {
+        let RawService { ports, local_port, forward, masquerade, connections } = raw;
+        let ports = self.service_ports(&format!("{key}.ports"), &ports, knock_ports);
+        let connections = match connections {
+            None => Connections::Any,
+            Some(1) => Connections::One,
+            Some(other) => {
+                self.fault(format!("{key}.connections"), ValueError::Connections(other));
+                Connections::Any
+            }
+        };
+        let target = match (local_port, forward) {
+            (Some(_), Some(_)) => {
+                self.fault(format!("{key}.forward"), ValueError::TwoTargets);
+                Target::Here
+            }
+            (Some(port), None) => {
+                if let Some(port) = u16::try_from(port).ok().and_then(NonZeroU16::new) {
+                    Target::LocalPort(port)
+                } else {
+                    self.fault(format!("{key}.local-port"), ValueError::Port(port));
+                    Target::Here
+                }
+            }
+            (None, Some(texts)) => {
+                let masquerade = masquerade.unwrap_or(false);
+                Target::Forward(self.forward(&format!("{key}.forward"), &texts, masquerade))
+            }
+            (None, None) => Target::Here,
+        };
+        if masquerade.is_some() && !matches!(target, Target::Forward(_)) {
+            self.fault(format!("{key}.masquerade"), ValueError::NothingToMasquerade);
+        }
+        Service { ports, target, connections }
+    }
+
+    fn forward(&mut self, key: &str, texts: &[String], masquerade: bool) -> Forward {
+        if texts.is_empty() {
+            self.fault(key, ValueError::Empty { advice: "write [\"10.0.0.5:443\"], for instance" });
+        }
+        let mut forward = Forward { v4: None, v6: None, masquerade };
+        for text in texts {
+            let Some(to) = forward_to(text) else {
+                self.fault(key, ValueError::ForwardTo(text.clone()));
+                continue;
+            };
+            let place = match to.address {
+                IpAddr::V4(_) => &mut forward.v4,
+                IpAddr::V6(_) => &mut forward.v6,
+            };
+            if place.replace(to).is_some() {
+                self.fault(key, ValueError::SecondForward(text.clone()));
+            }
+        }
+        forward
+    }
+
+    fn compare(&mut self, key: &str, service: &Service, other: &ServiceName, earlier: &Service) {
+        if service.target == earlier.target && service.connections == earlier.connections {
+            return;
+        }
+        let shared = service
+            .ports
+            .iter()
+            .find(|ports| earlier.ports.iter().any(|others| ports.overlaps(*others)));
+        if let Some(ports) = shared {
+            let other = other.to_string();
+            self.fault(format!("{key}.ports"), ValueError::Conflict { ports: *ports, other });
+        }
     }
 
     fn service_ports(
@@ -267,29 +410,49 @@ impl Judge {
         key: &str,
         texts: &[String],
         knock_ports: &[u16],
-    ) -> BTreeSet<Port> {
+    ) -> BTreeSet<PortRange> {
         if texts.is_empty() {
             self.fault(key, ValueError::Empty { advice: "write [\"tcp/22\"], for instance" });
         }
-        let mut ports = BTreeSet::new();
+        let mut all = BTreeSet::new();
         for text in texts {
-            match text.parse::<Port>() {
-                Err(error) => self.fault(key, error),
-                Ok(port)
-                    if port.transport == Transport::Udp
-                        && knock_ports.contains(&port.number.get()) =>
-                {
-                    self.fault(key, ValueError::IsKnockPort { port });
+            let ports = match text.parse::<PortRange>() {
+                Ok(ports) => ports,
+                Err(error) => {
+                    self.fault(key, error);
+                    continue;
                 }
-                Ok(port) => {
-                    if !ports.insert(port) {
-                        self.fault(key, ValueError::Twice(port.to_string()));
-                    }
-                }
+            };
+            let is_among = |knock: &u16| {
+                ports.transport() == Transport::Udp
+                    && (ports.first().get()..=ports.last().get()).contains(knock)
+            };
+            if knock_ports.iter().any(is_among) {
+                self.fault(key, ValueError::IsKnockPort { ports });
+            } else if all.contains(&ports) {
+                self.fault(key, ValueError::Twice(text.clone()));
+            } else if let Some(other) = all.iter().find(|other| ports.overlaps(**other)) {
+                let other = *other;
+                self.fault(key, ValueError::Overlap { ports, other });
+            } else {
+                all.insert(ports);
             }
         }
-        ports
+        all
     }
+}
+
+/// `10.0.0.5`, `10.0.0.5:443`, `fd00::5`, `[fd00::5]:443`
+fn forward_to(text: &str) -> Option<ForwardTo> {
+    let (address, port) = match text.parse::<SocketAddr>() {
+        Ok(both) => (both.ip(), Some(NonZeroU16::new(both.port())?)),
+        Err(_) => (text.parse::<IpAddr>().ok()?, None),
+    };
+    let is_host = !address.is_unspecified()
+        && !address.is_multicast()
+        && !address.is_loopback()
+        && address.to_canonical() == address;
+    is_host.then_some(ForwardTo { address, port })
 }
 
 /// As the kernel has it: 1 to 15 bytes, no `/`, no `:`, no white space.

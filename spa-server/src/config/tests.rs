@@ -2,14 +2,17 @@
 
 use super::*;
 use crate::capture::Interfaces;
-use crate::gate::{Mode, Refusal, ToolOverrides};
+use crate::gate::{Backend, Mode, Refusal, ToolOverrides};
 use crate::policy::Rate;
+use crate::service::Service;
 use ring::rand::SystemRandom;
 use spa_keys::{Overwrite, PreSharedKey, write_pre_shared_key, write_private_key};
 use spa_proto::{PacketLength, UnixMicros};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
+
+mod gate;
 
 const SSH: &str = "[services.ssh]\nports = [\"tcp/22\"]\n";
 
@@ -159,9 +162,13 @@ fn what_is_not_said_has_a_default() {
             gate: GateSettings {
                 mode: Mode::Guard,
                 refuse: Refusal::Drop,
-                tools: ToolOverrides::default()
+                backend: Backend::Auto,
+                always_admit: Vec::new(),
+                tools: ToolOverrides::default(),
+                hook: None,
             },
-            services: [("ssh".parse().unwrap(), ["tcp/22".parse().unwrap()].into())].into(),
+            services: [("ssh".parse().unwrap(), Service::plain(["tcp/22".parse().unwrap()]))]
+                .into(),
         }
     );
 }
@@ -212,7 +219,7 @@ fn what_is_said_is_read() {
     assert_eq!(settings.default_lifetime, Duration::from_secs(90));
     assert_eq!(settings.gate.tools.ipset, Some("/opt/ipset".into()));
     let plan = settings.gate_plan();
-    let ports: Vec<_> = plan.ports.iter().map(ToString::to_string).collect();
+    let ports: Vec<_> = plan.guarded.iter().map(|one| one.ports.to_string()).collect();
     assert_eq!(ports, ["tcp/22", "tcp/53", "tcp/2222"]);
     assert_eq!((plan.mode, plan.refusal), (Mode::Open, Refusal::Reject));
     assert_eq!(plan.max_elements, 200);
@@ -328,7 +335,10 @@ fn errors_of_the_syntax_name_the_line_and_keep_secrets() {
             "max-grants = \"spa-private-AAAA\"",
             "line 1: a secret key stands where it does not belong",
         ),
-        ("services.ssh.port = [\"tcp/22\"]", "line 1: unknown field `port`, expected `ports`"),
+        (
+            "services.ssh.port = [\"tcp/22\"]",
+            "line 1: unknown field `port`, expected one of `ports`, `local-port`, `forward`, `masquerade`, `connections`",
+        ),
     ] {
         assert_eq!(errors(text), [error], "{text}");
     }
@@ -394,7 +404,7 @@ fn errors_of_a_client() {
         ),
         (
             "expire = 2027-01-01",
-            "line 3: unknown field `expire`, expected one of `public-key`, `allow`, `max-lifetime`, `default-lifetime`, `sources`, `not-before`, `expires`, `enabled`, `require-bound-source`, `pre-shared-key-file`, `rate`, `max-sources`",
+            "line 3: unknown field `expire`, expected one of `public-key`, `allow`, `max-lifetime`, `default-lifetime`, `sources`, `not-before`, `expires`, `enabled`, `require-bound-source`, `pre-shared-key-file`, `rate`, `max-sources`, `source-prefix`",
         ),
     ] {
         assert_eq!(client_error_of(line), error);

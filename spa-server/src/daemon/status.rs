@@ -36,7 +36,9 @@ impl Daemon {
                 InterfaceState::Stopped => "stopped".into(),
             },
         });
-        let gate = if self.authorizer.is_unreconciled() {
+        let gate = if let Some(absence) = self.standing.absence() {
+            absence
+        } else if self.authorizer.is_unreconciled() {
             "the kernel may admit something else than is listed; mending is tried every second"
         } else {
             "installed"
@@ -61,7 +63,10 @@ impl Daemon {
                 Refusal::Drop => "drop".into(),
                 Refusal::Reject => "reject".into(),
             },
+            guards: self.standing.absence().is_none(),
             gate: gate.into(),
+            restored: self.restored.count,
+            last_restored: self.restored.last,
             replay_store: store.into(),
             clients: StatusClients { total: self.clients.total, enabled: self.clients.enabled },
             grants: u64::try_from(self.authorizer.count(boottime)).unwrap_or(u64::MAX),
@@ -97,7 +102,9 @@ pub(super) fn fixed_settings_that_differ(old: &Settings, new: &Settings) -> Vec<
         ("private-key-file", old.private_key_file != new.private_key_file),
         ("state-directory", old.state_directory != new.state_directory),
         ("control-socket", old.control_socket != new.control_socket),
+        ("gate.backend", old.gate.backend != new.gate.backend),
         ("gate.tools", old.gate.tools != new.gate.tools),
+        ("gate.hook", old.gate.hook != new.gate.hook),
     ]
     .into_iter()
     .filter(|(_, differs)| *differs)

@@ -6,9 +6,9 @@
 //! drop some packets (bans, invalid ones) are none of the gate's business.
 
 use super::saved::{Saved, SavedTable, is_unconditional, target};
-use super::types::Family;
+use super::types::{Family, Guarded};
 use serde_json::{Map, Value};
-use spa_proto::Port;
+use spa_proto::PortRange;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -29,10 +29,10 @@ pub struct Dropper {
 }
 
 impl Dropper {
-    /// Whether the chain's table speaks of this port at all.
-    pub fn mentions(&self, port: Port) -> bool {
-        let number = port.number.get();
-        self.ports.iter().any(|(first, last)| (*first..=*last).contains(&number))
+    /// Whether the chain's table speaks of these ports at all, of all of them together.
+    pub fn mentions(&self, ports: PortRange) -> bool {
+        let (lowest, highest) = (ports.first().get(), ports.last().get());
+        self.ports.iter().any(|(first, last)| *first <= lowest && highest <= *last)
     }
 }
 
@@ -250,13 +250,14 @@ fn nft_numbers(value: &Value, ports: &mut Vec<(u16, u16)>) {
 }
 
 /// The droppers as sentences for a report in guard mode: where granted packets may be lost.
-pub fn warnings(droppers: &[Dropper], guarded: &[Port]) -> Vec<String> {
+pub fn warnings(droppers: &[Dropper], guarded: &[Guarded]) -> Vec<String> {
     let mut warned = BTreeSet::new();
     for dropper in droppers {
         let silent: Vec<_> = guarded
             .iter()
-            .filter(|port| !dropper.mentions(**port))
-            .map(ToString::to_string)
+            .map(|guarded| guarded.ports)
+            .filter(|ports| !dropper.mentions(*ports))
+            .map(|ports| ports.to_string())
             .collect();
         if !silent.is_empty() {
             warned.insert(format!(
@@ -341,7 +342,7 @@ mod tests {
         let warned = |right: &str| {
             let objects = [chain("inet", "t", "in", "drop"), dport(right)].join(",");
             let droppers = in_nft(&format!("{{\"nftables\": [{objects}]}}"), true).unwrap();
-            warnings(&droppers, &["tcp/22".parse().unwrap()])
+            warnings(&droppers, &[Guarded::plain("tcp/22".parse().unwrap())])
         };
         for right in ["22", r#"{"set": [80, 22]}"#, r#"{"set": [{"range": [20, 25]}]}"#] {
             assert!(warned(right).is_empty(), "{right}");

@@ -3,20 +3,24 @@
 //! What is there is read, and what must change is done, by [`super::kernel`]; what it should be
 //! is said by [`super::render`].
 
+use super::bounds::{check_change, check_plan};
 use super::foreign;
 use super::kernel::{Kernel, SetChange, Variant};
 use super::render::{self, OwnTable, TableName};
 use super::saved::Saved;
-use super::sockets::{self, Connection};
+use super::sockets;
 use super::types::{
-    Change, Element, Family, InstallReport, LiveElement, MAX_ELEMENT_SECONDS, Mode, Plan, Refusal,
+    Backend, Change, Connection, Doubt, Family, Guarded, InstallReport, LiveElement, Look, Mode,
+    Plan, Refusal,
 };
 use super::{Gate, GateError, Tools};
+use crate::service::{Connections, Target};
 use std::fs;
+use std::time::Duration;
 use tokio::sync::Mutex;
 
-/// More than this the kernel would take, but nobody has.
-const MAX_SET_SIZE: u32 = 16 * 1024 * 1024;
+/// How often is looked where the kernel tells of no change.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 const TCP_TIMEOUT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
 /// An idle connection shows a sign of life every two hours, if it has TCP keep-alive at all; and
 /// that may be lost a few times.
@@ -76,28 +80,9 @@ impl IptablesGate {
         Self { kernel: Kernel::new(tools), rules: Mutex::new(None), installed: Mutex::new(None) }
     }
 
-    /// Looks at the host as [`Gate::install`] would, and changes nothing: the tools, the rules of
-    /// others, the sockets on knock ports. `changed` tells whether the rules are other ones than an
-    /// installation makes. A service that came to listen on a knock port since then, which anybody
-    /// on the host can start, is no change of the rules.
-    pub async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
-        let hidden = self.rules.lock().await;
-        let mut host = self.host(plan).await?;
-        let changed = if let Some(hidden) = hidden.as_ref() {
-            host.knock_ports.clone_from(hidden);
-            host.differs(plan)
-        } else {
-            host.differs(plan) && {
-                let all = |family| (family, plan.knock_ports.clone());
-                host.knock_ports = families().map(all).collect();
-                host.differs(plan)
-            }
-        };
-        Ok(InstallReport { changed, ..host.report })
-    }
-
     async fn host(&self, plan: &Plan) -> Result<Host, GateError> {
         check_plan(plan)?;
+        check_support(plan)?;
         let variant = self.kernel.variant().await?;
         let mut rules = Vec::new();
         for family in families() {
@@ -173,7 +158,7 @@ impl IptablesGate {
             }
             return Ok(());
         }
-        report.warnings.extend(foreign::warnings(&droppers, &plan.ports));
+        report.warnings.extend(foreign::warnings(&droppers, &plan.guarded));
         for (family, saved) in rules {
             if foreign::untracks(saved) {
                 report.warnings.push(format!(
@@ -227,7 +212,7 @@ impl IptablesGate {
                 }
             }
             // Only now: a connection that comes about from here on is tracked from its beginning.
-            let mut connections = sockets::established(&sockets::read()?, &plan.ports);
+            let mut connections = sockets::established(&sockets::read()?, &plan.guarded);
             connections.retain(|connection| !host.judges(connection));
             host.report.connections_kept = self.kernel.enter(&connections).await?;
         }
@@ -304,6 +289,10 @@ async fn remove_rules(kernel: &Kernel, family: Family) -> Result<(), GateError> 
 }
 
 impl Gate for IptablesGate {
+    fn backend(&self) -> Backend {
+        Backend::Ipset
+    }
+
     async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
         let mut rules = self.rules.lock().await;
         let mut host = self.host(plan).await?;
@@ -341,6 +330,68 @@ impl Gate for IptablesGate {
         Ok(elements)
     }
 
+    async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        // A service that came to listen on a knock port since the installation, which anybody on
+        // the host can start, is no change of the rules.
+        let hidden = self.rules.lock().await;
+        let mut host = self.host(plan).await?;
+        let changed = if let Some(hidden) = hidden.as_ref() {
+            host.knock_ports.clone_from(hidden);
+            host.differs(plan)
+        } else {
+            host.differs(plan) && {
+                let all = |family| (family, plan.knock_ports.clone());
+                host.knock_ports = families().map(all).collect();
+                host.differs(plan)
+            }
+        };
+        Ok(InstallReport { changed, ..host.report })
+    }
+
+    async fn disturbed(&self) -> Doubt {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        Doubt::Everything
+    }
+
+    async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
+        let rules = self.rules.lock().await;
+        let knock_ports = rules.clone().ok_or(GateError::NotInstalled)?;
+        let plan = self.installed.lock().await.clone().ok_or(GateError::NotInstalled)?;
+        let mut look = Look::default();
+        for family in families() {
+            match self.kernel.elements(family).await {
+                Ok(elements) => {
+                    let elements = u64::try_from(elements.len()).unwrap_or(u64::MAX);
+                    look.elements = look.elements.saturating_add(elements);
+                }
+                Err(GateError::NotInstalled) => {
+                    look.missing.push(format!("set {}", render::set_name(family)));
+                }
+                Err(error) => return Err(error),
+            }
+            if doubt == Doubt::Everything {
+                let hidden = knock_ports.iter().find(|(of, _)| *of == family);
+                let hidden = hidden.map_or(&[][..], |(_, ports)| ports.as_slice());
+                let saved = self.kernel.saved(family).await?;
+                for table in TableName::ALL {
+                    let wanted = render::wanted(family, table, &plan, hidden);
+                    if render::transition(table, saved.table(table.as_str()), &wanted).is_some() {
+                        look.missing.push(format!("rules in {} ({family})", table.as_str()));
+                    }
+                }
+            }
+        }
+        Ok(look)
+    }
+
+    async fn sever(&self, _connections: &[Connection]) -> Result<(), GateError> {
+        Ok(())
+    }
+
+    async fn lift(&self) -> Result<(), GateError> {
+        Ok(())
+    }
+
     async fn remove(&self) -> Result<(), GateError> {
         let mut rules = self.rules.lock().await;
         *rules = None;
@@ -372,31 +423,18 @@ fn forgetful_tracking(plan: &Plan) -> Option<String> {
     })
 }
 
-fn check_plan(plan: &Plan) -> Result<(), GateError> {
-    if plan.ports.is_empty() {
-        return Err(GateError::Plan("it guards no port"));
+/// What this back-end can't do.
+fn check_support(plan: &Plan) -> Result<(), GateError> {
+    let simple = |guarded: &Guarded| {
+        guarded.target == Target::Here
+            && guarded.connections == Connections::Any
+            && guarded.ports.single().is_some()
+    };
+    if plan.guarded.iter().all(simple) && plan.always_admit.is_empty() {
+        Ok(())
+    } else {
+        Err(GateError::Plan(
+            "ranges, forwards, limited connections and always-admit are not there yet",
+        ))
     }
-    if plan.max_elements == 0 || plan.max_elements > MAX_SET_SIZE {
-        return Err(GateError::Plan("the size of the sets is out of bounds"));
-    }
-    Ok(())
-}
-
-fn check_change(plan: &Plan, change: &Change) -> Result<(), GateError> {
-    let Change::Admit { element, seconds } = *change else { return Ok(()) };
-    if !plan.ports.contains(&element.port) {
-        return Err(GateError::NotGuarded(element));
-    }
-    if !is_possible_source(element) {
-        return Err(GateError::BadSource(element));
-    }
-    if !(1..=MAX_ELEMENT_SECONDS).contains(&seconds) {
-        return Err(GateError::BadTime { element, seconds });
-    }
-    Ok(())
-}
-
-fn is_possible_source(element: Element) -> bool {
-    let source = element.source;
-    !source.is_unspecified() && !source.is_multicast() && source.to_canonical() == source
 }

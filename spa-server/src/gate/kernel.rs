@@ -4,9 +4,8 @@
 use super::foreign::{self, Dropper};
 use super::render;
 use super::saved::Saved;
-use super::sockets::Connection;
 use super::tools::{LEGACY, NFT};
-use super::types::{Family, LiveElement};
+use super::types::{Connection, Family, LiveElement};
 use super::{GateError, Tools};
 use crate::process::{ProcessError, Run};
 use std::fs;

@@ -20,8 +20,11 @@
 //! Known limits: packets that the host redirects from a guarded port to *another* port of itself
 //! must be accepted by its own rules, as must those that it forwards to published ports.
 
+mod any;
+mod bounds;
 mod error;
 pub mod foreign;
+pub mod hook;
 mod iptables;
 mod kernel;
 pub mod render;
@@ -30,12 +33,14 @@ pub mod sockets;
 mod tools;
 pub mod types;
 
+pub use any::AnyGate;
 pub use error::GateError;
+pub use hook::{CommandLine, CommandLineError, HookGate, HookSettings};
 pub use iptables::IptablesGate;
 pub use tools::{MissingTool, ToolOverrides, Tools};
 pub use types::{
-    BusyKnockPort, Change, Element, Family, GateAnswer, GateRequest, InstallReport, LiveElement,
-    MAX_ELEMENT_SECONDS, Mode, Plan, Refusal,
+    Backend, BusyKnockPort, Change, Connection, Doubt, Element, Family, GateAnswer, GateRequest,
+    Guarded, InstallReport, LiveElement, Look, MAX_ELEMENT_SECONDS, Mode, Plan, Refusal,
 };
 
 use crate::causes::with_causes;
@@ -47,6 +52,9 @@ use std::sync::Arc;
 /// that finds all in place delays no [`Gate::apply`]: it may be repeated now and then, to mend
 /// what other programs have flushed.
 pub trait Gate: Send + Sync {
+    /// Which one it is; never [`Backend::Auto`].
+    fn backend(&self) -> Backend;
+
     /// Brings the rules and sets of ours to this plan. What is in place already isn't touched,
     /// elements live on, nothing of anybody else's changes.
     ///
@@ -73,6 +81,46 @@ pub trait Gate: Send + Sync {
     /// [`GateError::NotInstalled`] if there are no sets of ours.
     fn snapshot(&self) -> impl Future<Output = Result<Vec<LiveElement>, GateError>> + Send;
 
+    /// Looks at the host as [`Gate::install`] would, and changes nothing: the tools, the rules of
+    /// others, the sockets on knock ports. [`InstallReport::changed`] tells whether rules and sets
+    /// are other ones than an installation makes.
+    ///
+    /// # Errors
+    ///
+    /// What an installation would fail with.
+    fn examine(&self, plan: &Plan)
+    -> impl Future<Output = Result<InstallReport, GateError>> + Send;
+
+    /// Waits until somebody else may have changed what is ours: for a notification of the
+    /// kernel's, or for as long as may pass between two looks (500 ms) where it sends none.
+    /// Nothing is lost between two calls.
+    fn disturbed(&self) -> impl Future<Output = Doubt> + Send;
+
+    /// Looks quickly whether all that was installed last is still there, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`GateError::NotInstalled`] if this gate has installed nothing, or has removed it.
+    fn look(&self, doubt: Doubt) -> impl Future<Output = Result<Look, GateError>> + Send;
+
+    /// Refuses the packets of these connections in both directions, also those of established
+    /// ones, until [`Gate::lift`]; instead of those that are refused already.
+    ///
+    /// # Errors
+    ///
+    /// They go on.
+    fn sever(
+        &self,
+        connections: &[Connection],
+    ) -> impl Future<Output = Result<(), GateError>> + Send;
+
+    /// Refuses no connections for their own sake any more. No harm if there are none.
+    ///
+    /// # Errors
+    ///
+    /// They are still refused.
+    fn lift(&self) -> impl Future<Output = Result<(), GateError>> + Send;
+
     /// Takes away all rules and sets of ours. No harm if there are none.
     ///
     /// # Errors
@@ -98,6 +146,30 @@ impl<G: Gate> Gate for Arc<G> {
     async fn remove(&self) -> Result<(), GateError> {
         (**self).remove().await
     }
+
+    fn backend(&self) -> Backend {
+        (**self).backend()
+    }
+
+    async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        (**self).examine(plan).await
+    }
+
+    async fn disturbed(&self) -> Doubt {
+        (**self).disturbed().await
+    }
+
+    async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
+        (**self).look(doubt).await
+    }
+
+    async fn sever(&self, connections: &[Connection]) -> Result<(), GateError> {
+        (**self).sever(connections).await
+    }
+
+    async fn lift(&self) -> Result<(), GateError> {
+        (**self).lift().await
+    }
 }
 
 /// Lets a gate answer a request: what a helper process does with each request that it reads.
@@ -106,6 +178,10 @@ pub async fn answer<G: Gate>(gate: &G, request: GateRequest) -> GateAnswer {
         GateRequest::Install(plan) => gate.install(&plan).await.map(GateAnswer::Installed),
         GateRequest::Apply(changes) => gate.apply(&changes).await.map(|()| GateAnswer::Applied),
         GateRequest::Snapshot => gate.snapshot().await.map(GateAnswer::Snapshot),
+        GateRequest::Examine(plan) => gate.examine(&plan).await.map(GateAnswer::Examined),
+        GateRequest::Look(doubt) => gate.look(doubt).await.map(GateAnswer::Looked),
+        GateRequest::Sever(those) => gate.sever(&those).await.map(|()| GateAnswer::Severed),
+        GateRequest::Lift => gate.lift().await.map(|()| GateAnswer::Lifted),
         GateRequest::Remove => gate.remove().await.map(|()| GateAnswer::Removed),
     };
     answer.unwrap_or_else(|error| GateAnswer::Failed(with_causes(&error)))
@@ -147,19 +223,46 @@ mod tests {
         async fn remove(&self) -> Result<(), GateError> {
             Ok(())
         }
+
+        fn backend(&self) -> Backend {
+            Backend::DryRun
+        }
+
+        async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+            self.install(plan).await
+        }
+
+        async fn disturbed(&self) -> Doubt {
+            std::future::pending().await
+        }
+
+        async fn look(&self, _: Doubt) -> Result<Look, GateError> {
+            let elements = u64::try_from(self.0.lock().unwrap().len()).unwrap();
+            Ok(Look { missing: vec!["chain SPA-GUARD".into()], elements })
+        }
+
+        async fn sever(&self, _: &[Connection]) -> Result<(), GateError> {
+            Ok(())
+        }
+
+        async fn lift(&self) -> Result<(), GateError> {
+            Ok(())
+        }
     }
 
     #[tokio::test]
     async fn requests_and_answers_cross_a_process_boundary() {
         let gate = Model::default();
         let element =
-            Element { source: "2001:db8::1".parse().unwrap(), port: "tcp/22".parse().unwrap() };
+            Element { source: "2001:db8::1".parse().unwrap(), ports: "tcp/22".parse().unwrap() };
         let plan = |max_elements| Plan {
             mode: Mode::Guard,
             refusal: Refusal::Reject,
-            ports: vec!["tcp/22".parse().unwrap()],
+            guarded: vec![Guarded::plain("tcp/22".parse().unwrap())],
             knock_ports: vec![62201],
+            always_admit: Vec::new(),
             max_elements,
+            trial_seconds: None,
         };
         let mut answers = Vec::new();
         for request in [
@@ -169,6 +272,13 @@ mod tests {
                 Change::Withdraw { element },
             ]),
             GateRequest::Snapshot,
+            GateRequest::Look(Doubt::Elements),
+            GateRequest::Sever(vec![Connection {
+                transport: spa_proto::Transport::Tcp,
+                peer: "[2001:db8::1]:54321".parse().unwrap(),
+                local: "[2001:db8::2]:22".parse().unwrap(),
+            }]),
+            GateRequest::Lift,
             GateRequest::Remove,
             GateRequest::Install(plan(0)),
         ] {
@@ -184,7 +294,10 @@ mod tests {
             answers[1..],
             [
                 r#""applied""#,
-                r#"{"snapshot":[{"element":{"source":"2001:db8::1","port":"tcp/22"},"seconds-left":30}]}"#,
+                r#"{"snapshot":[{"element":{"source":"2001:db8::1","ports":"tcp/22"},"seconds-left":30}]}"#,
+                r#"{"looked":{"missing":["chain SPA-GUARD"],"elements":1}}"#,
+                r#""severed""#,
+                r#""lifted""#,
                 r#""removed""#,
                 r#"{"failed":"cannot write the rules: iptables is not an absolute path; name the tool by its full path"}"#,
             ]

@@ -5,7 +5,7 @@
 //! as `iptables-save` prints them, so that the two can be compared.
 
 use super::saved::{SavedTable, target};
-use super::sockets::Connection;
+use super::types::Connection;
 use super::types::{Change, Family, LiveElement, Mode, Plan, Refusal};
 use spa_proto::Transport;
 use std::collections::BTreeSet;
@@ -192,7 +192,7 @@ fn filter(family: Family, plan: &Plan, refusal: Option<Refusal>) -> OwnTable {
 }
 
 fn ports(plan: &Plan) -> BTreeSet<(Transport, u16)> {
-    plan.ports.iter().map(|port| (port.transport, port.number.get())).collect()
+    plan.guarded.iter().map(|one| (one.ports.transport(), one.ports.first().get())).collect()
 }
 
 fn match_port((transport, number): (Transport, u16)) -> String {
@@ -325,15 +325,15 @@ pub fn resize_set(family: Family, max_elements: u32, elements: &[LiveElement]) -
 pub fn changes(changes: &[Change]) -> String {
     let mut text = String::new();
     for change in changes {
-        push_change(&mut text, set_name(Family::of(change.element().source)), change);
+        push_change(&mut text, set_name(Family::of(change.element().source.address())), change);
     }
     text
 }
 
 // Writing to a string can't fail.
 fn push_change(text: &mut String, set: &str, change: &Change) {
-    let super::Element { source, port } = change.element();
-    let (transport, number) = (port.transport, port.number);
+    let super::Element { source, ports } = change.element();
+    let (transport, number) = (ports.transport(), ports.first());
     let _ = match change {
         Change::Admit { seconds, .. } => {
             writeln!(text, "add {set} {source},{transport}:{number} timeout {seconds}")
@@ -409,8 +409,8 @@ pub fn read_elements(saved: &str) -> Vec<LiveElement> {
 fn read_element(line: &str) -> Option<LiveElement> {
     let mut words = line.strip_prefix("add ")?.split(' ').skip(1);
     let (source, port) = words.next()?.split_once(',')?;
-    let port = port.replacen(':', "/", 1).parse().ok()?;
-    let element = super::Element { source: source.parse().ok()?, port };
+    let ports = port.replacen(':', "/", 1).parse().ok()?;
+    let element = super::Element { source: source.parse().ok()?, ports };
     let seconds_left = words.skip_while(|word| *word != "timeout").nth(1);
     Some(LiveElement { element, seconds_left: seconds_left.map_or(Some(0), |s| s.parse().ok())? })
 }

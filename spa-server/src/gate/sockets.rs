@@ -1,11 +1,12 @@
 //! Which sockets this host has, from the kernel's tables under `/proc/net`.
 
 use super::GateError;
-use super::types::{BusyKnockPort, Family};
+use super::types::{BusyKnockPort, Connection, Family, Guarded};
 use spa_proto::{Port, Transport};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 
 /// The tables of the network namespace of *this thread*: `/proc/net` is that of the process's
 /// first one.
@@ -30,17 +31,6 @@ pub struct Socket {
     /// The other end; unspecified if there is none.
     pub peer: SocketAddr,
     state: u8,
-}
-
-/// A connection that has both ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Connection {
-    /// TCP or UDP.
-    pub transport: Transport,
-    /// The other end.
-    pub peer: SocketAddr,
-    /// The end at this host.
-    pub local: SocketAddr,
 }
 
 /// All sockets of the network namespace of this thread.
@@ -98,10 +88,11 @@ fn parse_word(text: &str) -> Option<[u8; 4]> {
 }
 
 /// The established connections to guarded ports, loopback aside, which the gate never judges.
-pub fn established(sockets: &[Socket], guarded: &[Port]) -> Vec<Connection> {
+pub fn established(sockets: &[Socket], guarded: &[Guarded]) -> Vec<Connection> {
     let is_guarded = |socket: &Socket| {
-        guarded.iter().any(|port| {
-            port.transport == socket.transport && port.number.get() == socket.local.port()
+        NonZeroU16::new(socket.local.port()).is_some_and(|number| {
+            let port = Port { transport: socket.transport, number };
+            guarded.iter().any(|guarded| guarded.ports.contains(port))
         })
     };
     let mut found: Vec<_> = sockets
@@ -162,8 +153,8 @@ mod tests {
    2: B80D0120000000000000000002000000:0016 short:D436 01 0
 ";
 
-    fn ssh() -> Vec<Port> {
-        vec!["tcp/22".parse().unwrap()]
+    fn ssh() -> Vec<Guarded> {
+        vec![Guarded::plain("tcp/22".parse().unwrap())]
     }
 
     #[test]

@@ -2,27 +2,30 @@
 //!
 //! Nothing in here knows how the kernel is spoken to.
 
+use crate::service::{Connections, Target};
+use crate::source::Source;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use spa_proto::Port;
+use spa_proto::{PortRange, Transport};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 /// The longest time that a kernel set can give an element: ipset has no longer timeout.
 pub const MAX_ELEMENT_SECONDS: u32 = 2_147_483;
 
-/// What the kernel admits: one source address to one port.
+/// What the kernel admits: a source to ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Element {
-    /// Who may come in; never a v4-mapped IPv6 address.
-    pub source: IpAddr,
-    /// The port, before any address translation.
-    pub port: Port,
+    /// Who may come in.
+    pub source: Source,
+    /// The ports, before any address translation: those of a [`Guarded`], or one of them.
+    pub ports: PortRange,
 }
 
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} from {}", self.port, self.source)
+        write!(f, "{} from {}", self.ports, self.source)
     }
 }
 
@@ -74,6 +77,45 @@ pub enum Mode {
     Open,
 }
 
+/// Which part of the kernel guards the ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// The first of these that works on this host.
+    #[default]
+    Auto,
+    /// iptables and ip6tables rules over ipset sets.
+    Ipset,
+    /// iptables and ip6tables rules alone.
+    Iptables,
+    /// A table of nftables.
+    Nftables,
+    /// Commands of the administrator's.
+    Hook,
+    /// Nothing: it says what it would do.
+    DryRun,
+}
+
+impl Backend {
+    /// As the configuration writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Ipset => "ipset",
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+            Self::Hook => "hook",
+            Self::DryRun => "dry-run",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What a guarded port looks like to those who have no grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -93,12 +135,48 @@ pub struct Plan {
     pub mode: Mode,
     /// How the gate refuses; in [`Mode::Open`] it never does.
     pub refusal: Refusal,
-    /// The guarded ports: those of all services.
-    pub ports: Vec<Port>,
+    /// The guarded ports: those of all services. Where two overlap they have the same target
+    /// and connections.
+    pub guarded: Vec<Guarded>,
     /// The UDP ports that knocks are sent to; hidden like the guarded ones.
     pub knock_ports: Vec<u16>,
-    /// How many elements each of the two sets (IPv4, IPv6) may hold.
+    /// From where the guarded ports can be reached without a grant, always.
+    pub always_admit: Vec<IpNet>,
+    /// How many elements may be admitted at a time, of each family.
     pub max_elements: u32,
+    /// For a gate on trial: after so many seconds it refuses nothing any more, whatever has become
+    /// of this program. `None`: it stands until it is removed.
+    pub trial_seconds: Option<u32>,
+}
+
+/// Ports that are hidden from all who have no grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Guarded {
+    /// The ports.
+    pub ports: PortRange,
+    /// Who answers there.
+    pub target: Target,
+    /// How many connections a grant lets in.
+    pub connections: Connections,
+}
+
+impl Guarded {
+    /// Ports of this host's own, with as many connections as come.
+    pub const fn plain(ports: PortRange) -> Self {
+        Self { ports, target: Target::Here, connections: Connections::Any }
+    }
+}
+
+impl Plan {
+    /// What is guarded at these ports, all of them; `None` if nothing is.
+    pub fn guarded_at(&self, ports: PortRange) -> Option<&Guarded> {
+        let exact = self.guarded.iter().find(|guarded| guarded.ports == ports);
+        exact.or_else(|| {
+            let covers = |guarded: &&Guarded| guarded.ports.covers(ports);
+            self.guarded.iter().find(covers).filter(|_| ports.single().is_some())
+        })
+    }
 }
 
 /// IPv4 or IPv6.
@@ -130,6 +208,43 @@ impl fmt::Display for Family {
             Self::V4 => "IPv4",
             Self::V6 => "IPv6",
         })
+    }
+}
+
+/// A connection between a peer and this host, or one that this host forwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Connection {
+    /// TCP or UDP.
+    #[serde(with = "transport_text")]
+    pub transport: Transport,
+    /// The other end, as this host sees it.
+    pub peer: SocketAddr,
+    /// This host's end, before any address translation.
+    pub local: SocketAddr,
+}
+
+/// `"tcp"` or `"udp"`.
+mod transport_text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    use spa_proto::Transport;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub(super) fn serialize<S: Serializer>(
+        transport: &Transport,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(transport.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Transport, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "tcp" => Ok(Transport::Tcp),
+            "udp" => Ok(Transport::Udp),
+            other => Err(D::Error::custom(format!("{other:?} is neither tcp nor udp"))),
+        }
     }
 }
 
@@ -167,6 +282,29 @@ pub struct InstallReport {
     pub connections_kept: u32,
     /// What the administrator should know; each one a sentence.
     pub warnings: Vec<String>,
+    /// In what the rules and sets differed from the plan, as an administrator would call it.
+    #[serde(default)]
+    pub differences: Vec<String>,
+}
+
+/// What may have been changed by somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Doubt {
+    /// The number of elements.
+    Elements,
+    /// Rules, sets, elements.
+    Everything,
+}
+
+/// What a quick look at the kernel has found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Look {
+    /// What of the installed plan is missing or changed, as an administrator would call it.
+    pub missing: Vec<String>,
+    /// How many elements the kernel holds; those whose time has just ended may be among them.
+    pub elements: u64,
 }
 
 /// What the daemon asks of the gate.
@@ -179,6 +317,14 @@ pub enum GateRequest {
     Apply(Vec<Change>),
     /// Tell what is admitted.
     Snapshot,
+    /// Compare with a plan, and look for what is in the way; change nothing.
+    Examine(Plan),
+    /// Look quickly whether all of the installed plan is there.
+    Look(Doubt),
+    /// Refuse the packets of these connections, in both directions.
+    Sever(Vec<Connection>),
+    /// Refuse them no more.
+    Lift,
     /// Take away all rules and sets of ours.
     Remove,
 }
@@ -193,6 +339,14 @@ pub enum GateAnswer {
     Applied,
     /// To [`GateRequest::Snapshot`].
     Snapshot(Vec<LiveElement>),
+    /// To [`GateRequest::Examine`].
+    Examined(InstallReport),
+    /// To [`GateRequest::Look`].
+    Looked(Look),
+    /// To [`GateRequest::Sever`].
+    Severed,
+    /// To [`GateRequest::Lift`].
+    Lifted,
     /// To [`GateRequest::Remove`].
     Removed,
     /// To any: it did not happen, and this is why, with all causes.

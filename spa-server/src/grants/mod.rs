@@ -11,10 +11,10 @@ pub use store::{FileGrantStore, GrantStore, GrantStoreError, Loaded};
 pub use table::{GrantTable, MAX_LIFETIME};
 
 use crate::clock::BootMicros;
+use crate::source::Source;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use spa_proto::{ClientId, Item, Nonce, Port, UnixMicros};
+use spa_proto::{ClientId, Item, Nonce, PortRange, UnixMicros};
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
 /// What makes two grants one: a knock for the same refreshes it.
@@ -22,8 +22,8 @@ use std::str::FromStr;
 pub struct GrantKey {
     /// To whom it is granted.
     pub client: ClientId,
-    /// From where; never a v4-mapped IPv6 address.
-    pub source: IpAddr,
+    /// From where.
+    pub source: Source,
     /// What was asked for: a service, or one port.
     pub service: Item,
 }
@@ -34,7 +34,7 @@ pub struct Grant {
     /// Whose, from where, for what.
     pub key: GrantKey,
     /// The ports that this opens.
-    pub ports: Vec<Port>,
+    pub ports: Vec<PortRange>,
     /// When it was granted first.
     pub opened: UnixMicros,
     /// When it ends.

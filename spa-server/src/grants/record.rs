@@ -2,9 +2,9 @@
 
 use super::{Grant, GrantKey, RequestId};
 use crate::clock::BootMicros;
+use crate::source::Source;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use spa_proto::{ClientId, Item, Port, UnixMicros};
-use std::net::IpAddr;
+use spa_proto::{ClientId, Item, PortRange, UnixMicros};
 
 /// The format of the file; another is not read.
 pub(super) const VERSION: u32 = 1;
@@ -31,7 +31,7 @@ pub(super) enum Record {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct KeyRecord {
     client: HexClient,
-    source: IpAddr,
+    source: Source,
     service: Item,
 }
 
@@ -39,9 +39,9 @@ pub(super) struct KeyRecord {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct GrantRecord {
     client: HexClient,
-    source: IpAddr,
+    source: Source,
     service: Item,
-    ports: Vec<Port>,
+    ports: Vec<PortRange>,
     opened: UnixMicros,
     expires: BootMicros,
     request: RequestId,

@@ -222,7 +222,7 @@ mod tests {
         Grant {
             key: GrantKey {
                 client: ClientId([0xab; 32]),
-                source: IpAddr::from([192, 0, 2, source]),
+                source: IpAddr::from([192, 0, 2, source]).into(),
                 service: "ssh".parse().unwrap(),
             },
             ports: vec!["tcp/22".parse().unwrap(), "udp/60001".parse().unwrap()],

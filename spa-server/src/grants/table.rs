@@ -6,9 +6,9 @@
 use super::{Grant, GrantKey};
 use crate::clock::BootMicros;
 use crate::gate::{Change, Element, LiveElement, MAX_ELEMENT_SECONDS};
+use crate::source::Source;
 use spa_proto::ClientId;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub struct GrantTable {
     grants: HashMap<Arc<GrantKey>, Grant>,
     expiries: BTreeSet<(BootMicros, Arc<GrantKey>)>,
     needs: HashMap<Element, BTreeSet<(BootMicros, Arc<GrantKey>)>>,
-    clients: HashMap<ClientId, BTreeMap<IpAddr, HashSet<Arc<GrantKey>>>>,
+    clients: HashMap<ClientId, BTreeMap<Source, HashSet<Arc<GrantKey>>>>,
 }
 
 impl GrantTable {
@@ -142,8 +142,17 @@ impl GrantTable {
         changes
     }
 
-    /// The addresses from which a client has live grants.
-    pub fn sources_of(&self, client: ClientId, now: BootMicros) -> BTreeSet<IpAddr> {
+    /// How many grants need an element that these changes admit.
+    pub fn needing(&self, changes: &[Change]) -> usize {
+        let admitted = changes.iter().filter_map(|change| match change {
+            Change::Admit { element, .. } => self.needs.get(element),
+            Change::Withdraw { .. } => None,
+        });
+        admitted.flatten().map(|(_, key)| key).collect::<HashSet<_>>().len()
+    }
+
+    /// The sources from which a client has live grants.
+    pub fn sources_of(&self, client: ClientId, now: BootMicros) -> BTreeSet<Source> {
         let Some(sources) = self.clients.get(&client) else { return BTreeSet::new() };
         let is_live =
             |key: &Arc<GrantKey>| self.grants.get(key).is_some_and(|grant| grant.expires > now);
@@ -239,7 +248,7 @@ impl GrantTable {
 
 fn elements(grant: &Grant) -> impl Iterator<Item = Element> {
     let source = grant.key.source;
-    grant.ports.iter().map(move |port| Element { source, port: *port })
+    grant.ports.iter().map(move |ports| Element { source, ports: *ports })
 }
 
 /// Whole seconds, rounded up: the kernel must not close before the grant ends.
@@ -260,11 +269,15 @@ mod tests {
 
     const SECOND: u64 = 1_000_000;
 
+    fn host(address: [u8; 4]) -> Source {
+        Source::host(address.into())
+    }
+
     fn grant(client: u8, source: u8, service: &str, ports: &[&str], expires: u64) -> Grant {
         Grant {
             key: GrantKey {
                 client: ClientId([client; 32]),
-                source: IpAddr::from([192, 0, 2, source]),
+                source: host([192, 0, 2, source]),
                 service: service.parse().unwrap(),
             },
             ports: ports.iter().map(|port| port.parse().unwrap()).collect(),
@@ -275,7 +288,7 @@ mod tests {
     }
 
     fn element(source: u8, port: &str) -> Element {
-        Element { source: IpAddr::from([192, 0, 2, source]), port: port.parse().unwrap() }
+        Element { source: host([192, 0, 2, source]), ports: port.parse().unwrap() }
     }
 
     fn admit(source: u8, port: &str, seconds: u32) -> Change {
@@ -440,7 +453,7 @@ mod tests {
         fn needed_until(&self, now: u64, element: Element) -> Option<u64> {
             self.grants
                 .iter()
-                .filter(|g| g.key.source == element.source && g.ports.contains(&element.port))
+                .filter(|g| g.key.source == element.source && g.ports.contains(&element.ports))
                 .map(|g| g.expires.0)
                 .filter(|expires| *expires > now)
                 .max()
@@ -471,7 +484,7 @@ mod tests {
                     Step::Close { client, source } => {
                         let picked = |g: &Grant| {
                             client.is_none_or(|c| g.key.client == ClientId([c; 32]))
-                                && source.is_none_or(|s| g.key.source == IpAddr::from([192, 0, 2, s]))
+                                && source.is_none_or(|s| g.key.source == host([192, 0, 2, s]))
                         };
                         let (closed, changes) = table.close(BootMicros(now), picked);
                         let before = naive.grants.len();
@@ -539,7 +552,7 @@ mod tests {
         let mut table = GrantTable::new();
         for n in 0..100_000u32 {
             let mut one = grant(1, 1, "ssh", &["tcp/22"], u64::from(n) + SECOND);
-            one.key.source = IpAddr::from(n.to_be_bytes());
+            one.key.source = host(n.to_be_bytes());
             assert_eq!(table.open(at(0), one).len(), 1);
         }
         let (expired, changes) = table.expire(BootMicros(SECOND + 9));

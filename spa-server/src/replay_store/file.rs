@@ -332,7 +332,7 @@ mod tests {
         }
         before.restore_close(
             ClientId([1; 32]),
-            Closed { port: "udp/53".parse().unwrap(), stamp: UnixMicros(1_001) },
+            Closed { ports: "udp/53-60".parse().unwrap(), stamp: UnixMicros(1_001) },
         );
         // A reset floor, with an id high above it.
         let future = Accepted { stamp: UnixMicros::from_secs(2_000_000_000), ..knock(10) };

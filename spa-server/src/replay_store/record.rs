@@ -1,7 +1,7 @@
 //! The bytes of the store's file: a header, then records of one size, chained by checksums.
 
 use sha2::{Digest, Sha256};
-use spa_proto::{Accepted, ClientId, Closed, Nonce, Port, Transport, UnixMicros};
+use spa_proto::{Accepted, ClientId, Closed, Nonce, PortRange, Transport, UnixMicros};
 use std::fmt;
 use std::io;
 use std::num::NonZeroU16;
@@ -62,7 +62,7 @@ pub enum Entry {
         /// Its timestamp.
         stamp: UnixMicros,
     },
-    /// A port that a client closed.
+    /// Ports that a client closed.
     Closed {
         /// Who.
         client: ClientId,
@@ -85,30 +85,34 @@ impl Entry {
         let closed = accepted
             .closed
             .iter()
-            .map(move |port| Self::Closed { client, closed: Closed { port: *port, stamp } });
+            .map(move |ports| Self::Closed { client, closed: Closed { ports: *ports, stamp } });
         std::iter::once(Self::Accepted { client, nonce, stamp }).chain(closed)
     }
 
-    /// 72 bytes: kind, transport, port, 4 zero bytes, client, timestamp, nonce.
+    /// 72 bytes: kind, transport, first port, last port (zero where it is the first), 2 zero bytes,
+    /// client, timestamp, nonce.
     fn encode(&self) -> [u8; RECORD_LENGTH - CHECK_LENGTH] {
-        let (kind, port, client, stamp, nonce) = match self {
+        let (kind, ports, client, stamp, nonce) = match self {
             Self::Accepted { client, nonce, stamp } => (1, None, client, stamp, nonce.0),
             Self::Closed { client, closed } => {
-                (2, Some(closed.port), client, &closed.stamp, [0; 24])
+                (2, Some(closed.ports), client, &closed.stamp, [0; 24])
             }
             Self::Floor { client, floor } => (3, None, client, floor, [0; 24]),
             Self::Remembered { client, nonce, stamp } => (4, None, client, stamp, nonce.0),
         };
-        let transport = match port.map(|port| port.transport) {
+        let transport = match ports.map(PortRange::transport) {
             None => 0,
             Some(Transport::Tcp) => 6,
             Some(Transport::Udp) => 17,
         };
-        let number = port.map_or(0, |port| port.number.get());
+        let first = ports.map_or(0, |ports| ports.first().get());
+        let last = ports.filter(|ports| ports.single().is_none());
+        let last = last.map_or(0, |ports| ports.last().get());
         let mut bytes = Vec::with_capacity(RECORD_LENGTH);
         bytes.extend_from_slice(&[kind, transport]);
-        bytes.extend_from_slice(&number.to_be_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&first.to_be_bytes());
+        bytes.extend_from_slice(&last.to_be_bytes());
+        bytes.extend_from_slice(&[0; 2]);
         bytes.extend_from_slice(&client.0);
         bytes.extend_from_slice(&stamp.0.to_be_bytes());
         bytes.extend_from_slice(&nonce);
@@ -119,8 +123,9 @@ impl Entry {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let ([kind, transport], rest) = bytes.split_first_chunk()?;
-        let (number, rest) = rest.split_first_chunk()?;
-        let (_reserved, rest) = rest.split_first_chunk::<4>()?;
+        let (first, rest) = rest.split_first_chunk()?;
+        let (last, rest) = rest.split_first_chunk()?;
+        let (_reserved, rest) = rest.split_first_chunk::<2>()?;
         let (client, rest) = rest.split_first_chunk()?;
         let (stamp, rest) = rest.split_first_chunk()?;
         let (nonce, _) = rest.split_first_chunk()?;
@@ -134,8 +139,9 @@ impl Entry {
                     17 => Transport::Udp,
                     _ => return None,
                 };
-                let number = NonZeroU16::new(u16::from_be_bytes(*number))?;
-                let closed = Closed { port: Port { transport, number }, stamp };
+                let first = NonZeroU16::new(u16::from_be_bytes(*first))?;
+                let last = NonZeroU16::new(u16::from_be_bytes(*last)).unwrap_or(first);
+                let closed = Closed { ports: PortRange::new(transport, first, last)?, stamp };
                 Some(Self::Closed { client, closed })
             }
             3 => Some(Self::Floor { client, floor: stamp }),

@@ -5,7 +5,7 @@ use crate::lab::{
     withdraw,
 };
 use spa_server::gate::{
-    Gate as _, GateError, IptablesGate, MissingTool, Mode, Refusal, ToolOverrides, Tools,
+    Gate as _, GateError, Guarded, IptablesGate, MissingTool, Mode, Refusal, ToolOverrides, Tools,
 };
 use std::error::Error as _;
 use std::path::Path;
@@ -232,7 +232,7 @@ fn a_failing_tool_leaves_what_was_installed_before(lab: &Lab) {
     let before: Vec<String> = rules();
     for overrides in failures(lab) {
         let mut new = plan(Mode::Guard, Refusal::Reject);
-        new.ports.push("tcp/80".parse().unwrap());
+        new.guarded.push(Guarded::plain("tcp/80".parse().unwrap()));
         new.max_elements = 4096;
         let result = lab.with_gate(&overrides, |gate| async move { gate.install(&new).await });
         // Tracking is on already, and the sets are there: not every failure strikes.
@@ -325,7 +325,7 @@ fn guard_warns_of_chains_that_lose_granted_packets(lab: &Lab) {
     assert_eq!(warned.len(), 1, "{warned:?}");
     assert!(warned[0].contains("chain entry of nft table inet strict"), "{warned:?}");
     assert!(warned[0].contains("tcp/22, udp/5000"), "{warned:?}");
-    plan.ports = vec!["tcp/80".parse().unwrap()];
+    plan.guarded = vec![Guarded::plain("tcp/80".parse().unwrap())];
     assert!(warnings(plan).is_empty());
 }
 

@@ -3,7 +3,7 @@
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use spa_server::gate::{
-    Change, Element, Gate as _, IptablesGate, Mode, Plan, Refusal, ToolOverrides, Tools,
+    Change, Element, Gate as _, Guarded, IptablesGate, Mode, Plan, Refusal, ToolOverrides, Tools,
 };
 use std::fs::{self, File};
 use std::future::Future;
@@ -410,14 +410,16 @@ pub(crate) fn plan(mode: Mode, refusal: Refusal) -> Plan {
     Plan {
         mode,
         refusal,
-        ports: vec!["tcp/22".parse().unwrap(), "udp/5000".parse().unwrap()],
+        guarded: ["tcp/22", "udp/5000"].map(|p| Guarded::plain(p.parse().unwrap())).to_vec(),
+        always_admit: Vec::new(),
+        trial_seconds: None,
         knock_ports: vec![62201],
         max_elements: 1024,
     }
 }
 
 pub(crate) fn element(source: &str, port: &str) -> Element {
-    Element { source: source.parse().unwrap(), port: port.parse().unwrap() }
+    Element { source: source.parse().unwrap(), ports: port.parse().unwrap() }
 }
 
 pub(crate) fn admit(sources: [&str; 2], port: &str, seconds: u32) -> Vec<Change> {

@@ -4,7 +4,9 @@ use crate::lab::{
     CLIENT, INNER, LINK_LOCAL, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, at_once,
     element, hears, plan, uninterrupted, with_both_variants, withdraw,
 };
-use spa_server::gate::{Family, Gate as _, GateError, IptablesGate, LiveElement, Mode, Refusal};
+use spa_server::gate::{
+    Family, Gate as _, GateError, Guarded, IptablesGate, LiveElement, Mode, Refusal,
+};
 use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -239,7 +241,7 @@ fn a_published_port_is_judged_by_its_number_before_translation(lab: &Lab) {
     assert_eq!(lab.both(CLIENT, 2222), OPEN);
     for (refusal, seen) in [(Refusal::Drop, SILENT), (Refusal::Reject, REFUSED)] {
         let mut plan = plan(Mode::Guard, refusal);
-        plan.ports.push("tcp/2222".parse().unwrap());
+        plan.guarded.push(Guarded::plain("tcp/2222".parse().unwrap()));
         lab.install(&plan);
         assert_eq!(lab.both(CLIENT, 2222), seen);
         // Translated to a guarded number, but not itself guarded.
@@ -289,7 +291,7 @@ fn traffic_to_other_hosts_is_not_touched(lab: &Lab) {
 fn an_idle_session_survives_the_installation_where_nothing_was_tracked(lab: &Lab) {
     let plan = plan(Mode::Guard, Refusal::Drop);
     let mut more = plan.clone();
-    more.ports.push("tcp/80".parse().unwrap());
+    more.guarded.push(Guarded::plain("tcp/80".parse().unwrap()));
     let mut kept = [0, 1].map(|family| lab.session(family, 22));
     let mut kept_later = [0, 1].map(|family| lab.session(family, 80));
     let report = lab.with_gate(&lab.variant.overrides(), |gate| async move {
@@ -392,14 +394,14 @@ fn a_snapshot_tells_what_is_admitted(lab: &Lab) {
 fn changes_that_no_plan_covers_are_refused(lab: &Lab) {
     let plan = plan(Mode::Guard, Refusal::Drop);
     lab.installed(&plan, |gate| async move {
-        let mapped = "::ffff:192.0.2.1";
         for (source, port, seconds) in [
             (CLIENT[0], "tcp/23", 30),
             (CLIENT[0], "udp/22", 30),
             (CLIENT[0], "tcp/22", 0),
             (CLIENT[0], "tcp/22", 2_147_484),
             ("0.0.0.0", "tcp/22", 30),
-            (mapped, "tcp/22", 30),
+            ("224.0.0.1", "tcp/22", 30),
+            ("0.0.0.0/0", "tcp/22", 30),
         ] {
             let mut changes = admit(CLIENT, "tcp/22", 30);
             changes.extend(admit([source, CLIENT[1]], port, seconds));

@@ -1,6 +1,7 @@
 //! What is rendered, as text.
 
 use super::super::saved::Saved;
+use super::super::types::Guarded;
 use super::*;
 use insta::assert_snapshot;
 use proptest::prelude::*;
@@ -9,7 +10,11 @@ fn plan(mode: Mode, refusal: Refusal) -> Plan {
     Plan {
         mode,
         refusal,
-        ports: ["tcp/22", "udp/443", "tcp/443", "tcp/22"].map(|p| p.parse().unwrap()).to_vec(),
+        guarded: ["tcp/22", "udp/443", "tcp/443", "tcp/22"]
+            .map(|p| Guarded::plain(p.parse().unwrap()))
+            .to_vec(),
+        always_admit: Vec::new(),
+        trial_seconds: None,
         knock_ports: vec![62201, 443, 53],
         max_elements: 65536,
     }
@@ -212,7 +217,7 @@ fn tracking_is_turned_on_only_where_it_is_not() {
 
 fn live(source: &str, port: &str, seconds_left: u32) -> LiveElement {
     let element =
-        super::super::Element { source: source.parse().unwrap(), port: port.parse().unwrap() };
+        super::super::Element { source: source.parse().unwrap(), ports: port.parse().unwrap() };
     LiveElement { element, seconds_left }
 }
 
@@ -342,9 +347,11 @@ fn any_plan() -> impl Strategy<Value = Plan> {
         .prop_map(|(mode, refusal, ports, knock_ports)| Plan {
             mode,
             refusal,
-            ports,
+            guarded: ports.into_iter().map(Guarded::plain).collect(),
             knock_ports,
+            always_admit: Vec::new(),
             max_elements: 9,
+            trial_seconds: None,
         })
 }
 

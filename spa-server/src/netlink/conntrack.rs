@@ -1,0 +1,255 @@
+//! Connection tracking: flows listed, entered, confirmed and deleted. What the messages look like
+//! is in `message`.
+
+mod message;
+
+use self::message::{
+    CONFIRMED, DELETE, GET, NEW, read_flow, write_filter, write_flow_id, write_new, write_status,
+    write_tuple_only,
+};
+use super::Family;
+use super::error::{NetlinkError, Reason};
+use super::socket::{Channel, Doing, Head, Subsystem};
+use super::wire;
+use spa_proto::Transport;
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+
+/// How often an entry is confirmed that changes meanwhile.
+const ATTEMPTS: usize = 10;
+
+/// One direction of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tuple {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// Where its packets come from.
+    pub source: SocketAddr,
+    /// Where they go.
+    pub destination: SocketAddr,
+}
+
+impl Tuple {
+    /// The other direction, if no address is translated.
+    pub const fn reversed(self) -> Self {
+        Self { transport: self.transport, source: self.destination, destination: self.source }
+    }
+}
+
+impl fmt::Display for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} -> {}", self.transport, self.source, self.destination)
+    }
+}
+
+/// What connection tracking knows of a connection or an exchange of datagrams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// As the first packet had it, before any translation.
+    pub original: Tuple,
+    /// As answers have it when they come in.
+    pub reply: Tuple,
+    /// How far it is.
+    pub status: Status,
+    /// The state of a TCP connection.
+    pub tcp_state: Option<TcpState>,
+    /// The mark that rules gave it.
+    pub mark: u32,
+    /// How many seconds it is remembered without another packet.
+    pub seconds_left: u32,
+    /// What tells it from a later one between the same ends: made from its place in memory.
+    pub id: u32,
+    /// The zone, 0 if rules don't use any.
+    pub zone: u16,
+}
+
+/// `IPS_*` (linux/include/uapi/linux/netfilter/nf_conntrack_common.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Status(pub u32);
+
+impl Status {
+    const SEEN_REPLY: u32 = 1 << 1;
+    const ASSURED: u32 = 1 << 2;
+    const DESTINATION_TRANSLATED: u32 = 1 << 5;
+    /// What makes an entry that of an established connection.
+    const ESTABLISHED: u32 = Self::SEEN_REPLY | Self::ASSURED;
+
+    /// Whether packets of both directions were seen: later ones are `ESTABLISHED` to rules.
+    pub const fn seen_reply(self) -> bool {
+        self.0 & Self::SEEN_REPLY != 0
+    }
+
+    /// Whether it is kept when the table is full.
+    pub const fn assured(self) -> bool {
+        self.0 & Self::ASSURED != 0
+    }
+
+    /// Whether its destination is translated.
+    pub const fn destination_translated(self) -> bool {
+        self.0 & Self::DESTINATION_TRANSLATED != 0
+    }
+}
+
+/// `enum tcp_conntrack` (linux/include/uapi/linux/netfilter/nf_conntrack_tcp.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TcpState(pub u8);
+
+impl TcpState {
+    /// Both ends have said hello, and none has said goodbye.
+    pub const ESTABLISHED: Self = Self(3);
+}
+
+/// Which flows are wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct Filter<'a> {
+    /// Of this protocol.
+    pub transport: Transport,
+    /// To these ports, before any translation; none: to any.
+    pub ports: Option<&'a [RangeInclusive<u16>]>,
+}
+
+/// What came of entering a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Entered {
+    /// It wasn't known, and now it is.
+    New,
+    /// It was known, and is now an established one.
+    Confirmed,
+    /// It was known the other way round, since this host began it, or by translated addresses:
+    /// nothing was to be done.
+    OtherWay,
+}
+
+/// The connection tracking of a network namespace.
+#[derive(Debug)]
+pub struct Conntrack {
+    channel: Channel,
+}
+
+impl Conntrack {
+    /// Opens a socket.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { channel: Channel::open(Subsystem::Netfilter)? })
+    }
+
+    /// The flows of a family that the filter wants.
+    ///
+    /// Kernels since 5.8 compare the protocol, and the port if it is only one; ranges and older
+    /// kernels' answers are compared here.
+    pub fn dump(&mut self, family: Family, filter: Filter<'_>) -> Result<Vec<Flow>, NetlinkError> {
+        let mut found = self.dump_in_kernel(family, Some(filter));
+        // What a kernel says that knows filters, but not this one.
+        if let Err(error) = &found
+            && error.reason() == Some(Reason::Unsupported)
+        {
+            found = self.dump_in_kernel(family, None);
+        }
+        let mut flows = found?;
+        flows.retain(|flow| {
+            let port = flow.original.destination.port();
+            flow.original.transport == filter.transport
+                && filter.ports.is_none_or(|ports| ports.iter().any(|range| range.contains(&port)))
+        });
+        Ok(flows)
+    }
+
+    fn dump_in_kernel(
+        &mut self,
+        family: Family,
+        filter: Option<Filter<'_>>,
+    ) -> Result<Vec<Flow>, NetlinkError> {
+        self.channel.dump(
+            &Doing("list the tracked connections", None),
+            Head(GET, 0),
+            |writer| write_filter(writer, family, filter),
+            |message, found| found.extend(read_flow(&message)),
+        )
+    }
+
+    /// The flow that a packet like this belongs to, in whichever direction.
+    pub fn find(&mut self, tuple: &Tuple) -> Result<Option<Flow>, NetlinkError> {
+        let mut found = None;
+        let asked = self.channel.ask(
+            &Doing("look for a tracked connection", None),
+            Head(GET, 0),
+            |writer| write_tuple_only(writer, tuple),
+            |message| found = read_flow(&message),
+        );
+        match asked {
+            Ok(()) => Ok(found),
+            Err(error) if error.reason() == Some(Reason::Missing) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Enters an established connection as if its first packet had been like this. There must be
+    /// none: else [`Reason::Exists`], also if it is known the other way round.
+    ///
+    /// It is remembered as long as the kernel itself would an idle one: TCP for five days, UDP for
+    /// two minutes. The sequence numbers of TCP aren't known, and aren't compared.
+    pub fn create(&mut self, tuple: &Tuple) -> Result<(), NetlinkError> {
+        self.channel.tell(
+            &Doing("tell connection tracking of an established connection", None),
+            Head(NEW, wire::CREATE | wire::EXCLUSIVE),
+            |writer| write_new(writer, tuple, CONFIRMED | Status::ESTABLISHED),
+        )
+    }
+
+    /// Makes an entry that is there already, perhaps of one packet only, into that of an
+    /// established connection. Whether there is one that began with a packet like this.
+    pub fn confirm(&mut self, tuple: &Tuple) -> Result<bool, NetlinkError> {
+        let mut attempts = 0;
+        loop {
+            let Some(flow) = self.find(tuple)?.filter(|flow| flow.original == *tuple) else {
+                return Ok(false);
+            };
+            let wanted = flow.status.0 | Status::ESTABLISHED;
+            if flow.status.0 == wanted {
+                return Ok(true);
+            }
+            let told = self.channel.tell(
+                &Doing("confirm a tracked connection", None),
+                Head(NEW, 0),
+                |writer| write_status(writer, &flow, wanted),
+            );
+            attempts += 1;
+            match told {
+                Ok(()) => return Ok(true),
+                // It has another status by now, or is gone.
+                Err(error)
+                    if matches!(error.reason(), Some(Reason::InUse | Reason::Missing))
+                        && attempts < ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Enters an established connection, or confirms the entry that is there.
+    pub fn enter(&mut self, tuple: &Tuple) -> Result<Entered, NetlinkError> {
+        match self.create(tuple) {
+            Ok(()) => Ok(Entered::New),
+            Err(error) if error.reason() == Some(Reason::Exists) => {
+                let confirmed = self.confirm(tuple)?;
+                Ok(if confirmed { Entered::Confirmed } else { Entered::OtherWay })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Forgets a flow. Whether it was still there: a later one between the same ends has another
+    /// id and is left alone, unless it happens to have the same place in the kernel's memory.
+    /// The next packet begins a new one.
+    pub fn delete(&mut self, flow: &Flow) -> Result<bool, NetlinkError> {
+        let told = self.channel.tell(
+            &Doing("forget a tracked connection", None),
+            Head(DELETE, 0),
+            |writer| write_flow_id(writer, flow),
+        );
+        match told {
+            Ok(()) => Ok(true),
+            Err(error) if error.reason() == Some(Reason::Missing) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
