@@ -8,7 +8,7 @@ use self::message::{
     read_revisions, write_change, write_create, write_list, write_names, write_type,
 };
 use super::error::{NetlinkError, Reason, Refusal};
-use super::socket::{Channel, Doing, Head, Subsystem};
+use super::socket::{Channel, Doing, Head, Numbers, Subsystem};
 use super::{Family, wire};
 use ipnet::IpNet;
 use spa_proto::Port;
@@ -264,7 +264,7 @@ impl Ipset {
                         break;
                     }
                 }
-                sequence
+                Numbers { last: sequence, whole: None }
             })?;
             for one in refused {
                 let at = usize::try_from(one.sequence.wrapping_sub(begin)).unwrap_or(usize::MAX);

@@ -6,6 +6,8 @@ mod conntrack;
 #[cfg(test)]
 mod ipset;
 #[cfg(test)]
+mod nft;
+#[cfg(test)]
 mod place;
 #[cfg(test)]
 mod sock_diag;
