@@ -9,6 +9,7 @@
 
 pub mod conntrack;
 mod error;
+pub mod events;
 pub mod ipset;
 pub mod nft;
 pub mod sock_diag;

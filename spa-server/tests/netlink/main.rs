@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod conntrack;
 #[cfg(test)]
+mod events;
+#[cfg(test)]
 mod ipset;
 #[cfg(test)]
 mod nft;
