@@ -35,6 +35,9 @@ pub struct Gate {
     pub mode: String,
     pub refuse: String,
     pub always_admit: Vec<String>,
+    /// The server's own choice, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
     pub tools: BTreeMap<String, PathBuf>,
 }
 
@@ -101,6 +104,7 @@ impl Configuration {
                 mode: "guard".into(),
                 refuse: "drop".into(),
                 always_admit: Vec::new(),
+                backend: None,
                 tools: BTreeMap::default(),
             },
             services: BTreeMap::from([
