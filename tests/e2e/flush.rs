@@ -443,8 +443,7 @@ fn besiege(scene: &Scene, family: Family, over: &AtomicBool) -> Result<Vec<Heard
         // It may be cut before it has heard anything.
         match Heard::connect(scene.lab.other(), to, Talks::Service)? {
             Ok(heard) if intruders.len() < HELD => intruders.push(heard),
-            Ok(_) => {}
-            Err(PortState::Filtered | PortState::Closed) => {}
+            Ok(_) | Err(PortState::Filtered | PortState::Closed) => {}
             Err(PortState::Open) => bail!("neither open nor refused"),
         }
         thread::sleep(HASTE);
