@@ -29,6 +29,7 @@ mod server;
 mod ssh;
 mod state;
 mod systemd;
+mod talker;
 mod wait;
 mod watch;
 
@@ -48,5 +49,6 @@ pub use server::{Clock, Server};
 pub use ssh::{Session, Sshd};
 pub use state::TinyDisk;
 pub use systemd::Machine;
+pub use talker::{Hearer, Talker};
 pub use wait::{DEADLINE, at_once, eventually, eventually_within};
 pub use watch::Watch;
