@@ -1,7 +1,9 @@
 //! Why the gate could not do what was asked.
 
+use super::hook::LedgerError;
 use super::tools::MissingTool;
 use super::types::{Backend, Element, Family, MAX_ELEMENT_SECONDS};
+use crate::config::Problem;
 use crate::netlink::NetlinkError;
 use crate::process::ProcessError;
 use std::io;
@@ -15,6 +17,44 @@ pub enum GateError {
     /// A back-end that isn't there.
     #[error("there is no back-end {0} here")]
     NoSuchBackend(Backend),
+    /// A back-end that the configuration doesn't describe.
+    #[error("backend = \"{0}\" needs its section [gate.{0}] in the configuration")]
+    NotConfigured(Backend),
+    /// What no such back-end can do.
+    #[error("the back-end {backend} can't {what}")]
+    Unable {
+        /// The back-end.
+        backend: Backend,
+        /// What it can't do.
+        what: &'static str,
+    },
+    /// A hook command failed.
+    #[error("the hook command to {action} {element} failed")]
+    Hook {
+        /// What it was to do: open, refresh or close.
+        action: &'static str,
+        /// What it was to be done to.
+        element: Element,
+        /// How it failed.
+        source: ProcessError,
+    },
+    /// An opening that was not begun.
+    #[error("{0} was not changed: a hook command hung, and this one would have come after it")]
+    HookHung(Element),
+    /// A closing that has failed before.
+    #[error("{element} is not closed yet: {failure}; it is tried again")]
+    HookCloses {
+        /// What is to be closed.
+        element: Element,
+        /// Why it failed the last time.
+        failure: String,
+    },
+    /// A hook command that is not there, or that others could change.
+    #[error("a hook command can't be used: {0}")]
+    HookProgram(Problem),
+    /// What the hook commands have opened can't be remembered or read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// A tool failed while the gate did this.
     #[error("cannot {doing}")]
     Tool {
@@ -50,7 +90,7 @@ pub enum GateError {
     )]
     ForeignSet {
         /// The set's name.
-        name: &'static str,
+        name: String,
         /// What about it is not ours.
         what: String,
     },
@@ -138,6 +178,11 @@ pub enum GateError {
         /// The set, or the chain, that is.
         name: String,
     },
+    /// An element that would let in one connection of many addresses.
+    #[error(
+        "refused to admit {0}: one connection is let in from one address only, not from a network"
+    )]
+    OneOfMany(Element),
     /// The kernel's answer over netlink.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

@@ -181,7 +181,7 @@ fn saved_ends(table: &SavedTable, chain: &str, depth: usize) -> End {
 }
 
 /// `--dport 22`, `--dport 20:25`, `--dports 22,80:90`.
-fn saved_ports(rule: &str, ports: &mut Vec<(u16, u16)>) {
+pub(super) fn saved_ports(rule: &str, ports: &mut Vec<(u16, u16)>) {
     let mut words = rule.split(' ');
     while let Some(word) = words.next() {
         if !matches!(word, "--dport" | "--dports") {

@@ -4,11 +4,12 @@
 mod message;
 
 use self::message::{
-    CREATE, DESTROY, FLUSH, LIST, PROTOCOL, RENAME, SWAP, TYPE, read_entries, read_info,
-    read_revisions, write_change, write_create, write_list, write_names, write_type,
+    CREATE, DESTROY, FLUSH, LIST, PROTOCOL, RENAME, SWAP, TYPE, read_entries, read_info, read_name,
+    read_revisions, write_change, write_create, write_list, write_list_names, write_names,
+    write_type,
 };
 use super::error::{NetlinkError, Reason, Refusal};
-use super::socket::{Channel, Doing, Head, Subsystem};
+use super::socket::{Channel, Doing, Head, Numbers, Subsystem};
 use super::{Family, wire};
 use ipnet::IpNet;
 use spa_proto::Port;
@@ -208,6 +209,16 @@ impl Ipset {
         )
     }
 
+    /// The names of all sets, anybody's.
+    pub fn names(&mut self) -> Result<Vec<String>, NetlinkError> {
+        self.channel.dump(
+            &Doing("list the names of the sets", None),
+            Head(LIST, 0),
+            write_list_names,
+            |message, found| found.extend(read_name(&message)),
+        )
+    }
+
     /// What there is of this name, if anything. It costs the kernel a walk through the set without
     /// copying anything: microseconds, and about a millisecond at 100,000 elements.
     pub fn info(&mut self, name: &str) -> Result<Option<SetInfo>, NetlinkError> {
@@ -264,7 +275,7 @@ impl Ipset {
                         break;
                     }
                 }
-                sequence
+                Numbers { last: sequence, whole: None }
             })?;
             for one in refused {
                 let at = usize::try_from(one.sequence.wrapping_sub(begin)).unwrap_or(usize::MAX);

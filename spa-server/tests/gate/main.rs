@@ -11,3 +11,7 @@ mod lab;
 mod nftables;
 #[cfg(test)]
 mod packets;
+#[cfg(test)]
+mod services;
+#[cfg(test)]
+mod standing;
