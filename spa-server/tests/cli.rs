@@ -125,6 +125,26 @@ fn a_client_with_all_options_is_added() {
 }
 
 #[test]
+fn the_client_is_told_of_ranges_and_of_what_lets_one_connection_in() {
+    let host = Host::new();
+    host.edit("server.toml", |text| {
+        format!(
+            "{text}[services.media]\nports = [\"udp/10000-10100\", \"tcp/443\"]\n\
+            [services.desk]\nports = [\"tcp/5900\"]\nconnections = 1\n\
+            [services.http]\nports = [\"tcp/80\"]\nconnections = 1\n"
+        )
+    });
+    let words = ["client", "add", "laptop", "--allow", "ssh,media,desk,http"];
+    let added = host.run(&words).done();
+    let told: Vec<_> = added.out.trim().split("--service ").skip(1).map(str::trim).collect();
+    assert_eq!(
+        told,
+        ["desk=tcp/5900,once", "http=tcp/80,once", "media=tcp/443,udp/10000-10100"],
+        "{added:#?}"
+    );
+}
+
+#[test]
 fn an_expiry_may_be_a_duration_from_now() {
     let host = Host::new();
     host.run(&["client", "add", "a", "--allow", "ssh", "--expires", "90d"]).done();
