@@ -1,7 +1,10 @@
 //! An authorizer with a kernel and a store that fail on demand.
 
 use super::*;
-use crate::gate::{Backend, Change, Connection, Doubt, Element, LiveElement, Look};
+use crate::gate::{
+    Backend, Change, Connection, Doubt, Element, Guarded, InstallReport, LiveElement, Look, Mode,
+    Plan,
+};
 use crate::grants::GrantStoreError;
 use crate::pipeline::Judge;
 use crate::policy::{ClientRules, Prefixes, Rate};
@@ -22,6 +25,7 @@ struct Kernel(Arc<KernelState>);
 struct KernelState {
     elements: Mutex<BTreeMap<Element, u32>>,
     fails: AtomicBool,
+    flushed: AtomicBool,
     calls: Mutex<usize>,
 }
 
@@ -32,6 +36,12 @@ impl Kernel {
 
     fn fail(&self, fails: bool) {
         self.0.fails.store(fails, Ordering::Relaxed);
+    }
+
+    /// What somebody else does.
+    fn flush(&self) {
+        self.0.elements.lock().unwrap().clear();
+        self.0.flushed.store(true, Ordering::Relaxed);
     }
 
     fn calls(&self) -> usize {
@@ -46,7 +56,9 @@ impl Kernel {
 
 impl Gate for Kernel {
     async fn install(&self, _: &Plan) -> Result<InstallReport, GateError> {
-        self.called().map(|()| InstallReport::default())
+        self.called()?;
+        let changed = self.0.flushed.swap(false, Ordering::Relaxed);
+        Ok(InstallReport { changed, ..InstallReport::default() })
     }
 
     async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
@@ -72,7 +84,9 @@ impl Gate for Kernel {
     }
 
     async fn remove(&self) -> Result<(), GateError> {
-        self.called()
+        self.called()?;
+        self.0.elements.lock().unwrap().clear();
+        Ok(())
     }
 
     fn backend(&self) -> Backend {
@@ -346,5 +360,74 @@ async fn grants_that_ended_meanwhile_or_are_forbidden_now_are_not_resumed() {
     server.judge.lock().policy = policy(ssh_only);
     server.authorizer.resume(grants, now).await.unwrap();
     assert_eq!(server.authorizer.count(BootMicros::now()), 1);
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+}
+
+fn plan() -> Plan {
+    Plan {
+        mode: Mode::Guard,
+        refusal: crate::gate::Refusal::Drop,
+        guarded: vec![Guarded::plain("tcp/22".parse().unwrap())],
+        knock_ports: vec![62201],
+        always_admit: Vec::new(),
+        max_elements: 100,
+        trial_seconds: None,
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_flushed_is_put_back_with_the_live_grants() {
+    let mut server = server();
+    let needed = server.authorizer.needed();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    assert_eq!(needed.get(), 2);
+    // The control: where nothing is missing, nothing is mended.
+    assert!(!server.authorizer.misses(2).await);
+    assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
+
+    server.kernel.flush();
+    assert!(server.authorizer.misses(0).await);
+    let restored = server.authorizer.restore(&plan()).await.unwrap();
+    assert!(restored.mended());
+    assert_eq!(restored.grants, 2);
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7", "tcp/443 from 192.0.2.7"]);
+    assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
+}
+
+#[tokio::test]
+async fn a_gate_that_can_not_be_put_back_is_an_error_and_loses_no_grant() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    server.kernel.flush();
+    server.kernel.fail(true);
+    assert!(server.authorizer.restore(&plan()).await.is_err());
+    server.kernel.fail(false);
+    assert_eq!(server.authorizer.restore(&plan()).await.unwrap().grants, 1);
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+}
+
+#[tokio::test]
+async fn without_a_gate_nothing_opens_and_what_was_open_comes_back_with_it() {
+    let mut server = server();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    server.authorizer.remove_gate().await.unwrap();
+    assert!(server.kernel.admits().is_empty());
+    assert_eq!(server.authorizer.needed().get(), 0);
+
+    let calls = server.kernel.calls();
+    let knock = server.candidate(3, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    assert_eq!(crate::counters::read(&server.counters.failed), 1);
+    let mut close = server.candidate(4, "web");
+    close.knock.request.message_type = MessageType::Close;
+    server.authorizer.admit(vec![close]).await;
+    server.authorizer.tick().await;
+    assert_eq!(server.kernel.calls(), calls, "there is no gate to talk to");
+    assert!(!server.authorizer.is_unreconciled());
+
+    server.authorizer.install(&plan()).await.unwrap();
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
 }

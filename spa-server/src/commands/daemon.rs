@@ -96,7 +96,7 @@ fn ask(config: &Path, request: &ControlRequest) -> Result<ControlResponse, Comma
     Ok(call(&Settings::control_socket_of(config), request)?)
 }
 
-fn unexpected(response: &ControlResponse) -> CommandError {
+pub(super) fn unexpected(response: &ControlResponse) -> CommandError {
     let text = serde_json::to_string(response).unwrap_or_default();
     let begin: String = text.chars().take(60).collect();
     CommandError::Failed(format!(
@@ -133,7 +133,7 @@ fn render_grants(grants: &[GrantView]) -> String {
     table(&rows)
 }
 
-fn render_reloaded(reloaded: &Reloaded) -> String {
+pub(super) fn render_reloaded(reloaded: &Reloaded) -> String {
     let mut text = format!(
         "the daemon has reloaded: {}, {}\n",
         count(reloaded.clients, "client"),
@@ -199,6 +199,13 @@ fn render_status(status: &Status) -> String {
         row("dropped", dropped),
         row("lost", format!("{} before the daemon saw them", status.kernel_drops)),
     ];
+    if let Some(last) = status.last_restored {
+        let times = count(status.restored, "time");
+        let last = format_timestamp(last);
+        let value =
+            format!("the gate, {times}, after others had changed or flushed it; last at {last}");
+        rows.push(row("restored", value));
+    }
     if let Some(until) = status.barrier_until {
         let why = "after an unclean start or a step of the clock";
         let until = format_timestamp(until);
@@ -251,7 +258,10 @@ mod tests {
             knock_ports: vec![53, 62_201],
             mode: "guard".into(),
             refuse: "drop".into(),
+            guards: true,
             gate: "installed".into(),
+            restored: 0,
+            last_restored: None,
             replay_store: "writable".into(),
             clients: StatusClients { total: 3, enabled: 2 },
             grants: 1,
@@ -279,6 +289,7 @@ mod tests {
         ");
         status.dropped.clear();
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
+        (status.restored, status.last_restored) = (2, Some(UnixMicros::from_secs(1_798_758_030)));
         status.left_out = vec!["/etc/spa/clients.d/x.toml: line 1: no".into()];
         status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
         let text = render_status(&status);
@@ -286,6 +297,7 @@ mod tests {
         insta::assert_snapshot!(end, @"
         dropped       none
         lost          0 before the daemon saw them
+        restored      the gate, 2 times, after others had changed or flushed it; last at 2026-12-31T23:00:30Z
         barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
         left out      /etc/spa/clients.d/x.toml: line 1: no
         reload        refused, the former configuration is in force: /etc/spa/server.toml: line 3: no

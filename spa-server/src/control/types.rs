@@ -1,5 +1,6 @@
 //! What is asked and answered over the control socket.
 
+use crate::gate::InstallReport;
 use crate::source::Source;
 use serde::{Deserialize, Serialize};
 use spa_proto::{Item, PortRange, UnixMicros};
@@ -36,6 +37,12 @@ pub enum ControlRequest {
     },
     /// Read the configuration anew: answered by [`ControlResponse::Reloaded`].
     Reload,
+    /// Read the configuration anew, and put the gate in place, also if it was removed: answered by
+    /// [`ControlResponse::GateInstalled`].
+    GateInstall,
+    /// Take the gate away, until it is installed again or the daemon restarts: answered by
+    /// [`ControlResponse::Done`].
+    GateRemove,
     /// Put a client's floor to now and a freshness window: answered by
     /// [`ControlResponse::Done`].
     #[serde(rename_all = "kebab-case")]
@@ -59,6 +66,14 @@ pub enum ControlResponse {
     Revoked(Vec<GrantView>),
     /// The configuration was read and is in force.
     Reloaded(Reloaded),
+    /// The configuration was read and is in force, and the gate is in place.
+    #[serde(rename_all = "kebab-case")]
+    GateInstalled {
+        /// What the installation found and did.
+        report: InstallReport,
+        /// What came of the configuration.
+        reloaded: Reloaded,
+    },
     /// It was done.
     Done,
     /// It was not done.
@@ -96,8 +111,14 @@ pub struct Status {
     pub mode: String,
     /// `drop` or `reject`.
     pub refuse: String,
+    /// Whether there is to be a gate: not after an administrator has removed it.
+    pub guards: bool,
     /// `installed`, or what is wrong with the rules and sets in the kernel.
     pub gate: String,
+    /// How often the gate was put back after somebody else had changed or flushed it.
+    pub restored: u64,
+    /// When that was last.
+    pub last_restored: Option<UnixMicros>,
     /// `writable`, or what is wrong with the store of accepted knocks.
     pub replay_store: String,
     /// How many clients there are.
@@ -203,6 +224,8 @@ mod tests {
                 r#"{"grants-revoke":{"client":"laptop","source":"192.0.2.7","service":"ssh","all":false}}"#,
             ),
             (ControlRequest::Reload, r#""reload""#),
+            (ControlRequest::GateInstall, r#""gate-install""#),
+            (ControlRequest::GateRemove, r#""gate-remove""#),
             (ControlRequest::ResetReplayWindow { client: None }, r#"{"reset-replay-window":{}}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), text);
@@ -239,6 +262,10 @@ mod tests {
             ControlResponse::Grants(vec![grant.clone()]),
             ControlResponse::Revoked(Vec::new()),
             ControlResponse::Reloaded(Reloaded { revoked: vec![grant], ..Reloaded::default() }),
+            ControlResponse::GateInstalled {
+                report: InstallReport { changed: true, ..InstallReport::default() },
+                reloaded: Reloaded::default(),
+            },
             ControlResponse::Done,
             ControlResponse::error(&"no such client"),
         ] {

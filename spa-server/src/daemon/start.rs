@@ -1,6 +1,7 @@
 //! From a configuration to a server that captures.
 
-use super::look::Look;
+use super::standing::{Restorations, Standing};
+use super::watch::Watch;
 use super::{Command, Daemon, QUEUE, status};
 use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
@@ -63,7 +64,6 @@ impl Daemon {
         })?;
 
         let listener = control::bind(&settings.control_socket)?;
-        let look = Look::new(Arc::clone(&gate));
         tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
 
         let (grant_log, grants) = load_grants(&settings.state_directory, &boot.to_string());
@@ -71,12 +71,14 @@ impl Daemon {
         let mut authorizer = Authorizer::new(
             judge.clone(),
             Arc::clone(&counters),
-            gate,
+            Arc::clone(&gate),
             replay,
             grant_log,
             max_grants,
         );
         authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
+
+        let (watch, alarms) = Watch::start(gate, authorizer.needed());
 
         let (commands_in, commands) = mpsc::channel::<Command>(16);
         let control = tokio::spawn(control::serve(listener, move |request| {
@@ -105,7 +107,11 @@ impl Daemon {
             commands,
             control,
             reload: None,
-            look,
+            watch,
+            alarms,
+            standing: Standing::Guards,
+            restored: Restorations::default(),
+            unmended: None,
             left_out: left_out.iter().map(ToString::to_string).collect(),
             last_reload: None,
             _lock: lock,

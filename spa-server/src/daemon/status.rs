@@ -36,7 +36,9 @@ impl Daemon {
                 InterfaceState::Stopped => "stopped".into(),
             },
         });
-        let gate = if self.authorizer.is_unreconciled() {
+        let gate = if let Some(absence) = self.standing.absence() {
+            absence
+        } else if self.authorizer.is_unreconciled() {
             "the kernel may admit something else than is listed; mending is tried every second"
         } else {
             "installed"
@@ -61,7 +63,10 @@ impl Daemon {
                 Refusal::Drop => "drop".into(),
                 Refusal::Reject => "reject".into(),
             },
+            guards: self.standing.absence().is_none(),
             gate: gate.into(),
+            restored: self.restored.count,
+            last_restored: self.restored.last,
             replay_store: store.into(),
             clients: StatusClients { total: self.clients.total, enabled: self.clients.enabled },
             grants: u64::try_from(self.authorizer.count(boottime)).unwrap_or(u64::MAX),

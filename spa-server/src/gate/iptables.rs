@@ -353,8 +353,35 @@ impl Gate for IptablesGate {
         Doubt::Everything
     }
 
-    async fn look(&self, _doubt: Doubt) -> Result<Look, GateError> {
-        Ok(Look::default())
+    async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
+        let rules = self.rules.lock().await;
+        let knock_ports = rules.clone().ok_or(GateError::NotInstalled)?;
+        let plan = self.installed.lock().await.clone().ok_or(GateError::NotInstalled)?;
+        let mut look = Look::default();
+        for family in families() {
+            match self.kernel.elements(family).await {
+                Ok(elements) => {
+                    let elements = u64::try_from(elements.len()).unwrap_or(u64::MAX);
+                    look.elements = look.elements.saturating_add(elements);
+                }
+                Err(GateError::NotInstalled) => {
+                    look.missing.push(format!("set {}", render::set_name(family)));
+                }
+                Err(error) => return Err(error),
+            }
+            if doubt == Doubt::Everything {
+                let hidden = knock_ports.iter().find(|(of, _)| *of == family);
+                let hidden = hidden.map_or(&[][..], |(_, ports)| ports.as_slice());
+                let saved = self.kernel.saved(family).await?;
+                for table in TableName::ALL {
+                    let wanted = render::wanted(family, table, &plan, hidden);
+                    if render::transition(table, saved.table(table.as_str()), &wanted).is_some() {
+                        look.missing.push(format!("rules in {} ({family})", table.as_str()));
+                    }
+                }
+            }
+        }
+        Ok(look)
     }
 
     async fn sever(&self, _connections: &[Connection]) -> Result<(), GateError> {
