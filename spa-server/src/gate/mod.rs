@@ -22,6 +22,7 @@
 
 mod any;
 mod bounds;
+mod dry_run;
 mod error;
 pub mod foreign;
 pub mod hook;
@@ -34,6 +35,7 @@ mod tools;
 pub mod types;
 
 pub use any::AnyGate;
+pub use dry_run::DryRunGate;
 pub use error::GateError;
 pub use hook::{CommandLine, CommandLineError, HookGate, HookSettings};
 pub use iptables::IptablesGate;
