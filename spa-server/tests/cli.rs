@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what is not as a test expects it has to fail the test")]
 
+#[path = "cli/backends.rs"]
+mod backends;
 mod host;
 
 use host::{Daemon, Host, PROGRAM, grant, key, status};
@@ -378,7 +380,7 @@ fn check_finds_nothing_wrong_with_what_init_and_add_wrote() {
     host.run(&["client", "add", "laptop", "--allow", "ssh"]).done();
     let checked = host.script_in_namespace("% check").done();
     for check in
-        ["configuration", "keys", "capabilities", "capture", "state", "control", "tools", "gate"]
+        ["configuration", "keys", "capabilities", "capture", "state", "control", "backend", "gate"]
     {
         let line = format!("ok       {check}");
         assert!(checked.out.lines().any(|l| l.starts_with(&line)), "{check}: {checked:#?}");
@@ -458,8 +460,9 @@ fn the_gate_is_installed_shown_and_removed_without_a_daemon() {
             % gate install; % gate show; iptables-save | grep -c SPA",
         )
         .done();
-    let begin = "the gate is not installed\nthe gate is installed\n\
-        the gate was in place already\nthe gate is installed\nSOURCE     PORT    LEFT\n\
+    let begin = "the gate is not installed (back-end ipset)\nthe gate is installed\n\
+        the gate was in place already\nthe gate is installed (back-end ipset)\n\
+        SOURCE     PORT    LEFT\n\
         192.0.2.7  tcp/22  1m";
     assert!(installed.out.starts_with(begin), "{installed:#?}");
     assert!(installed.err.contains("the daemon does not run: nothing opens the ports now"));

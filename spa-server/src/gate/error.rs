@@ -1,9 +1,11 @@
 //! Why the gate could not do what was asked.
 
+use super::choice::PassedOver;
 use super::hook::LedgerError;
 use super::tools::MissingTool;
 use super::types::{Backend, Element, Family, MAX_ELEMENT_SECONDS};
 use crate::config::Problem;
+use crate::netlink::NetlinkError;
 use crate::process::ProcessError;
 use std::io;
 
@@ -16,6 +18,15 @@ pub enum GateError {
     /// A back-end that isn't there.
     #[error("there is no back-end {0} here")]
     NoSuchBackend(Backend),
+    /// No back-end at all.
+    #[error(
+        "no back-end of the gate works here; {}. Install one of them, as with 'apt install iptables ipset conntrack', or write backend = \"hook\" and your own commands",
+        list(.0)
+    )]
+    NoBackend(Vec<PassedOver>),
+    /// The kernel has no sets, or doesn't talk.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
     /// A back-end that the configuration doesn't describe.
     #[error("backend = \"{0}\" needs its section [gate.{0}] in the configuration")]
     NotConfigured(Backend),
@@ -152,4 +163,8 @@ pub enum GateError {
         /// The set.
         name: &'static str,
     },
+}
+
+fn list(passed_over: &[PassedOver]) -> String {
+    passed_over.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
