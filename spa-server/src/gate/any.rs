@@ -1,7 +1,7 @@
 //! One gate, whichever back-end it has.
 
 use super::types::{Backend, Change, Connection, Doubt, InstallReport, LiveElement, Look, Plan};
-use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, dry_run};
+use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, NftablesGate, dry_run, nftables};
 
 /// One of the back-ends.
 #[derive(Debug)]
@@ -10,6 +10,8 @@ pub enum AnyGate {
     Ipset(IptablesGate),
     /// Commands of the administrator's.
     Hook(HookGate),
+    /// A table of nftables.
+    Nftables(NftablesGate),
     /// Nothing.
     DryRun(DryRunGate),
 }
@@ -20,6 +22,7 @@ macro_rules! each {
         match $gate {
             AnyGate::Ipset($one) => $call,
             AnyGate::Hook($one) => $call,
+            AnyGate::Nftables($one) => $call,
             AnyGate::DryRun($one) => $call,
         }
     };
@@ -31,6 +34,7 @@ impl AnyGate {
     pub fn script(&self, plan: &Plan) -> Vec<String> {
         match self {
             Self::Ipset(_) | Self::DryRun(_) => dry_run::script(plan),
+            Self::Nftables(_) => nftables::script(plan),
             Self::Hook(_) => Vec::new(),
         }
     }

@@ -4,10 +4,9 @@
 use super::any::AnyGate;
 use super::bounds::check_change;
 use super::types::{Backend, Change, Plan};
-use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, Tools};
+use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, NftablesGate, Tools};
 use crate::causes::with_causes;
 use crate::config::GateSettings;
-use crate::netlink::ipset::Ipset;
 use std::fmt;
 
 /// The order in which [`Backend::Auto`] looks for one that works: the cheaper for each packet and
@@ -76,6 +75,7 @@ impl AnyGate {
                 Some(hook) => Ok(Self::Hook(HookGate::new(hook.clone())?)),
                 None => Err(GateError::NotConfigured(Backend::Hook)),
             },
+            Backend::Nftables => Ok(Self::Nftables(NftablesGate::new(&settings.tools)?)),
             Backend::DryRun => Ok(Self::DryRun(DryRunGate::new())),
             other => Err(GateError::NoSuchBackend(other)),
         }
@@ -87,10 +87,6 @@ impl AnyGate {
         plan: &Plan,
     ) -> Result<Self, GateError> {
         let gate = Self::of(backend, settings)?;
-        if backend == Backend::Ipset {
-            // The tools may be there where the kernel has no sets.
-            Ipset::open()?;
-        }
         gate.examine(plan).await?;
         Ok(gate)
     }

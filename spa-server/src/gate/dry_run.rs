@@ -2,12 +2,12 @@
 //! whoever installs it, and remembers for how long it would have admitted what.
 
 use super::bounds::{check_change, check_plan};
-use super::render::{self, OwnTable, TableName};
+use super::render::{self, Armed, Grants, Layout, TableName};
 use super::saved::SavedTable;
 use super::types::{
     Backend, Change, Connection, Doubt, Element, Family, InstallReport, LiveElement, Look, Plan,
 };
-use super::{Gate, GateError};
+use super::{Gate, GateError, sets};
 use crate::clock::BootMicros;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -55,10 +55,21 @@ pub(super) fn script(plan: &Plan) -> Vec<String> {
     let mut lines = Vec::new();
     for family in Family::ALL {
         let (restore, empty) = (restore_name(family), SavedTable::default());
-        let set = render::create_set(family, render::set_name(family), plan.max_elements);
-        lines.extend(set.lines().map(|line| format!("ipset: {line}")));
+        lines.extend(sets::wanted(family, plan).iter().map(|set| {
+            let (kind, size) = (set.kind().as_str(), set.size(plan));
+            format!("ipset: create {set} {kind} maxelem {size} timeout 0")
+        }));
+        let armed = if plan.trial_seconds.is_some() { Armed::BySet } else { Armed::ForGood };
+        let layout = Layout {
+            family,
+            plan,
+            knock_ports: &plan.knock_ports,
+            grants: Grants::InSets,
+            armed,
+            cut: &[],
+        };
         for table in TableName::ALL {
-            let wanted: OwnTable = render::wanted(family, table, plan, &plan.knock_ports);
+            let wanted = render::wanted(table, &layout);
             let text = render::transition(table, &empty, &wanted).unwrap_or_default();
             lines.extend(text.lines().map(|line| format!("{restore}: {line}")));
         }

@@ -152,3 +152,51 @@ fn what_hook_commands_have_left_open_is_not_forgotten_with_them() {
     let said = host.script_in_namespace("% gate install; % check").done();
     assert!(!said.out.contains(told) && !host.path("state/hook").exists(), "{said:#?}");
 }
+
+#[test]
+fn the_first_backend_that_works_is_taken_and_why_is_said() {
+    let host = Host::new();
+    let checked = host.script_in_namespace("% check | grep backend").done();
+    let first = "ok       backend        ipset (the first choice, and it works here): the kernel closes what is open in time, also when the daemon is dead\n";
+    assert_eq!(checked.out, first, "{checked:#?}");
+    // Nothing that can be run is where the tool was, for whoever is in that mount namespace.
+    let save = "iptables-save; ip6tables-save; nft list tables; % gate show";
+    let script = format!(
+        "cd {directory}; % gate install; ipset add spa4 192.0.2.7,tcp:22 timeout 500
+        unshare --mount sh -ec 'mount --bind /dev/null $(command -v ipset)
+            % check | grep backend >check; % gate install; {{ {save}; }} >nftables'
+        % gate install; {{ {save}; ipset list -name; }} >ipset
+        % gate remove; nft list tables >removed",
+        directory = host.directory.path().display()
+    );
+    host.script_in_namespace(&script).done();
+    let read = |name: &str| fs::read_to_string(host.directory.path().join(name)).unwrap();
+    let why = "ok       backend        nftables (the first that works here; not ipset: ipset is in none of /usr/sbin";
+    assert!(read("check").starts_with(why), "{}", read("check"));
+    let nftables = read("nftables");
+    assert!(nftables.contains("(back-end nftables)") && nftables.contains("table inet spa\n"));
+    assert!(!nftables.contains("SPA-") && nftables.contains("192.0.2.7  tcp/22  8m"), "{nftables}");
+    // The tool is there again: the first choice takes over, and nothing of the other one stays.
+    let ipset = read("ipset");
+    assert!(ipset.contains("(back-end ipset)") && !ipset.contains("table inet spa\n"), "{ipset}");
+    assert!(ipset.contains("-j SPA-GUARD") && ipset.contains("192.0.2.7  tcp/22  8m"), "{ipset}");
+    assert!(!read("removed").contains("table inet spa\n"));
+}
+
+#[test]
+fn where_no_backend_works_each_one_is_told() {
+    let host = Host::new();
+    host.edit("server.toml", |text| text.replacen("[gate]\n", "[gate]\nmode = \"open\"\n", 1));
+    let hide =
+        "for tool in ipset iptables-save; do mount --bind /dev/null $(command -v $tool); done";
+    let script = format!("unshare --mount sh -ec '{hide}; % gate install'");
+    let failed =
+        host.script_in_namespace(&script).failed(1, "no back-end of the gate works here; ");
+    for told in [
+        "ipset: iptables-restore is in none of",
+        "nftables: cannot install this plan: the nftables back-end has no open mode",
+        "iptables: ",
+    ] {
+        assert!(failed.err.contains(told), "{told}: {failed:#?}");
+    }
+}
