@@ -18,6 +18,10 @@ use std::time::{Duration, Instant};
 const SOON: Duration = Duration::from_secs(1);
 /// In this time who slipped in is cut; that it is noticed takes longer.
 const CUT: Duration = Duration::from_secs(2);
+/// A besieger tries again after this time.
+const HASTE: Duration = Duration::from_millis(20);
+/// So many connections a besieger holds.
+const HELD: usize = 8;
 /// The service that talks. Its port is one that the firewalls of others let everybody in to: only
 /// the gate hides it.
 const TALK: &str = "talk";
@@ -430,18 +434,19 @@ fn disturb_besieged(disturber: &Disturber, backend: Backend, refuse: &str) -> Re
     stage.await_told(harm, false)
 }
 
-/// Tries to get in again and again; all that succeeded.
+/// Tries to get in again and again; those that succeeded, or the first of them: a siege must not
+/// become what keeps the gate from standing.
 fn besiege(scene: &Scene, family: Family, over: &AtomicBool) -> Result<Vec<Heard>> {
     let mut intruders = Vec::new();
     while !over.load(Ordering::Relaxed) {
         let to = scene.lab.server().at(family, ALLOWED_PORT);
         // It may be cut before it has heard anything.
         match Heard::connect(scene.lab.other(), to, Talks::Service)? {
-            Ok(heard) => intruders.push(heard),
-            Err(PortState::Filtered | PortState::Closed) => {}
+            Ok(heard) if intruders.len() < HELD => intruders.push(heard),
+            Ok(_) | Err(PortState::Filtered | PortState::Closed) => {}
             Err(PortState::Open) => bail!("neither open nor refused"),
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(HASTE);
     }
     Ok(intruders)
 }
