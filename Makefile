@@ -58,6 +58,13 @@ doc: needs ## The documentation of the crates, without a warning.
 interop: needs ## The second implementation, and the test vectors checked by it.
 	tests/interop/run
 
+.PHONY: vm
+vm: needs ## Clock steps and suspend, in a small virtual machine. Takes minutes, is not in `test`.
+	@tests/install-needs busybox-static cpio kmod qemu-system-x86
+	cargo build --locked -p spa-server -p spa-client
+	PYTHONDONTWRITEBYTECODE=1 python3 -W error tests/vm/test_judge.py
+	tests/vm/run
+
 .PHONY: deny
 deny: $(CARGO_DENY) ## Licences, sources and known faults of what we depend on.
 	PATH="$(abspath $(TOOLS))/bin:$$PATH" cargo deny --locked check bans licenses sources

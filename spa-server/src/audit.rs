@@ -178,6 +178,69 @@ pub fn write_refusal(name: &str, line: &RefusalLine) {
     );
 }
 
+/// Somebody had taken away parts of the gate, which were put back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restoration {
+    /// What was missing.
+    pub missing: String,
+    /// How many live grants the kernel had lost.
+    pub grants: u64,
+    /// How many connections have slipped in meanwhile, and are ended.
+    pub cut: u64,
+}
+
+/// Restorations that are to be told: at once, but one line a second at most.
+#[derive(Debug, Default)]
+pub struct Restorations {
+    told: Option<BootMicros>,
+    untold: Option<RestorationLine>,
+}
+
+/// A line to write about restorations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestorationLine {
+    /// The last one; `cut` is the sum of all.
+    pub last: Restoration,
+    /// How many there were since the line before.
+    pub count: u64,
+}
+
+impl Restorations {
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    /// Takes note of one.
+    pub fn note(&mut self, restoration: Restoration) {
+        let (count, cut) =
+            self.untold.take().map_or((0, 0), |untold| (untold.count, untold.last.cut));
+        let last = Restoration { cut: cut.saturating_add(restoration.cut), ..restoration };
+        self.untold = Some(RestorationLine { last, count: count.saturating_add(1) });
+    }
+
+    /// The line that is due now; to be called after each note, and every second.
+    pub fn due(&mut self, now: BootMicros) -> Option<RestorationLine> {
+        if self.told.is_some_and(|told| now.since(told) < Self::WINDOW) {
+            return None;
+        }
+        let line = self.untold.take()?;
+        self.told = Some(now);
+        Some(line)
+    }
+}
+
+impl fmt::Display for RestorationLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Restoration { missing, grants, cut } = &self.last;
+        let missing = Value(missing);
+        write!(f, "event=gate-restored missing={missing} grants={grants} cut={cut}")?;
+        if self.count > 1 { write!(f, " count={}", self.count) } else { Ok(()) }
+    }
+}
+
+/// Writes a line about restorations.
+pub fn write_restoration(line: &RestorationLine) {
+    tracing::warn!(target: "audit", "{line}");
+}
+
 /// A value; in quotation marks when it has spaces or signs of its own.
 struct Value<'a>(&'a str);
 
@@ -245,6 +308,27 @@ mod tests {
             line(Event::Failed("ipset: it is \"full\""), &items[..1]).to_string(),
             r#"event=failed client=laptop source=192.0.2.7 services=ssh reason="ipset: it is \"full\"" id=abababababababab"#
         );
+    }
+
+    #[test]
+    fn a_gate_that_is_flushed_again_and_again_is_told_once_a_second() {
+        let mut restorations = Restorations::default();
+        let mut lines = Vec::new();
+        for tenth in 0..30 {
+            let now = BootMicros(at(0).0 + tenth * 100_000);
+            restorations.note(Restoration { missing: "set spa4".into(), grants: tenth, cut: 1 });
+            lines.extend(restorations.due(now).map(|line| line.to_string()));
+        }
+        assert_eq!(
+            lines,
+            [
+                r#"event=gate-restored missing="set spa4" grants=0 cut=1"#,
+                r#"event=gate-restored missing="set spa4" grants=10 cut=10 count=10"#,
+                r#"event=gate-restored missing="set spa4" grants=20 cut=10 count=10"#,
+            ]
+        );
+        assert_eq!(restorations.due(at(9)).map(|line| line.count), Some(9));
+        assert_eq!(restorations.due(at(99)), None);
     }
 
     #[test]

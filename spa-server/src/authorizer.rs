@@ -3,15 +3,20 @@
 //! One task owns all of it and does one thing after another, so grants and gate need no lock.
 //! Knocks that arrive together are made durable by one write and opened by one batch.
 
+mod kernel;
+mod sessions;
 mod upkeep;
+
+pub use kernel::{Needed, Restored};
+pub use sessions::Sessions;
 
 use crate::audit::{self, Event, Line};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::control::GrantView;
 use crate::counters::{Counters, Dropped, count};
-use crate::gate::{Gate, GateError, InstallReport, Plan};
-use crate::grants::{Grant, GrantKey, GrantStore, GrantTable, RequestId};
+use crate::gate::{Gate, GateError};
+use crate::grants::{FormerGrants, Grant, GrantKey, GrantStore, GrantTable, RequestId};
 use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Policy, Refusal};
@@ -29,6 +34,7 @@ pub struct Authorizer<G, R, L> {
     gate: G,
     replay: R,
     grants: GrantTable,
+    former: FormerGrants,
     /// `None`: it can't be written, and grants end with this process.
     grant_log: Option<L>,
     limits: Limits,
@@ -37,6 +43,9 @@ pub struct Authorizer<G, R, L> {
     stored_barrier: UnixMicros,
     /// A write of the store failed: what it holds is not all that it should, until a rewrite.
     store_failing: bool,
+    /// Whether there is a gate; without one nothing can be opened, and nothing has to be closed.
+    stands: bool,
+    needed: Needed,
     /// The kernel may differ from the table since an error: it is looked at again.
     unreconciled: bool,
     /// Revoked, and why; but the kernel may still admit them.
@@ -75,12 +84,15 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             gate,
             replay,
             grants: GrantTable::default(),
+            former: FormerGrants::default(),
             grant_log,
             limits: Limits::default(),
             max_grants,
             // Not known: the first tick finds out.
             stored_barrier: UnixMicros::default(),
             store_failing: false,
+            stands: true,
+            needed: Needed::default(),
             unreconciled: false,
             half_revoked: Vec::new(),
         }
@@ -94,11 +106,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             grants.into_iter().partition(|grant| is_upheld(&policy, grant, now.realtime));
         let live = self.gate.snapshot().await?;
         let changes = self.grants.rebuild(now.boottime, upheld, &live);
-        self.gate.apply(&changes).await?;
+        self.apply(&changes).await?;
         let cut_short: Vec<_> =
             forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
         self.tell_revoked(&cut_short, FORBIDDEN);
         self.log_grants(&[], &keys_of(&cut_short));
+        self.former.remember(now.boottime, cut_short);
         self.expire(now.boottime).await;
         Ok(())
     }
@@ -238,6 +251,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// Changes the table and the kernel; the table only if the kernel took it. If not, what it
     /// admits is unknown until [`reconcile`](Self::reconcile) has worked.
     async fn carry_out(&mut self, knocks: &[Candidate], now: Now) -> Result<(), GateError> {
+        let opens = |knock: &Candidate| knock.knock.request.message_type == MessageType::Open;
+        if !self.stands && knocks.iter().any(opens) {
+            return Err(GateError::NotInstalled);
+        }
         let mut changes = Vec::new();
         let mut before: Before = Vec::new();
         let (mut opened, mut closed, mut to_close) = (Vec::new(), Vec::new(), Vec::new());
@@ -262,16 +279,18 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                         let (gone, withdrawn) = self.grants.close_keys(now.boottime, &keys);
                         changes.extend(withdrawn);
                         closed.extend(keys_of(&gone));
+                        self.former.remember(now.boottime, gone);
                         to_close.extend(keys);
                     }
                 }
             }
         }
-        if let Err(error) = self.gate.apply(&changes).await {
+        if let Err(error) = self.apply(&changes).await {
             self.undo(before);
             // What is to be closed stays out of the table, and the kernel is brought to it.
             let (gone, _) = self.grants.close_keys(now.boottime, &to_close);
             closed.extend(keys_of(&gone));
+            self.former.remember(now.boottime, gone);
             self.log_grants(&[], &closed);
             self.unreconciled = true;
             return Err(error);
@@ -296,27 +315,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             if let Some(grant) = grant {
                 let _ = self.grants.open(now, grant);
             }
-        }
-    }
-
-    /// Makes the kernel admit what the table says, after an error had left it in between.
-    async fn reconcile(&mut self) {
-        let now = BootMicros::now();
-        let changes = match self.gate.snapshot().await {
-            Ok(live) => self.grants.reconcile(now, &live),
-            Err(error) => {
-                tracing::error!("the gate can't be read: {}", with_causes(&error));
-                return;
-            }
-        };
-        match self.gate.apply(&changes).await {
-            Ok(()) => {
-                self.unreconciled = false;
-                for (grant, why) in std::mem::take(&mut self.half_revoked) {
-                    self.tell_revoked(&[grant], why);
-                }
-            }
-            Err(error) => tracing::error!("the gate can't be mended: {}", with_causes(&error)),
         }
     }
 
@@ -368,8 +366,9 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         if gone.is_empty() {
             return Ok(gone);
         }
-        let applied = self.gate.apply(&changes).await;
+        let applied = self.apply(&changes).await;
         self.log_grants(&[], &keys_of(&gone));
+        self.former.remember(now, gone.iter().cloned());
         if let Err(error) = applied {
             // What is to be closed stays out of the table: the kernel is brought to it.
             self.unreconciled = true;
@@ -398,11 +397,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     pub async fn enforce_policy(&mut self, now: UnixMicros) -> Result<Vec<Grant>, GateError> {
         let policy = Arc::clone(&self.judge.lock().policy);
         self.revoke_if(FORBIDDEN, |grant| !is_upheld(&policy, grant, now)).await
-    }
-
-    /// Brings the gate to a new plan; grants stay.
-    pub async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
-        self.gate.install(plan).await
     }
 
     /// Another limit of all grants together.

@@ -1,28 +1,31 @@
 //! The running server: everything put together, and what happens to it from outside.
 
-mod look;
+mod cutter;
+mod log;
+mod reload;
+mod standing;
 mod start;
 mod status;
+mod watch;
 
 use crate::authorizer::{Authorizer, Selection};
 use crate::capture::{Capture, InterfaceState, Pulse};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
-use crate::config::{Config, ConfigError, GateSettings, Settings};
-use crate::control::{ControlRequest, ControlResponse, Reloaded};
+use crate::config::{Config, Settings};
+use crate::control::{ControlRequest, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::AnyGate;
 use crate::grants::FileGrantStore;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
 use anyhow::Context as _;
-use look::Look;
+use cutter::{Cutter, Which};
+use reload::{Order, Reload};
 use sd_notify::NotifyState;
 use spa_keys::PublicKey;
 use spa_proto::UnixMicros;
-use std::io::IsTerminal as _;
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::MetadataExt as _;
+use standing::{Restorations, Standing};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,17 +33,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
+use watch::{Alarm, Watch};
 
 /// Authentic knocks that may wait for the authorizer; more are dropped as `overloaded`.
 const QUEUE: usize = 4096;
 /// Knocks that are made durable and opened together at the most.
 const BATCH: usize = 256;
-/// What is always logged.
-const AUDIT: &str = "audit=info";
 /// A capture thread that has not gone round its loop for so long hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 
@@ -51,7 +49,7 @@ const FEEDS: u32 = 60;
 
 /// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
-    start_log()?;
+    log::start()?;
     let (config, left_out) = Config::load_sound_clients(config_path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -75,7 +73,13 @@ struct Daemon {
     judge: SharedJudge,
     counters: Arc<Counters>,
     authorizer: Authorizer<Arc<AnyGate>, FileStore, FileGrantStore>,
-    look: Look,
+    watch: Watch<Arc<AnyGate>>,
+    alarms: mpsc::Receiver<Alarm>,
+    cutter: Cutter<Arc<AnyGate>>,
+    standing: Standing,
+    restored: Restorations,
+    /// What could not be put back yet.
+    unmended: Option<Alarm>,
     capture: Capture,
     knocks: mpsc::Receiver<Candidate>,
     commands: mpsc::Receiver<Command>,
@@ -87,16 +91,11 @@ struct Daemon {
     _lock: std::fs::File,
 }
 
-/// A configuration that is being read, off the runtime's thread.
-struct Reload {
-    reading: JoinHandle<Result<Config, ConfigError>>,
-    asked_by: Vec<oneshot::Sender<ControlResponse>>,
-}
-
 /// What the server is to do next.
 enum Next {
     Admit,
     Command(Command),
+    Alarm(Alarm),
     Reloaded(Box<Result<Config, String>>),
     Tick,
     ReadAnew,
@@ -119,7 +118,8 @@ impl Daemon {
                     if received > 0 { Next::Admit } else { Next::Tick }
                 }
                 Some(command) = self.commands.recv() => Next::Command(command),
-                config = reading(&mut self.reload) => Next::Reloaded(Box::new(config)),
+                Some(alarm) = self.alarms.recv() => Next::Alarm(alarm),
+                config = reload::reading(&mut self.reload) => Next::Reloaded(Box::new(config)),
                 _ = tick.tick() => Next::Tick,
                 next = stop.next() => next,
             };
@@ -136,11 +136,15 @@ impl Daemon {
 
     async fn step(&mut self, next: Next, batch: &mut Vec<Candidate>) -> anyhow::Result<()> {
         match next {
-            Next::Admit => self.authorizer.admit(std::mem::take(batch)).await,
+            Next::Admit => {
+                self.authorizer.admit(std::mem::take(batch)).await;
+                self.release_granted();
+            }
             Next::Command((request, answer)) => self.obey(request, answer).await,
+            Next::Alarm(alarm) => self.alarmed(alarm).await,
             Next::Reloaded(config) => self.reloaded(*config).await,
             Next::Tick => self.tick().await?,
-            Next::ReadAnew => self.read_anew(None),
+            Next::ReadAnew => self.read_anew(Order::Reload, None),
             Next::Stop(_) => {}
         }
         Ok(())
@@ -148,7 +152,7 @@ impl Daemon {
 
     async fn tick(&mut self) -> anyhow::Result<()> {
         self.authorizer.tick().await;
-        self.look.look_again(self.settings.gate_plan());
+        self.tend_gate().await;
         let health = self.capture.health();
         if let Some(dead) = health.iter().find(|one| one.state == InterfaceState::Stopped) {
             anyhow::bail!("the capture thread of {} has died", dead.name);
@@ -163,17 +167,22 @@ impl Daemon {
             ControlRequest::GrantsList => {
                 ControlResponse::Grants(self.authorizer.views(BootMicros::now()))
             }
-            ControlRequest::GrantsRevoke { client, source, service, all } => {
+            ControlRequest::GrantsRevoke { client, source, service, all, cut } => {
                 if !all && client.is_none() && source.is_none() && service.is_none() {
                     ControlResponse::error(&"name what to revoke, or all")
                 } else {
                     match self.client_id(client.as_deref()) {
-                        Ok(client) => self.revoke(&Selection { client, source, service }).await,
+                        Ok(client) => {
+                            let selection = Selection { client, source, service };
+                            return self.revoke(&selection, cut, answer).await;
+                        }
                         Err(unknown) => ControlResponse::error(&unknown),
                     }
                 }
             }
-            ControlRequest::Reload => return self.read_anew(Some(answer)),
+            ControlRequest::Reload => return self.read_anew(Order::Reload, Some(answer)),
+            ControlRequest::GateInstall => return self.read_anew(Order::Install, Some(answer)),
+            ControlRequest::GateRemove => self.remove_gate().await,
             ControlRequest::ResetReplayWindow { client } => {
                 match self.client_id(client.as_deref()) {
                     Ok(client) => {
@@ -191,9 +200,9 @@ impl Daemon {
     /// What is known, and a look at the gate, for which nothing else has to wait.
     fn tell_status(&self, answer: oneshot::Sender<ControlResponse>) {
         let mut status = self.status();
-        let (look, plan) = (self.look.clone(), self.settings.gate_plan());
+        let asked = self.watch.ask();
         tokio::spawn(async move {
-            if let Some(wrong) = look.look(&plan).await {
+            if let Some(wrong) = asked.await {
                 status.gate = wrong;
             }
             // Whoever asked may have gone.
@@ -201,123 +210,38 @@ impl Daemon {
         });
     }
 
-    async fn revoke(&mut self, selection: &Selection) -> ControlResponse {
+    /// Closes, and ends what was let in, if that is wanted, for which nothing else has to wait.
+    async fn revoke(
+        &mut self,
+        selection: &Selection,
+        cut: bool,
+        answer: oneshot::Sender<ControlResponse>,
+    ) {
         let now = BootMicros::now();
-        match self.authorizer.revoke(selection, "by the administrator").await {
-            Ok(gone) => ControlResponse::Revoked(
-                gone.iter().map(|grant| self.authorizer.view(grant, now)).collect(),
-            ),
-            Err(error) => ControlResponse::error(&format!(
-                "the kernel did not take it, and it is tried again every second: {}",
-                with_causes(&error)
-            )),
-        }
-    }
-
-    fn read_anew(&mut self, asked_by: Option<oneshot::Sender<ControlResponse>>) {
-        if let Some(reload) = &mut self.reload {
-            // What is being read may be older than the change that this is about.
-            reload.reading.abort();
-        }
-        let path = self.config_path.clone();
-        let reading = tokio::task::spawn_blocking(move || Config::load(&path));
-        let mut waiting = self.reload.take().map(|reload| reload.asked_by).unwrap_or_default();
-        waiting.extend(asked_by);
-        self.reload = Some(Reload { reading, asked_by: waiting });
-    }
-
-    async fn reloaded(&mut self, config: Result<Config, String>) {
-        let asked_by = self.reload.take().map(|reload| reload.asked_by).unwrap_or_default();
-        let outcome = match config {
-            Ok(config) => self.put_in_force(config).await,
-            Err(why) => Err(why),
-        };
-        let response = match outcome {
-            Ok(reloaded) => {
-                tracing::info!(
-                    clients = reloaded.clients,
-                    services = reloaded.services,
-                    revoked = reloaded.revoked.len(),
-                    "configuration reloaded"
-                );
-                for setting in &reloaded.restart_needed {
-                    tracing::warn!("the new {setting} takes effect at the next start");
-                }
-                self.last_reload = None;
-                self.left_out.clear();
-                ControlResponse::Reloaded(reloaded)
-            }
-            Err(why) => {
-                tracing::error!(
-                    "the new configuration is refused, the old one stays in force: {why}"
-                );
-                self.last_reload = Some(why.clone());
-                ControlResponse::Error { message: why }
-            }
-        };
-        for answer in asked_by {
-            let _ = answer.send(response.clone());
-        }
-    }
-
-    /// First the gate, which can fail; then the policy, which can't.
-    async fn put_in_force(&mut self, config: Config) -> Result<Reloaded, String> {
-        if config.server_key != self.server_key {
-            return Err("the server's private key has changed; restart the server to use it".into());
-        }
-        let restart_needed = status::fixed_settings_that_differ(&self.settings, &config.settings);
-        // Those keep their old values until then.
-        let settings = Settings {
-            interfaces: self.settings.interfaces.clone(),
-            knock_ports: self.settings.knock_ports.clone(),
-            packet_length: self.settings.packet_length,
-            freshness: self.settings.freshness,
-            private_key_file: self.settings.private_key_file.clone(),
-            state_directory: self.settings.state_directory.clone(),
-            control_socket: self.settings.control_socket.clone(),
-            gate: GateSettings {
-                backend: self.settings.gate.backend,
-                tools: self.settings.gate.tools.clone(),
-                ..config.settings.gate.clone()
-            },
-            ..config.settings.clone()
-        };
-        let report = self
-            .authorizer
-            .install(&settings.gate_plan())
-            .await
-            .map_err(|error| with_causes(&error))?;
-        start::tell(&report);
-        self.look.installed().await;
-        let now = Now::read();
-        {
-            let mut judge = self.judge.lock();
-            judge.policy = Arc::new(config.policy());
-            judge.receiver.set_clients(config.pair_secrets());
-            judge.receiver.roll(now.realtime);
-        }
-        self.authorizer.set_max_grants(usize::try_from(settings.max_grants).unwrap_or(usize::MAX));
-        let boottime = now.boottime;
-        let revoked = match self.authorizer.enforce_policy(now.realtime).await {
-            Ok(gone) => gone.iter().map(|grant| self.authorizer.view(grant, boottime)).collect(),
+        let sessions = cut.then(|| self.authorizer.sessions(selection, now));
+        let grants: Vec<_> = match self.authorizer.revoke(selection, "by the administrator").await {
+            Ok(gone) => gone.iter().map(|grant| self.authorizer.view(grant, now)).collect(),
             Err(error) => {
-                tracing::error!(
-                    "grants that the new configuration forbids can't be withdrawn yet: {}",
+                let response = ControlResponse::error(&format!(
+                    "the kernel did not take it, and it is tried again every second: {}",
                     with_causes(&error)
-                );
-                Vec::new()
+                ));
+                // Whoever asked may have gone.
+                let _ = answer.send(response);
+                return;
             }
         };
-        self.clients = status::ClientCount::of(&config);
-        let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);
-        self.settings = settings;
-        Ok(Reloaded {
-            clients: self.clients.total,
-            services,
-            revoked,
-            warnings: start::warnings(&report),
-            restart_needed,
-        })
+        let Some(sessions) = sessions else {
+            let _ = answer.send(ControlResponse::Revoked { grants, cut: None });
+            return;
+        };
+        let (done, when_done) = oneshot::channel();
+        let guarded = self.settings.gate_plan().guarded.into();
+        self.cutter.cut(Which::Of(sessions), guarded, Some(done));
+        tokio::spawn(async move {
+            let cut = when_done.await.ok();
+            let _ = answer.send(ControlResponse::Revoked { grants, cut });
+        });
     }
 
     /// What was captured before the stop is carried out; then the stores are marked clean.
@@ -332,6 +256,7 @@ impl Daemon {
             self.authorizer.admit(batch).await;
         }
         self.authorizer.finish();
+        self.cutter.finish().await;
         // It may be gone already.
         let _ = std::fs::remove_file(&self.settings.control_socket);
         tracing::info!("stopped");
@@ -363,16 +288,6 @@ fn tell_watchdog(pulse: &Pulse) {
     }
 }
 
-/// Waits for the configuration that is being read; for ever, when none is.
-async fn reading(reload: &mut Option<Reload>) -> Result<Config, String> {
-    let Some(reload) = reload else { return std::future::pending().await };
-    match (&mut reload.reading).await {
-        Ok(Ok(config)) => Ok(config),
-        Ok(Err(error)) => Err(with_causes(&error)),
-        Err(panicked) => Err(format!("reading it failed: {panicked}")),
-    }
-}
-
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -398,37 +313,6 @@ impl Signals {
     }
 }
 
-/// The log goes to standard error; under systemd to the journal, with priorities and the target
-/// as fields (`journalctl TARGET=audit` is the audit trail).
-/// `SPA_LOG` sets what is logged, as in `SPA_LOG=spa_server=debug`.
-fn start_log() -> anyhow::Result<()> {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .with_env_var("SPA_LOG")
-        .from_env()
-        .context("SPA_LOG is not a log filter")?
-        // Whatever else is asked for, the audit trail is kept.
-        .add_directive(AUDIT.parse().context("the filter of the audit trail")?);
-    // The journal itself knows priorities, which a line on standard error has not.
-    let journal = stderr_is_the_journal().then(tracing_journald::layer).and_then(Result::ok);
-    let stderr = journal.is_none().then(|| {
-        let terminal = std::io::stderr().is_terminal();
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal)
-    });
-    let started = tracing_subscriber::registry().with(filter).with(journal).with(stderr).try_init();
-    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
-}
-
-/// Whether standard error is the stream that systemd says it has connected to the journal; the
-/// variable alone is inherited by whoever writes somewhere else.
-fn stderr_is_the_journal() -> bool {
-    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
-    let stderr = std::io::stderr().as_fd().try_clone_to_owned().map(std::fs::File::from);
-    stderr.and_then(|stderr| stderr.metadata()).is_ok_and(|metadata| {
-        stream.to_str() == Some(&format!("{}:{}", metadata.dev(), metadata.ino()))
-    })
-}
-
 /// Tells systemd, where it listens.
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
@@ -452,13 +336,5 @@ mod tests {
         let endless = telling(every, 3, || told += 1, std::future::pending::<()>());
         assert!(tokio::time::timeout(every * 20, endless).await.is_err());
         assert_eq!(told, 3);
-    }
-
-    #[tokio::test]
-    async fn a_reading_that_panicked_is_a_reload_that_is_refused() {
-        let reading = tokio::task::spawn_blocking(|| panic!("a bug"));
-        let mut reload = Some(Reload { reading, asked_by: Vec::new() });
-        let why = super::reading(&mut reload).await.unwrap_err();
-        assert!(why.contains("panicked"), "{why}");
     }
 }

@@ -276,7 +276,9 @@ fn what_the_daemon_answers_is_shown() {
     let daemon = Daemon::start(&host, |request| match request {
         ControlRequest::Status => ControlResponse::Status(Box::new(status())),
         ControlRequest::GrantsList => ControlResponse::Grants(vec![grant()]),
-        ControlRequest::GrantsRevoke { .. } => ControlResponse::Revoked(vec![grant()]),
+        ControlRequest::GrantsRevoke { .. } => {
+            ControlResponse::Revoked { grants: vec![grant()], cut: None }
+        }
         ControlRequest::Reload => {
             let restart_needed = vec!["knock-ports".into()];
             ControlResponse::Reloaded(Reloaded { restart_needed, ..Reloaded::default() })
@@ -308,6 +310,7 @@ fn what_the_daemon_answers_is_shown() {
             source: source.map(|source| source.parse().unwrap()),
             service: service.map(|service| service.parse().unwrap()),
             all,
+            cut: false,
         }
     };
     assert_eq!(

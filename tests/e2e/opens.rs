@@ -27,7 +27,7 @@ fn one_knock_opens_for_its_sender_only(family: Family) -> Result<()> {
     let grants = scene.server.grants()?;
     let [grant] = &grants[..] else { anyhow::bail!("there is not one grant: {grants:?}") };
     ensure!(grant.client == "laptop" && grant.service.to_string() == "ssh", "{grant:?}");
-    ensure!(grant.source == owner.address(family), "{grant:?}");
+    ensure!(grant.source == owner.address(family).into(), "{grant:?}");
     ensure!(grant.seconds_left <= 30 && grant.seconds_left > 20, "the default is 30 s: {grant:?}");
     let status = scene.server.status()?;
     ensure!((status.accepted, status.opened, status.grants) == (1, 1, 1), "{status:?}");

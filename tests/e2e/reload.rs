@@ -200,35 +200,15 @@ fn one_wrong_client_at_the_start_keeps_nobody_else_out() -> Result<()> {
 }
 
 #[test]
-fn a_gate_that_somebody_flushed_is_told_and_a_reload_puts_it_back() -> Result<()> {
-    let scene = Scene::new()?;
-    ensure!(scene.server.status()?.gate == "installed", "{:?}", scene.server.status()?);
-    let host = scene.server.host();
-    for tables in ["iptables", "ip6tables"] {
-        host.sh(&format!("{tables} -t mangle -F PREROUTING"))?;
-        host.sh(&format!("{tables} -F INPUT"))?;
-    }
-    scene.await_open(scene.lab.other(), Family::V4, SSH_PORT)?;
-    eventually("the status is to tell", || {
-        Ok(scene.server.status()?.gate.contains("spa-server reload").then_some(()))
-    })?;
-    ensure!(scene.server.log()?.contains("the gate is not as it was installed"));
-    ensure!(scene.server.admin(&["reload"])?.success());
-    ensure!(scene.server.status()?.gate == "installed", "{:?}", scene.server.status()?);
-    scene.ensure_shut()?;
-    scene.ensure_owner_gets_in(Family::V4)
-}
-
-#[test]
 fn a_service_that_comes_to_listen_on_a_knock_port_is_no_alarm() -> Result<()> {
     let scene = Scene::new()?;
     let port = scene.door(Family::V4).port();
     let _listener = spa_tests::Listener::udp(scene.server.host(), port)?;
-    // What was looked at before holds for a second.
     let uptime = scene.server.status()?.uptime;
     eventually("some seconds are to pass", || {
         Ok((scene.server.status()?.uptime > uptime + 2).then_some(()))
     })?;
-    ensure!(scene.server.status()?.gate == "installed", "{:?}", scene.server.status()?);
+    let status = scene.server.status()?;
+    ensure!(status.gate == "installed" && status.restored == 0, "{status:?}");
     scene.ensure_owner_gets_in(Family::V4)
 }

@@ -214,20 +214,33 @@ fn an_interface_that_is_gone_at_the_start_keeps_nobody_out_at_the_others() -> Re
 }
 
 #[test]
-fn check_tells_when_somebody_has_flushed_the_gate() -> Result<()> {
-    let scene = Scene::new()?;
+fn check_and_status_tell_of_a_flushed_gate_that_can_not_be_put_back() -> Result<()> {
+    let (mut scene, stand) = with_stand("iptables-restore")?;
+    scene.server.start()?;
     let good = scene.server.admin(&["check"])?;
     ensure!(good.success() && good.said().contains("the gate is installed"), "{good}");
     scene.ensure_shut()?;
-    for command in ["iptables", "ip6tables"] {
-        for table in ["mangle", "filter"] {
-            scene.server.host().sh(&format!("{command} -t {table} -F"))?;
-        }
-    }
+    stand.does("if [ \"$1\" = --noflush ]; then echo 'no such luck' >&2; exit 3; fi")?;
+    let host = scene.server.host();
+    host.sh("iptables -t mangle -F PREROUTING")?;
+    eventually("the status is to tell", || {
+        let gate = scene.server.status()?.gate;
+        Ok((gate.contains("can't be put back") && gate.contains("no such luck")).then_some(()))
+    })?;
     let flushed = scene.server.admin(&["check"])?;
-    ensure!(!flushed.success() && flushed.said().contains("spa-server reload"), "{flushed}");
-    let reloaded = scene.server.admin(&["reload"])?;
-    ensure!(reloaded.success(), "{reloaded}");
+    ensure!(!flushed.success() && flushed.said().contains("flushed them"), "{flushed}");
+    // Tried every second, told once.
+    let log = scene.server.log()?;
+    let tries = |log: &str| log.matches("can't be put back").count();
+    ensure!(tries(&log) == 1, "{log}");
+    ensure!(scene.server.audit("gate-restored")?.is_empty());
+
+    stand.is_well_again()?;
+    eventually("the gate is to stand again", || {
+        Ok((scene.server.status()?.gate == "installed").then_some(()))
+    })?;
+    ensure!(tries(&scene.server.log()?) == 1);
+    ensure!(scene.server.audit("gate-restored")?.len() == 1, "{}", scene.server.account());
     let good = scene.server.admin(&["check"])?;
     ensure!(good.success(), "{good}");
     scene.ensure_shut()

@@ -29,10 +29,15 @@ pub struct Configuration {
 
 /// `[gate]`.
 #[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the fields are those of the manual")]
 pub struct Gate {
     pub mode: String,
     pub refuse: String,
+    pub always_admit: Vec<String>,
+    /// The server's own choice, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
     pub tools: BTreeMap<String, PathBuf>,
 }
 
@@ -95,7 +100,13 @@ impl Configuration {
             private_key_file: directory.join("server.key"),
             state_directory: directory.join("state"),
             control_socket: directory.join("control.sock"),
-            gate: Gate { mode: "guard".into(), refuse: "drop".into(), tools: BTreeMap::default() },
+            gate: Gate {
+                mode: "guard".into(),
+                refuse: "drop".into(),
+                always_admit: Vec::new(),
+                backend: None,
+                tools: BTreeMap::default(),
+            },
             services: BTreeMap::from([
                 ("ssh".into(), service("tcp/22")),
                 ("web".into(), service("tcp/8080")),

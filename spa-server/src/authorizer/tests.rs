@@ -1,7 +1,10 @@
 //! An authorizer with a kernel and a store that fail on demand.
 
 use super::*;
-use crate::gate::{Backend, Change, Connection, Doubt, Element, LiveElement, Look};
+use crate::gate::{
+    Backend, Change, Connection, Doubt, Element, Guarded, InstallReport, LiveElement, Look, Mode,
+    Plan,
+};
 use crate::grants::GrantStoreError;
 use crate::pipeline::Judge;
 use crate::policy::{ClientRules, Prefixes, Rate};
@@ -22,6 +25,7 @@ struct Kernel(Arc<KernelState>);
 struct KernelState {
     elements: Mutex<BTreeMap<Element, u32>>,
     fails: AtomicBool,
+    flushed: AtomicBool,
     calls: Mutex<usize>,
 }
 
@@ -32,6 +36,12 @@ impl Kernel {
 
     fn fail(&self, fails: bool) {
         self.0.fails.store(fails, Ordering::Relaxed);
+    }
+
+    /// What somebody else does.
+    fn flush(&self) {
+        self.0.elements.lock().unwrap().clear();
+        self.0.flushed.store(true, Ordering::Relaxed);
     }
 
     fn calls(&self) -> usize {
@@ -46,7 +56,9 @@ impl Kernel {
 
 impl Gate for Kernel {
     async fn install(&self, _: &Plan) -> Result<InstallReport, GateError> {
-        self.called().map(|()| InstallReport::default())
+        self.called()?;
+        let changed = self.0.flushed.swap(false, Ordering::Relaxed);
+        Ok(InstallReport { changed, ..InstallReport::default() })
     }
 
     async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
@@ -72,7 +84,9 @@ impl Gate for Kernel {
     }
 
     async fn remove(&self) -> Result<(), GateError> {
-        self.called()
+        self.called()?;
+        self.0.elements.lock().unwrap().clear();
+        Ok(())
     }
 
     fn backend(&self) -> Backend {
@@ -347,4 +361,142 @@ async fn grants_that_ended_meanwhile_or_are_forbidden_now_are_not_resumed() {
     server.authorizer.resume(grants, now).await.unwrap();
     assert_eq!(server.authorizer.count(BootMicros::now()), 1);
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+}
+
+fn plan() -> Plan {
+    Plan {
+        mode: Mode::Guard,
+        refusal: crate::gate::Refusal::Drop,
+        guarded: vec![Guarded::plain("tcp/22".parse().unwrap())],
+        knock_ports: vec![62201],
+        always_admit: Vec::new(),
+        max_elements: 100,
+        trial_seconds: None,
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_flushed_is_put_back_with_the_live_grants() {
+    let mut server = server();
+    let needed = server.authorizer.needed();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    assert_eq!(needed.get(), 2);
+    // The control: where nothing is missing, nothing is mended.
+    assert!(!server.authorizer.misses(2).await);
+    assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
+
+    server.kernel.flush();
+    assert!(server.authorizer.misses(0).await);
+    let restored = server.authorizer.restore(&plan()).await.unwrap();
+    assert!(restored.mended());
+    assert_eq!(restored.grants, 2);
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7", "tcp/443 from 192.0.2.7"]);
+    assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
+}
+
+#[tokio::test]
+async fn a_gate_that_can_not_be_put_back_is_an_error_and_loses_no_grant() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    server.kernel.flush();
+    server.kernel.fail(true);
+    assert!(server.authorizer.restore(&plan()).await.is_err());
+    server.kernel.fail(false);
+    assert_eq!(server.authorizer.restore(&plan()).await.unwrap().grants, 1);
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+}
+
+#[tokio::test]
+async fn without_a_gate_nothing_opens_and_what_was_open_comes_back_with_it() {
+    let mut server = server();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    server.authorizer.remove_gate().await.unwrap();
+    assert!(server.kernel.admits().is_empty());
+    assert_eq!(server.authorizer.needed().get(), 0);
+
+    let calls = server.kernel.calls();
+    let knock = server.candidate(3, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    assert_eq!(crate::counters::read(&server.counters.failed), 1);
+    let mut close = server.candidate(4, "web");
+    close.knock.request.message_type = MessageType::Close;
+    server.authorizer.admit(vec![close]).await;
+    server.authorizer.tick().await;
+    assert_eq!(server.kernel.calls(), calls, "there is no gate to talk to");
+    assert!(!server.authorizer.is_unreconciled());
+
+    server.authorizer.install(&plan()).await.unwrap();
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+}
+
+fn connection(peer: &str, port: u16) -> Connection {
+    Connection {
+        transport: spa_proto::Transport::Tcp,
+        peer: format!("{peer}:50000").parse().unwrap(),
+        local: format!("192.0.2.1:{port}").parse().unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn who_came_while_the_gate_was_away_is_a_stranger_without_a_grant_only() {
+    let mut server = server();
+    let since = BootMicros::now();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    // One of them ends meanwhile.
+    let web = Selection { service: Some("web".parse().unwrap()), ..Selection::default() };
+    server.authorizer.revoke(&web, "test").await.unwrap();
+    let known = [connection("198.51.100.9", 22)].into();
+    let found = [
+        connection("198.51.100.9", 22),
+        connection("192.0.2.7", 22),
+        connection("192.0.2.7", 443),
+        connection("203.0.113.5", 22),
+        connection("198.51.100.10", 22),
+    ]
+    .into();
+    let plan = Plan { always_admit: vec!["203.0.113.0/24".parse().unwrap()], ..plan() };
+    let strangers = |since| server.authorizer.strangers(&plan, &found, &known, since);
+    assert_eq!(strangers(since), [connection("198.51.100.10", 22)].into());
+    // The control: a grant that had ended before gave nobody a right to come.
+    let later = BootMicros::now().saturating_add(Duration::from_secs(1));
+    let both = [connection("198.51.100.10", 22), connection("192.0.2.7", 443)].into();
+    assert_eq!(strangers(later), both);
+}
+
+#[tokio::test]
+async fn the_sessions_of_a_grant_outlive_it_and_others_grants_protect_theirs() {
+    let mut server = server();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    let found: crate::connections::Inventory =
+        [connection("192.0.2.7", 22), connection("192.0.2.7", 443), connection("198.51.100.9", 22)]
+            .into();
+    let ssh = Selection { service: Some("ssh".parse().unwrap()), ..Selection::default() };
+    let sessions = |server: &Server, selection: &Selection| {
+        server.authorizer.sessions(selection, BootMicros::now()).among(&found)
+    };
+    let theirs = [connection("192.0.2.7", 22)].into();
+    assert_eq!(sessions(&server, &ssh), theirs);
+    server.authorizer.revoke(&ssh, "test").await.unwrap();
+    assert_eq!(sessions(&server, &ssh), theirs);
+
+    // Someone else's live grant for the same port, from the same address.
+    let knock = server.candidate(3, "tcp/22");
+    server.authorizer.admit(vec![knock]).await;
+    assert!(sessions(&server, &ssh).is_empty());
+    let all = Selection::default();
+    assert_eq!(sessions(&server, &all).len(), 2);
+    server.authorizer.revoke(&all, "test").await.unwrap();
+
+    // It is remembered for as long as such a connection lives.
+    let later = BootMicros::now().saturating_add(Duration::from_secs(1));
+    server.authorizer.forget_former(later, &found);
+    assert_eq!(sessions(&server, &all).len(), 2);
+    let web = [connection("192.0.2.7", 443)].into();
+    server.authorizer.forget_former(later, &web);
+    assert_eq!(sessions(&server, &all), web);
 }

@@ -41,7 +41,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         if gone.is_empty() {
             return;
         }
-        if let Err(error) = self.gate.apply(&changes).await {
+        if let Err(error) = self.apply(&changes).await {
             tracing::error!(
                 "grants that are over can't be withdrawn; the kernel closes them itself: {}",
                 with_causes(&error)
@@ -49,6 +49,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             self.unreconciled = true;
         }
         self.log_grants(&[], &keys_of(&gone));
+        self.former.remember(now, gone);
     }
 
     fn watch_clock(&mut self) {

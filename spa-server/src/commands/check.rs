@@ -257,9 +257,11 @@ fn try_writing(directory: &Path) -> io::Result<()> {
 }
 
 /// Whether there is one that answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Daemon {
     Runs,
+    /// But there is to be no gate; why.
+    RunsWithoutGate(String),
     Absent,
 }
 
@@ -275,7 +277,7 @@ fn look_at_control(settings: &Settings, findings: &mut Findings) -> Daemon {
                     format!("the daemon refused the last reload and runs by the former configuration: {error}"),
                 );
             }
-            return Daemon::Runs;
+            return if status.guards { Daemon::Runs } else { Daemon::RunsWithoutGate(status.gate) };
         }
         Ok(_) => findings.error(check, "the daemon answers as another version does; restart it"),
         Err(CallError::NotRunning { .. }) => {
@@ -316,9 +318,10 @@ async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findin
     match (report.changed, daemon) {
         (false, _) => findings.ok(check, "the gate is installed"),
         (true, Daemon::Absent) => findings.ok(check, "the gate can be installed"),
+        (true, Daemon::RunsWithoutGate(why)) => findings.warning(check, format!("the gate is {why}")),
         (true, Daemon::Runs) => findings.error(
             check,
-            "the daemon runs, but its rules are not as the configuration wants them: another program has changed or flushed them, or the configuration is newer; `spa-server reload` mends it",
+            "the daemon runs, but its rules are not as the configuration wants them: another program has changed or flushed them, which the daemon mends (`spa-server status` says what keeps it from that), or the configuration is newer, which `spa-server reload` mends",
         ),
     }
     for warning in warnings {

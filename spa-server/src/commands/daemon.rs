@@ -1,14 +1,24 @@
 //! Commands that the running daemon answers.
 
 use super::output::{print, print_json, table};
-use super::{CommandError, Done};
+use super::{CommandError, Done, FAILED};
 use crate::cli::{Output, ResetArgs, RevokeArgs};
 use crate::config::{Settings, format_duration, format_timestamp};
 use crate::control::{
-    CallError, ControlRequest, ControlResponse, GrantView, Reloaded, Status, call,
+    CallError, ControlRequest, ControlResponse, CutView, GrantView, Reloaded, Status, call,
 };
+use serde::Serialize;
+use spa_keys::PublicKey;
+use spa_proto::ClientId;
 use std::path::Path;
 use std::time::Duration;
+
+/// What `grants revoke --cut --json` prints.
+#[derive(Serialize)]
+struct RevokedAndCut<'a> {
+    revoked: &'a [GrantView],
+    cut: &'a CutView,
+}
 
 /// `spa-server status`.
 pub(crate) fn status(config: &Path, output: Output) -> Done {
@@ -29,13 +39,66 @@ pub(crate) fn grants_list(config: &Path, output: Output) -> Done {
 
 /// `spa-server grants revoke`.
 pub(crate) fn grants_revoke(config: &Path, args: RevokeArgs) -> Done {
-    let RevokeArgs { client, source, service, all, output } = args;
-    let request = ControlRequest::GrantsRevoke { client, source, service, all };
+    let RevokeArgs { client, source, service, all, cut, output } = args;
+    let request = ControlRequest::GrantsRevoke { client, source, service, all, cut };
     match ask(config, &request)? {
-        ControlResponse::Revoked(grants) => {
+        ControlResponse::Revoked { grants, cut: None } => {
             print_grants(&grants, output, "no grant matches, so none was revoked")
         }
+        ControlResponse::Revoked { grants, cut: Some(cut) } if output.json => {
+            print_json(&RevokedAndCut { revoked: &grants, cut: &cut })?;
+            judge_cut(&cut)
+        }
+        ControlResponse::Revoked { grants, cut: Some(cut) } => {
+            print_grants(&grants, output, "no live grant matches, so none was revoked")?;
+            eprintln!("{}", render_cut(&cut));
+            judge_cut(&cut)
+        }
         other => Err(unexpected(&other)),
+    }
+}
+
+/// Ends the connections of a client that is locked out by now; `key` is its key.
+pub(super) fn cut_off(config: &Path, key: &PublicKey) -> Done {
+    let client = ClientId(*key.as_bytes()).to_string();
+    let request = ControlRequest::GrantsRevoke {
+        client: Some(client),
+        source: None,
+        service: None,
+        all: false,
+        cut: true,
+    };
+    match call(&Settings::control_socket_of(config), &request) {
+        Ok(ControlResponse::Revoked { cut: Some(cut), .. }) => {
+            eprintln!("{}", render_cut(&cut));
+            judge_cut(&cut)
+        }
+        Ok(other) => Err(unexpected(&other)),
+        Err(CallError::NotRunning { .. }) => Err(CommandError::Failed(
+            "the daemon does not run, and nobody else knows which connections are this client's; `ss -tn` shows all, `ss -K` ends them".to_owned(),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn render_cut(cut: &CutView) -> String {
+    let ended = format!("{} ended", count(cut.ended, "connection"));
+    let left = match cut.left {
+        0 => String::new(),
+        left => format!(
+            "; {} can't be ended, whose packets are refused for some minutes",
+            count(left, "connection")
+        ),
+    };
+    let trouble = cut.trouble.as_ref().map_or_else(String::new, |trouble| format!(": {trouble}"));
+    ended + &left + &trouble
+}
+
+fn judge_cut(cut: &CutView) -> Done {
+    if cut.left == 0 && cut.trouble.is_none() {
+        Ok(())
+    } else {
+        Err(CommandError::Told { exit_code: FAILED })
     }
 }
 
@@ -96,7 +159,7 @@ fn ask(config: &Path, request: &ControlRequest) -> Result<ControlResponse, Comma
     Ok(call(&Settings::control_socket_of(config), request)?)
 }
 
-fn unexpected(response: &ControlResponse) -> CommandError {
+pub(super) fn unexpected(response: &ControlResponse) -> CommandError {
     let text = serde_json::to_string(response).unwrap_or_default();
     let begin: String = text.chars().take(60).collect();
     CommandError::Failed(format!(
@@ -133,7 +196,7 @@ fn render_grants(grants: &[GrantView]) -> String {
     table(&rows)
 }
 
-fn render_reloaded(reloaded: &Reloaded) -> String {
+pub(super) fn render_reloaded(reloaded: &Reloaded) -> String {
     let mut text = format!(
         "the daemon has reloaded: {}, {}\n",
         count(reloaded.clients, "client"),
@@ -199,6 +262,13 @@ fn render_status(status: &Status) -> String {
         row("dropped", dropped),
         row("lost", format!("{} before the daemon saw them", status.kernel_drops)),
     ];
+    if let Some(last) = status.last_restored {
+        let times = count(status.restored, "time");
+        let last = format_timestamp(last);
+        let value =
+            format!("the gate, {times}, after others had changed or flushed it; last at {last}");
+        rows.push(row("restored", value));
+    }
     if let Some(until) = status.barrier_until {
         let why = "after an unclean start or a step of the clock";
         let until = format_timestamp(until);
@@ -251,7 +321,10 @@ mod tests {
             knock_ports: vec![53, 62_201],
             mode: "guard".into(),
             refuse: "drop".into(),
+            guards: true,
             gate: "installed".into(),
+            restored: 0,
+            last_restored: None,
             replay_store: "writable".into(),
             clients: StatusClients { total: 3, enabled: 2 },
             grants: 1,
@@ -279,6 +352,7 @@ mod tests {
         ");
         status.dropped.clear();
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
+        (status.restored, status.last_restored) = (2, Some(UnixMicros::from_secs(1_798_758_030)));
         status.left_out = vec!["/etc/spa/clients.d/x.toml: line 1: no".into()];
         status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
         let text = render_status(&status);
@@ -286,10 +360,24 @@ mod tests {
         insta::assert_snapshot!(end, @"
         dropped       none
         lost          0 before the daemon saw them
+        restored      the gate, 2 times, after others had changed or flushed it; last at 2026-12-31T23:00:30Z
         barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
         left out      /etc/spa/clients.d/x.toml: line 1: no
         reload        refused, the former configuration is in force: /etc/spa/server.toml: line 3: no
         ");
+    }
+
+    #[test]
+    fn a_cut_says_what_came_of_it() {
+        let mut cut = CutView { ended: 2, left: 0, trouble: None };
+        assert_eq!(render_cut(&cut), "2 connections ended");
+        assert!(judge_cut(&cut).is_ok());
+        (cut.left, cut.trouble) = (1, Some("cannot end a connection: not supported".into()));
+        assert_eq!(
+            render_cut(&cut),
+            "2 connections ended; 1 connection can't be ended, whose packets are refused for some minutes: cannot end a connection: not supported"
+        );
+        assert!(judge_cut(&cut).is_err());
     }
 
     #[test]

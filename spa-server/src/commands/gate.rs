@@ -1,11 +1,11 @@
-//! Commands that handle the gate without the daemon.
+//! Commands that handle the gate, with the daemon or without.
 
 use super::output::{print, print_json, table};
-use super::{CommandError, Done, host};
+use super::{CommandError, Done, daemon, host};
 use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::{Settings, format_duration};
-use crate::control::{CallError, ControlRequest, call};
+use crate::control::{CallError, ControlRequest, ControlResponse, call};
 use crate::gate::{
     AnyGate, Gate as _, GateError, InstallReport, IptablesGate, LiveElement, ToolOverrides, Tools,
 };
@@ -27,17 +27,26 @@ struct Shown {
     warnings: Vec<String>,
 }
 
-/// `spa-server gate install`.
+/// `spa-server gate install`: by the daemon, if it runs; it then watches over what it installed.
 pub(crate) fn install(config: &Path, output: Output) -> Done {
     let settings = Settings::load(config)?;
-    let gate = gate(&settings)?;
-    let report = wait(gate.install(&settings.gate_plan()))?;
+    let (report, runs) = match call(&settings.control_socket, &ControlRequest::GateInstall) {
+        Ok(ControlResponse::GateInstalled { report, reloaded }) => {
+            eprint!("{}", daemon::render_reloaded(&reloaded));
+            (report, true)
+        }
+        Ok(other) => return Err(daemon::unexpected(&other)),
+        Err(CallError::NotRunning { .. }) => {
+            (wait(gate(&settings)?.install(&settings.gate_plan()))?, false)
+        }
+        Err(error) => return Err(error.into()),
+    };
     if output.json {
         print_json(&report)?;
     } else {
         print(&render_report(&report))?;
     }
-    if !daemon_runs(&settings) {
+    if !runs {
         eprintln!(
             "the daemon does not run: nothing opens the ports now. `spa-server gate remove` takes the gate away"
         );
@@ -64,11 +73,30 @@ pub(crate) fn show(config: &Path, output: Output) -> Done {
     if output.json { print_json(&shown) } else { print(&render(&shown)) }
 }
 
-/// `spa-server gate remove`: for the day when everything else is wrong.
+/// `spa-server gate remove`: for the day when everything else is wrong. A daemon that runs is asked
+/// to do it, since it would put back what goes without its knowledge.
 pub(crate) fn remove(config: &Path) -> Done {
-    let settings = Settings::load(config);
-    let overrides = if let Ok(settings) = &settings {
-        settings.gate.tools.clone()
+    match call(&Settings::control_socket_of(config), &ControlRequest::GateRemove) {
+        Ok(ControlResponse::Done) => {
+            eprintln!(
+                "the gate is removed: all ports are as they were without it, until `spa-server gate install` or a restart of the daemon"
+            );
+            return Ok(());
+        }
+        Err(CallError::NotRunning { .. }) => {}
+        // Whatever is wrong with the daemon, the gate has to go.
+        answer => {
+            let why = match answer {
+                Ok(other) => daemon::unexpected(&other).to_string(),
+                Err(error) => error.to_string(),
+            };
+            eprintln!(
+                "{why}\nthe gate is removed without it; it may put it back, so stop it: systemctl stop spa-server"
+            );
+        }
+    }
+    let overrides = if let Ok(settings) = Settings::load(config) {
+        settings.gate.tools
     } else {
         eprintln!(
             "no usable configuration at {}: the tools are looked for in the usual places",
@@ -78,9 +106,6 @@ pub(crate) fn remove(config: &Path) -> Done {
     };
     wait(IptablesGate::new(Tools::find_some(&overrides)).remove())?;
     eprintln!("the gate is removed: all ports are as they were without it");
-    if settings.is_ok_and(|settings| daemon_runs(&settings)) {
-        eprintln!("the daemon still runs and may put it back; stop it: systemctl stop spa-server");
-    }
     Ok(())
 }
 
@@ -100,11 +125,6 @@ fn wait_for<F: Future>(future: F) -> Result<F::Output, CommandError> {
 
 fn failed(error: &GateError) -> CommandError {
     CommandError::Failed(with_causes(error))
-}
-
-fn daemon_runs(settings: &Settings) -> bool {
-    let answer = call(&settings.control_socket, &ControlRequest::Status);
-    !matches!(answer, Err(CallError::NotRunning { .. }))
 }
 
 /// All that an examination or installation found, as sentences.

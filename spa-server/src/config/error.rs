@@ -2,6 +2,7 @@
 
 use super::client::ClientNameError;
 use super::time::TimestampError;
+use crate::gate::CommandLineError;
 use crate::source::SourceError;
 use spa_keys::{DeriveError, KeyFileError, KeyTextError};
 use spa_proto::{DurationError, ItemError, PortRange, ServiceName, format_duration};
@@ -58,6 +59,9 @@ pub enum Fault {
     /// It could not be read.
     #[error("can't be read: {0}")]
     Io(io::Error),
+    /// Not there, or nothing that can be run.
+    #[error("is no program; name an executable file")]
+    NotAProgram,
     /// A directory, a pipe, a device.
     #[error("is no regular file")]
     NotAFile,
@@ -202,6 +206,12 @@ pub enum ValueError {
     /// A path that depends on where the daemon is started.
     #[error("{0:?} is a relative path; write it out from the root, beginning with /")]
     RelativePath(PathBuf),
+    /// No command.
+    #[error(transparent)]
+    Command(#[from] CommandLineError),
+    /// A back-end that needs to be told what to run.
+    #[error("backend = \"hook\" needs it; write the program and its arguments, as in {0}")]
+    NoCommand(&'static str),
     /// No name of a service, or no port.
     #[error(transparent)]
     Item(#[from] ItemError),

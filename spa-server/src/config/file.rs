@@ -39,6 +39,24 @@ pub(crate) fn judge_directory(path: &Path) -> Result<(), Problem> {
         .map_err(|fault| Problem { path: path.into(), fault })
 }
 
+/// Refuses a program that is none, or that somebody else could have written: it runs as root.
+pub(crate) fn judge_program(path: &Path) -> Result<(), Problem> {
+    let judged = open(path, OFlag::O_NONBLOCK).and_then(|file| {
+        let metadata = file.metadata().map_err(Fault::Io)?;
+        if !metadata.is_file() || metadata.mode() & 0o111 == 0 {
+            return Err(Fault::NotAProgram);
+        }
+        judge(path, &metadata)
+    });
+    judged.map_err(|fault| {
+        let fault = if matches!(fault, Fault::Missing) { Fault::NotAProgram } else { fault };
+        Problem { path: path.into(), fault }
+    })?;
+    // Links are followed: it counts where the file is.
+    let place = path.canonicalize().unwrap_or_else(|_| path.into());
+    place.parent().map_or(Ok(()), judge_directory)
+}
+
 fn open(path: &Path, flags: OFlag) -> Result<File, Fault> {
     let flags = (flags | OFlag::O_NOCTTY).bits();
     OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| {
@@ -119,6 +137,34 @@ mod tests {
         set_mode(directory.path(), 0o775);
         let error = judge_directory(directory.path()).unwrap_err().to_string();
         assert!(error.contains("(mode 0775)") && error.contains("chmod go-w"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_others_could_have_written_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        set_mode(directory.path(), 0o755);
+        let path = directory.path().join("open-port");
+        let refused = |message: &str| {
+            let error = judge_program(&path).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        refused("open-port: is no program; ");
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        set_mode(&path, 0o644);
+        refused("is no program; ");
+        set_mode(&path, 0o755);
+        judge_program(&path).unwrap();
+        set_mode(&path, 0o775);
+        refused("chmod go-w");
+        set_mode(&path, 0o700);
+        set_mode(directory.path(), 0o777);
+        refused("chmod go-w");
+        set_mode(directory.path(), 0o755);
+        std::os::unix::fs::chown(&path, Some(4711), None).unwrap();
+        refused("belongs to user id 4711");
+        judge_program(Path::new("/bin/sh")).unwrap();
+        assert!(judge_program(Path::new("/dev/null")).is_err());
+        assert!(judge_program(directory.path()).is_err());
     }
 
     #[test]

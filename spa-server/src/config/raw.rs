@@ -38,6 +38,18 @@ pub(super) struct RawGate {
     pub(super) always_admit: Vec<String>,
     #[serde(default)]
     pub(super) tools: ToolOverrides,
+    pub(super) hook: Option<RawHook>,
+}
+
+/// `[gate.hook]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct RawHook {
+    pub(super) open: Option<Vec<String>>,
+    pub(super) close: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) refresh: bool,
+    pub(super) time_limit: Option<String>,
 }
 
 /// `[services.NAME]`.

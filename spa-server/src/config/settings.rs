@@ -2,10 +2,12 @@
 
 use super::error::{ConfigError, Fault, Problem, ValueError};
 use super::file;
-use super::raw::{RawGate, RawService, RawSettings};
+use super::raw::{RawGate, RawHook, RawService, RawSettings};
 use crate::capture::Interfaces;
 use crate::capture::filter::MAX_PORTS;
-use crate::gate::{Backend, Guarded, Mode, Plan, Refusal, ToolOverrides};
+use crate::gate::{
+    Backend, CommandLine, Guarded, HookSettings, Mode, Plan, Refusal, ToolOverrides,
+};
 use crate::policy::Services;
 use crate::service::{Connections, Forward, ForwardTo, Service, Target};
 use crate::source::Source;
@@ -23,6 +25,9 @@ pub(super) const MIN_LIFETIME: Duration = Duration::from_secs(1);
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(2_147_483);
 const CONTROL_SOCKET: &str = "/run/spa/control.sock";
 const MAX_GRANTS: i64 = 1_048_576;
+/// How long a hook command may take, at least and at most: knocks wait for it.
+const HOOK_TIME_LIMITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const HOOK_TIME_LIMIT: Duration = Duration::from_secs(10);
 /// The largest sets that the gate makes.
 const MAX_ELEMENTS: u32 = 16 * 1024 * 1024;
 /// The longest interface name that Linux has.
@@ -68,6 +73,8 @@ pub struct GateSettings {
     pub always_admit: Vec<IpNet>,
     /// Where tools are that are not in the usual places; absolute paths.
     pub tools: ToolOverrides,
+    /// Which commands guard them instead; always there for [`Backend::Hook`].
+    pub hook: Option<HookSettings>,
 }
 
 impl Settings {
@@ -145,6 +152,8 @@ impl Judge {
         let beside = path.parent().unwrap_or(Path::new("/"));
         let knock_ports = self.knock_ports(raw.knock_ports);
         let services = self.services(raw.services, &knock_ports);
+        let state_directory = self
+            .path("state-directory", raw.state_directory.unwrap_or_else(|| "/var/lib/spa".into()));
         Settings {
             interfaces: self.interfaces(raw.interfaces),
             knock_ports,
@@ -154,10 +163,6 @@ impl Judge {
                 "private-key-file",
                 raw.private_key_file.unwrap_or_else(|| beside.join("server.key")),
             ),
-            state_directory: self.path(
-                "state-directory",
-                raw.state_directory.unwrap_or_else(|| "/var/lib/spa".into()),
-            ),
             control_socket: self.path(
                 "control-socket",
                 raw.control_socket.unwrap_or_else(|| CONTROL_SOCKET.into()),
@@ -166,7 +171,8 @@ impl Judge {
                 .unwrap_or(Duration::from_secs(30)),
             max_grants: number("max-grants", raw.max_grants, 1, MAX_GRANTS, &mut self.faults)
                 .unwrap_or(65_536),
-            gate: self.gate(raw.gate),
+            gate: self.gate(raw.gate, &state_directory),
+            state_directory,
             services,
         }
     }
@@ -244,8 +250,12 @@ impl Judge {
         path
     }
 
-    fn gate(&mut self, raw: RawGate) -> GateSettings {
-        let RawGate { mode, refuse, backend, always_admit, tools } = raw;
+    fn gate(&mut self, raw: RawGate, state_directory: &Path) -> GateSettings {
+        let RawGate { mode, refuse, backend, always_admit, tools, hook } = raw;
+        let hook = match hook {
+            None if backend != Backend::Hook => None,
+            hook => self.hook(hook.unwrap_or_default(), state_directory.join("hook")),
+        };
         let always_admit = self.always_admit(&always_admit);
         for (tool, path) in [
             ("iptables-restore", &tools.iptables_restore),
@@ -260,7 +270,35 @@ impl Judge {
                 self.path(&format!("gate.tools.{tool}"), path.clone());
             }
         }
-        GateSettings { mode, refuse, backend, always_admit, tools }
+        GateSettings { mode, refuse, backend, always_admit, tools, hook }
+    }
+
+    fn hook(&mut self, raw: RawHook, directory: PathBuf) -> Option<HookSettings> {
+        let RawHook { open, close, refresh, time_limit } = raw;
+        let (min, max) = HOOK_TIME_LIMITS;
+        let time_limit = duration("gate.hook.time-limit", time_limit, min, max, &mut self.faults);
+        let open = self.command("gate.hook.open", open, "[\"/usr/local/sbin/open-port\"]");
+        let close = self.command("gate.hook.close", close, "[\"/usr/local/sbin/close-port\"]");
+        Some(HookSettings {
+            open: open?,
+            close: close?,
+            refresh,
+            time_limit: time_limit.unwrap_or(HOOK_TIME_LIMIT),
+            directory,
+        })
+    }
+
+    fn command(
+        &mut self,
+        key: &str,
+        words: Option<Vec<String>>,
+        example: &'static str,
+    ) -> Option<CommandLine> {
+        let parsed = match words {
+            None => Err(ValueError::NoCommand(example)),
+            Some(words) => CommandLine::parse(&words).map_err(ValueError::from),
+        };
+        parsed.map_err(|error| self.fault(key, error)).ok()
     }
 
     fn always_admit(&mut self, texts: &[String]) -> Vec<IpNet> {

@@ -12,6 +12,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
+mod gate;
+
 const SSH: &str = "[services.ssh]\nports = [\"tcp/22\"]\n";
 
 /// A directory with a server's key and a `server.toml`.
@@ -162,7 +164,8 @@ fn what_is_not_said_has_a_default() {
                 refuse: Refusal::Drop,
                 backend: Backend::Auto,
                 always_admit: Vec::new(),
-                tools: ToolOverrides::default()
+                tools: ToolOverrides::default(),
+                hook: None,
             },
             services: [("ssh".parse().unwrap(), Service::plain(["tcp/22".parse().unwrap()]))]
                 .into(),

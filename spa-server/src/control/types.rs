@@ -1,5 +1,6 @@
 //! What is asked and answered over the control socket.
 
+use crate::gate::InstallReport;
 use crate::source::Source;
 use serde::{Deserialize, Serialize};
 use spa_proto::{Item, PortRange, UnixMicros};
@@ -21,7 +22,7 @@ pub enum ControlRequest {
     /// set.
     #[serde(rename_all = "kebab-case")]
     GrantsRevoke {
-        /// The client's name.
+        /// The client's name, or its key in hexadecimal digits.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client: Option<String>,
         /// The address that the grant is for.
@@ -33,9 +34,19 @@ pub enum ControlRequest {
         /// Every grant.
         #[serde(default)]
         all: bool,
+        /// End the connections too that these grants let in, or grants like these that have
+        /// ended by now.
+        #[serde(default)]
+        cut: bool,
     },
     /// Read the configuration anew: answered by [`ControlResponse::Reloaded`].
     Reload,
+    /// Read the configuration anew, and put the gate in place, also if it was removed: answered by
+    /// [`ControlResponse::GateInstalled`].
+    GateInstall,
+    /// Take the gate away, until it is installed again or the daemon restarts: answered by
+    /// [`ControlResponse::Done`].
+    GateRemove,
     /// Put a client's floor to now and a freshness window: answered by
     /// [`ControlResponse::Done`].
     #[serde(rename_all = "kebab-case")]
@@ -56,9 +67,24 @@ pub enum ControlResponse {
     /// What is open.
     Grants(Vec<GrantView>),
     /// What was closed.
-    Revoked(Vec<GrantView>),
+    #[serde(rename_all = "kebab-case")]
+    Revoked {
+        /// The grants.
+        grants: Vec<GrantView>,
+        /// What came of their connections, if they were to be ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cut: Option<CutView>,
+    },
     /// The configuration was read and is in force.
     Reloaded(Reloaded),
+    /// The configuration was read and is in force, and the gate is in place.
+    #[serde(rename_all = "kebab-case")]
+    GateInstalled {
+        /// What the installation found and did.
+        report: InstallReport,
+        /// What came of the configuration.
+        reloaded: Reloaded,
+    },
     /// It was done.
     Done,
     /// It was not done.
@@ -96,8 +122,14 @@ pub struct Status {
     pub mode: String,
     /// `drop` or `reject`.
     pub refuse: String,
+    /// Whether there is to be a gate: not after an administrator has removed it.
+    pub guards: bool,
     /// `installed`, or what is wrong with the rules and sets in the kernel.
     pub gate: String,
+    /// How often the gate was put back after somebody else had changed or flushed it.
+    pub restored: u64,
+    /// When that was last.
+    pub last_restored: Option<UnixMicros>,
     /// `writable`, or what is wrong with the store of accepted knocks.
     pub replay_store: String,
     /// How many clients there are.
@@ -164,6 +196,18 @@ pub struct GrantView {
     pub request_id: String,
 }
 
+/// What came of connections that were to be ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CutView {
+    /// How many have ended.
+    pub ended: u64,
+    /// How many have not; their packets are refused for some minutes.
+    pub left: u64,
+    /// What went wrong.
+    pub trouble: Option<String>,
+}
+
 /// What a reload did.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -192,17 +236,20 @@ mod tests {
                 source: source.map(|source| source.parse().unwrap()),
                 service: service.map(|service| service.parse().unwrap()),
                 all,
+                cut: all,
             }
         };
         for (request, text) in [
             (ControlRequest::Status, r#""status""#),
             (ControlRequest::GrantsList, r#""grants-list""#),
-            (revoke(None, None, None, true), r#"{"grants-revoke":{"all":true}}"#),
+            (revoke(None, None, None, true), r#"{"grants-revoke":{"all":true,"cut":true}}"#),
             (
                 revoke(Some("laptop"), Some("192.0.2.7"), Some("ssh"), false),
-                r#"{"grants-revoke":{"client":"laptop","source":"192.0.2.7","service":"ssh","all":false}}"#,
+                r#"{"grants-revoke":{"client":"laptop","source":"192.0.2.7","service":"ssh","all":false,"cut":false}}"#,
             ),
             (ControlRequest::Reload, r#""reload""#),
+            (ControlRequest::GateInstall, r#""gate-install""#),
+            (ControlRequest::GateRemove, r#""gate-remove""#),
             (ControlRequest::ResetReplayWindow { client: None }, r#"{"reset-replay-window":{}}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), text);
@@ -237,8 +284,13 @@ mod tests {
         };
         for response in [
             ControlResponse::Grants(vec![grant.clone()]),
-            ControlResponse::Revoked(Vec::new()),
+            ControlResponse::Revoked { grants: Vec::new(), cut: None },
+            ControlResponse::Revoked { grants: Vec::new(), cut: Some(CutView::default()) },
             ControlResponse::Reloaded(Reloaded { revoked: vec![grant], ..Reloaded::default() }),
+            ControlResponse::GateInstalled {
+                report: InstallReport { changed: true, ..InstallReport::default() },
+                reloaded: Reloaded::default(),
+            },
             ControlResponse::Done,
             ControlResponse::error(&"no such client"),
         ] {

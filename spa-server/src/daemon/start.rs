@@ -1,12 +1,15 @@
 //! From a configuration to a server that captures.
 
-use super::look::Look;
+use super::cutter::Cutter;
+use super::standing::{Restorations, Standing};
+use super::watch::Watch;
 use super::{Command, Daemon, QUEUE, status};
 use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
 use crate::clock::Now;
 use crate::config::{Config, Problem, Settings, judge_directory};
+use crate::connections::{Connections, KernelConnections};
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::{AnyGate, Gate as _, InstallReport};
@@ -63,7 +66,6 @@ impl Daemon {
         })?;
 
         let listener = control::bind(&settings.control_socket)?;
-        let look = Look::new(Arc::clone(&gate));
         tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
 
         let (grant_log, grants) = load_grants(&settings.state_directory, &boot.to_string());
@@ -71,12 +73,21 @@ impl Daemon {
         let mut authorizer = Authorizer::new(
             judge.clone(),
             Arc::clone(&counters),
-            gate,
+            Arc::clone(&gate),
             replay,
             grant_log,
             max_grants,
         );
         authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
+
+        let connections: Arc<dyn Connections> = Arc::new(KernelConnections);
+        let (watch, alarms) = Watch::start(
+            Arc::clone(&gate),
+            authorizer.needed(),
+            Arc::clone(&connections),
+            &settings.gate_plan(),
+        );
+        let cutter = Cutter::start(gate, connections);
 
         let (commands_in, commands) = mpsc::channel::<Command>(16);
         let control = tokio::spawn(control::serve(listener, move |request| {
@@ -105,7 +116,12 @@ impl Daemon {
             commands,
             control,
             reload: None,
-            look,
+            watch,
+            alarms,
+            cutter,
+            standing: Standing::Guards,
+            restored: Restorations::default(),
+            unmended: None,
             left_out: left_out.iter().map(ToString::to_string).collect(),
             last_reload: None,
             _lock: lock,

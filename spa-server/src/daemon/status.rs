@@ -7,6 +7,7 @@ use crate::config::{Config, Settings};
 use crate::control::{InterfaceStatus, Status, StatusClients};
 use crate::counters::read;
 use crate::gate::{Mode, Refusal};
+use crate::grants::client_of_digits;
 use spa_proto::ClientId;
 
 /// How many clients there are.
@@ -36,7 +37,9 @@ impl Daemon {
                 InterfaceState::Stopped => "stopped".into(),
             },
         });
-        let gate = if self.authorizer.is_unreconciled() {
+        let gate = if let Some(absence) = self.standing.absence() {
+            absence
+        } else if self.authorizer.is_unreconciled() {
             "the kernel may admit something else than is listed; mending is tried every second"
         } else {
             "installed"
@@ -61,7 +64,10 @@ impl Daemon {
                 Refusal::Drop => "drop".into(),
                 Refusal::Reject => "reject".into(),
             },
+            guards: self.standing.absence().is_none(),
             gate: gate.into(),
+            restored: self.restored.count,
+            last_restored: self.restored.last,
             replay_store: store.into(),
             clients: StatusClients { total: self.clients.total, enabled: self.clients.enabled },
             grants: u64::try_from(self.authorizer.count(boottime)).unwrap_or(u64::MAX),
@@ -77,9 +83,12 @@ impl Daemon {
         }
     }
 
-    /// The key of the client of that name; `None` for none.
+    /// The key of the client of that name, or with those digits; `None` for none.
     pub(super) fn client_id(&self, name: Option<&str>) -> Result<Option<ClientId>, String> {
         let Some(name) = name else { return Ok(None) };
+        if let Some(client) = client_of_digits(name) {
+            return Ok(Some(client));
+        }
         let judge = self.judge.lock();
         judge.policy.client_named(name).map(Some).ok_or_else(|| {
             format!("there is no client {name:?}; `spa-server client list` shows all")
@@ -99,6 +108,7 @@ pub(super) fn fixed_settings_that_differ(old: &Settings, new: &Settings) -> Vec<
         ("control-socket", old.control_socket != new.control_socket),
         ("gate.backend", old.gate.backend != new.gate.backend),
         ("gate.tools", old.gate.tools != new.gate.tools),
+        ("gate.hook", old.gate.hook != new.gate.hook),
     ]
     .into_iter()
     .filter(|(_, differs)| *differs)

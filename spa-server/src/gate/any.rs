@@ -1,7 +1,7 @@
 //! The back-end that the configuration names, or the first that works.
 
 use super::types::{Backend, Change, Connection, Doubt, InstallReport, LiveElement, Look, Plan};
-use super::{Gate, GateError, IptablesGate, Tools};
+use super::{Gate, GateError, HookGate, IptablesGate, NftablesGate, Tools};
 use crate::config::GateSettings;
 
 /// One of the back-ends.
@@ -9,6 +9,10 @@ use crate::config::GateSettings;
 pub enum AnyGate {
     /// iptables and ip6tables rules over ipset sets.
     Ipset(IptablesGate),
+    /// Commands of the administrator's.
+    Hook(HookGate),
+    /// A table of nftables.
+    Nftables(NftablesGate),
 }
 
 /// Calls a method of whichever it is.
@@ -16,6 +20,8 @@ macro_rules! each {
     ($gate:expr, $one:ident => $call:expr) => {
         match $gate {
             AnyGate::Ipset($one) => $call,
+            AnyGate::Hook($one) => $call,
+            AnyGate::Nftables($one) => $call,
         }
     };
 }
@@ -31,6 +37,11 @@ impl AnyGate {
             Backend::Auto | Backend::Ipset => {
                 Ok(Self::Ipset(IptablesGate::new(Tools::find(&settings.tools)?)))
             }
+            Backend::Hook => match &settings.hook {
+                Some(hook) => Ok(Self::Hook(HookGate::new(hook.clone())?)),
+                None => Err(GateError::NotConfigured(Backend::Hook)),
+            },
+            Backend::Nftables => Ok(Self::Nftables(NftablesGate::new(&settings.tools)?)),
             other => Err(GateError::NoSuchBackend(other)),
         }
     }

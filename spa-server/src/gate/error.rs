@@ -1,7 +1,9 @@
 //! Why the gate could not do what was asked.
 
+use super::hook::LedgerError;
 use super::tools::MissingTool;
 use super::types::{Backend, Element, Family, MAX_ELEMENT_SECONDS};
+use crate::config::Problem;
 use crate::netlink::NetlinkError;
 use crate::process::ProcessError;
 use std::io;
@@ -15,6 +17,44 @@ pub enum GateError {
     /// A back-end that isn't there.
     #[error("there is no back-end {0} here")]
     NoSuchBackend(Backend),
+    /// A back-end that the configuration doesn't describe.
+    #[error("backend = \"{0}\" needs its section [gate.{0}] in the configuration")]
+    NotConfigured(Backend),
+    /// What no such back-end can do.
+    #[error("the back-end {backend} can't {what}")]
+    Unable {
+        /// The back-end.
+        backend: Backend,
+        /// What it can't do.
+        what: &'static str,
+    },
+    /// A hook command failed.
+    #[error("the hook command to {action} {element} failed")]
+    Hook {
+        /// What it was to do: open, refresh or close.
+        action: &'static str,
+        /// What it was to be done to.
+        element: Element,
+        /// How it failed.
+        source: ProcessError,
+    },
+    /// An opening that was not begun.
+    #[error("{0} was not changed: a hook command hung, and this one would have come after it")]
+    HookHung(Element),
+    /// A closing that has failed before.
+    #[error("{element} is not closed yet: {failure}; it is tried again")]
+    HookCloses {
+        /// What is to be closed.
+        element: Element,
+        /// Why it failed the last time.
+        failure: String,
+    },
+    /// A hook command that is not there, or that others could change.
+    #[error("a hook command can't be used: {0}")]
+    HookProgram(Problem),
+    /// What the hook commands have opened can't be remembered or read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// A tool failed while the gate did this.
     #[error("cannot {doing}")]
     Tool {
@@ -54,6 +94,26 @@ pub enum GateError {
         /// What about it is not ours.
         what: String,
     },
+    /// Someone else has a table of our name.
+    #[error(
+        "there is already a table inet spa that is not the gate's; rename it, or remove it with 'nft delete table inet spa'"
+    )]
+    ForeignTable,
+    /// The kernel has no nftables, or not enough of it.
+    #[error(
+        "cannot {doing}: this kernel lacks nf_tables or a part of it; choose another back-end in [gate]"
+    )]
+    NoNftables {
+        /// What the gate was doing.
+        doing: &'static str,
+        /// What the tool said.
+        source: ProcessError,
+    },
+    /// The tool is too old.
+    #[error(
+        "{0} is too old for the nftables back-end, which needs nft 1.0; choose another back-end in [gate]"
+    )]
+    OldNft(String),
     /// The plan holds something impossible.
     #[error("cannot install this plan: {0}")]
     Plan(&'static str),
@@ -78,9 +138,14 @@ pub enum GateError {
         /// What is missing.
         what: String,
     },
+    /// The table is not as it was written after the tool said that it made it.
+    #[error(
+        "the rules that were written are not there: {0}; does another program rewrite the firewall?"
+    )]
+    TableNotThere(String),
     /// An installation failed, and so did the way back.
     #[error(
-        "{failure}; what was changed before could not be undone either: look for chains named SPA-* and sets named spa4 and spa6"
+        "{failure}; what was changed before could not be undone either: look for chains named SPA-* and sets named spa4 and spa6, or a table inet spa of nftables"
     )]
     NotUndone {
         /// Why the installation failed.

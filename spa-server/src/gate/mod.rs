@@ -24,7 +24,9 @@ mod any;
 mod bounds;
 mod error;
 pub mod foreign;
+pub mod hook;
 mod iptables;
+mod nftables;
 pub mod render;
 pub mod saved;
 pub mod sets;
@@ -34,7 +36,9 @@ pub mod types;
 
 pub use any::AnyGate;
 pub use error::GateError;
+pub use hook::{CommandLine, CommandLineError, HookGate, HookSettings};
 pub use iptables::IptablesGate;
+pub use nftables::NftablesGate;
 pub use tools::{MissingTool, ToolOverrides, Tools};
 pub use types::{
     Backend, BusyKnockPort, Change, Connection, Doubt, Element, Family, GateAnswer, GateRequest,

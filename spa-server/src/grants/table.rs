@@ -142,6 +142,15 @@ impl GrantTable {
         changes
     }
 
+    /// How many grants need an element that these changes admit.
+    pub fn needing(&self, changes: &[Change]) -> usize {
+        let admitted = changes.iter().filter_map(|change| match change {
+            Change::Admit { element, .. } => self.needs.get(element),
+            Change::Withdraw { .. } => None,
+        });
+        admitted.flatten().map(|(_, key)| key).collect::<HashSet<_>>().len()
+    }
+
     /// The sources from which a client has live grants.
     pub fn sources_of(&self, client: ClientId, now: BootMicros) -> BTreeSet<Source> {
         let Some(sources) = self.clients.get(&client) else { return BTreeSet::new() };

@@ -172,6 +172,19 @@ impl Lab {
         run("ip", &format!("netns exec {} {command}", self.ns(place)))
     }
 
+    /// Runs a command in a namespace with this for its input; it must succeed.
+    pub(crate) fn feed(&self, place: &str, command: &str, input: &str) {
+        let path = self.scripts.path().join("input");
+        fs::write(&path, input).unwrap();
+        let args = format!("netns exec {} {command}", self.ns(place));
+        let status = Command::new("ip")
+            .args(args.split(' '))
+            .stdin(File::open(&path).unwrap())
+            .status()
+            .unwrap();
+        assert!(status.success(), "{command} with {input}");
+    }
+
     /// Runs rules through `iptables` and `ip6tables` of the lab's variant, on the server.
     pub(crate) fn rules(&self, variant: Variant, rules: &[&str]) {
         for command in variant.commands() {

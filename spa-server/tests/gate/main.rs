@@ -11,3 +11,5 @@ mod lab;
 mod packets;
 #[cfg(test)]
 mod services;
+#[cfg(test)]
+mod standing;

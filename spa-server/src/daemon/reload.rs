@@ -1,0 +1,168 @@
+//! A new configuration while the server runs: all of it, or nothing.
+
+use super::{Daemon, start, status};
+use crate::causes::with_causes;
+use crate::clock::Now;
+use crate::config::{Config, ConfigError, GateSettings, Settings};
+use crate::control::{ControlResponse, Reloaded};
+use crate::gate::InstallReport;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// A configuration that is being read, off the runtime's thread.
+pub(super) struct Reload {
+    reading: JoinHandle<Result<Config, ConfigError>>,
+    orders: Vec<(Order, Option<oneshot::Sender<ControlResponse>>)>,
+}
+
+/// What is to be done with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Put it in force; a gate that is away stays away.
+    Reload,
+    /// Put it in force, with the gate.
+    Install,
+}
+
+impl Daemon {
+    pub(super) fn read_anew(
+        &mut self,
+        order: Order,
+        asked_by: Option<oneshot::Sender<ControlResponse>>,
+    ) {
+        if let Some(reload) = &mut self.reload {
+            // What is being read may be older than the change that this is about.
+            reload.reading.abort();
+        }
+        let path = self.config_path.clone();
+        let reading = tokio::task::spawn_blocking(move || Config::load(&path));
+        let mut orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
+        orders.push((order, asked_by));
+        self.reload = Some(Reload { reading, orders });
+    }
+
+    pub(super) async fn reloaded(&mut self, config: Result<Config, String>) {
+        let orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
+        let installs = orders.iter().any(|(order, _)| *order == Order::Install);
+        let outcome = match config {
+            Ok(config) => self.put_in_force(config, installs).await,
+            Err(why) => Err(why),
+        };
+        let outcome = match outcome {
+            Ok((reloaded, report)) => {
+                tracing::info!(
+                    clients = reloaded.clients,
+                    services = reloaded.services,
+                    revoked = reloaded.revoked.len(),
+                    "configuration reloaded"
+                );
+                for setting in &reloaded.restart_needed {
+                    tracing::warn!("the new {setting} takes effect at the next start");
+                }
+                self.last_reload = None;
+                self.left_out.clear();
+                Ok((reloaded, report))
+            }
+            Err(why) => {
+                tracing::error!(
+                    "the new configuration is refused, the old one stays in force: {why}"
+                );
+                self.last_reload = Some(why.clone());
+                Err(why)
+            }
+        };
+        for (order, asked_by) in orders {
+            let response = match (&outcome, order) {
+                (Ok((reloaded, _)), Order::Reload) => ControlResponse::Reloaded(reloaded.clone()),
+                (Ok((reloaded, report)), Order::Install) => ControlResponse::GateInstalled {
+                    report: report.clone(),
+                    reloaded: reloaded.clone(),
+                },
+                (Err(why), _) => ControlResponse::Error { message: why.clone() },
+            };
+            if let Some(asked_by) = asked_by {
+                // Whoever asked may have gone.
+                let _ = asked_by.send(response);
+            }
+        }
+    }
+
+    /// First the gate, which can fail; then the policy, which can't.
+    async fn put_in_force(
+        &mut self,
+        config: Config,
+        installs: bool,
+    ) -> Result<(Reloaded, InstallReport), String> {
+        if config.server_key != self.server_key {
+            return Err("the server's private key has changed; restart the server to use it".into());
+        }
+        let restart_needed = status::fixed_settings_that_differ(&self.settings, &config.settings);
+        // Those keep their old values until then.
+        let settings = Settings {
+            interfaces: self.settings.interfaces.clone(),
+            knock_ports: self.settings.knock_ports.clone(),
+            packet_length: self.settings.packet_length,
+            freshness: self.settings.freshness,
+            private_key_file: self.settings.private_key_file.clone(),
+            state_directory: self.settings.state_directory.clone(),
+            control_socket: self.settings.control_socket.clone(),
+            gate: GateSettings {
+                backend: self.settings.gate.backend,
+                tools: self.settings.gate.tools.clone(),
+                hook: self.settings.gate.hook.clone(),
+                ..config.settings.gate.clone()
+            },
+            ..config.settings.clone()
+        };
+        let report = self.put_up(&settings, installs).await?;
+        let now = Now::read();
+        {
+            let mut judge = self.judge.lock();
+            judge.policy = Arc::new(config.policy());
+            judge.receiver.set_clients(config.pair_secrets());
+            judge.receiver.roll(now.realtime);
+        }
+        self.authorizer.set_max_grants(usize::try_from(settings.max_grants).unwrap_or(usize::MAX));
+        let boottime = now.boottime;
+        let revoked = match self.authorizer.enforce_policy(now.realtime).await {
+            Ok(gone) => gone.iter().map(|grant| self.authorizer.view(grant, boottime)).collect(),
+            Err(error) => {
+                tracing::error!(
+                    "grants that the new configuration forbids can't be withdrawn yet: {}",
+                    with_causes(&error)
+                );
+                Vec::new()
+            }
+        };
+        self.clients = status::ClientCount::of(&config);
+        let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);
+        self.settings = settings;
+        let warnings = start::warnings(&report);
+        let clients = self.clients.total;
+        Ok((Reloaded { clients, services, revoked, warnings, restart_needed }, report))
+    }
+}
+
+/// Waits for the configuration that is being read; for ever, when none is.
+pub(super) async fn reading(reload: &mut Option<Reload>) -> Result<Config, String> {
+    let Some(reload) = reload else { return std::future::pending().await };
+    match (&mut reload.reading).await {
+        Ok(Ok(config)) => Ok(config),
+        Ok(Err(error)) => Err(with_causes(&error)),
+        Err(panicked) => Err(format!("reading it failed: {panicked}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reading_that_panicked_is_a_reload_that_is_refused() {
+        let reading = tokio::task::spawn_blocking(|| panic!("a bug"));
+        let mut reload = Some(Reload { reading, orders: Vec::new() });
+        let why = super::reading(&mut reload).await.unwrap_err();
+        assert!(why.contains("panicked"), "{why}");
+    }
+}

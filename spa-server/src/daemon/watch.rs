@@ -1,0 +1,290 @@
+//! Watches whether the gate still stands in the kernel: any program may flush it at any time.
+//!
+//! A task of its own looks whenever the gate says that it may have been disturbed. It changes
+//! nothing: what it finds missing it tells the main loop, which owns gate and grants, and it looks
+//! again when that has mended it. While the gate is away on purpose it rests.
+
+use crate::authorizer::Needed;
+use crate::causes::with_causes;
+use crate::clock::BootMicros;
+use crate::connections::{Connections, ConnectionsError, Inventory};
+use crate::gate::{Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// So often it looks at the number of elements at least, whatever the gate says.
+const EVERY: Duration = Duration::from_secs(1);
+/// After a look that failed, or that found nothing after all, it looks no sooner than this.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// Connections are listed no more often than this,
+const BETWEEN_LISTS: Duration = Duration::from_millis(400);
+/// and where it takes longer than this, for no more than a hundredth of the time.
+const CHEAP: Duration = Duration::from_millis(5);
+
+/// What the watch tells the main loop.
+#[derive(Debug)]
+pub(super) struct Alarm {
+    /// What is missing, as an administrator would call it; nothing, if only elements are.
+    pub(super) missing: Vec<String>,
+    /// How many elements the kernel holds.
+    pub(super) elements: u64,
+    /// Goes with the alarm, by which the watch knows that it may look again.
+    _held: oneshot::Sender<()>,
+}
+
+impl Alarm {
+    /// What is missing, in words.
+    pub(super) fn missing(&self) -> String {
+        if self.missing.is_empty() { "elements".to_owned() } else { self.missing.join("; ") }
+    }
+}
+
+/// The connections that there were when the gate last was found whole.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    /// They were listed after this.
+    pub(super) since: BootMicros,
+    pub(super) connections: Arc<Inventory>,
+}
+
+/// The watch over one gate, as the main loop holds it.
+pub(super) struct Watch<G> {
+    gate: G,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    connections: Arc<dyn Connections>,
+    /// Whose connections are listed; nobody's, where the gate keeps nobody out.
+    guarded: Mutex<Arc<[Guarded]>>,
+    known: Mutex<Option<Known>>,
+    /// How many elements the kernel has to hold at least.
+    needed: Needed,
+    /// Whether there is nothing to watch.
+    rests: watch::Sender<bool>,
+    /// What is wrong with the gate, if anything is.
+    wrong: Mutex<Option<String>>,
+}
+
+impl<G: Gate + Clone + 'static> Watch<G> {
+    /// Begins to watch a gate that was just installed. `needed` is how many elements it has to
+    /// hold at least.
+    pub(super) fn start(
+        gate: G,
+        needed: Needed,
+        connections: Arc<dyn Connections>,
+        plan: &Plan,
+    ) -> (Self, mpsc::Receiver<Alarm>) {
+        let (alarms, heard) = mpsc::channel(1);
+        let (rests, _) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            connections,
+            guarded: Mutex::new(guarded_by(plan)),
+            known: Mutex::default(),
+            needed,
+            rests,
+            wrong: Mutex::default(),
+        });
+        let watcher = Watcher { gate: gate.clone(), shared: Arc::clone(&shared), alarms };
+        let task = tokio::spawn(watcher.run());
+        (Self { gate, shared, task }, heard)
+    }
+
+    /// The gate is now installed by this plan.
+    pub(super) fn installed(&self, plan: &Plan) {
+        let guarded = guarded_by(plan);
+        let mut before = lock(&self.shared.guarded);
+        if *before != guarded {
+            // What was not guarded was not listed.
+            *lock(&self.shared.known) = None;
+            *before = guarded;
+        }
+    }
+
+    /// The connections that there were when the gate last was found whole, if that is known.
+    pub(super) fn known(&self) -> Option<Known> {
+        lock(&self.shared.known).clone()
+    }
+
+    /// The connections that there are to these ports.
+    pub(super) async fn list(
+        &self,
+        guarded: Arc<[Guarded]>,
+    ) -> Result<Inventory, ConnectionsError> {
+        list(&self.shared.connections, guarded).await
+    }
+
+    /// From now on there is nothing to watch, or there is again.
+    pub(super) fn rest(&self, rests: bool) {
+        if self.shared.rests.send_replace(rests) {
+            // Whoever came while there was no gate came in order.
+            *lock(&self.shared.known) = None;
+        }
+        self.shared.tell(None);
+    }
+
+    /// Says what keeps the gate from standing; `None` if it stands. Each change is logged.
+    pub(super) fn tell(&self, wrong: Option<String>) {
+        self.shared.tell(wrong);
+    }
+
+    /// What is wrong with the gate at this moment, if anything is: for whoever asks.
+    pub(super) fn ask(&self) -> impl Future<Output = Option<String>> + Send + use<G> {
+        let (gate, shared) = (self.gate.clone(), Arc::clone(&self.shared));
+        async move {
+            if let Some(known) = shared.wrong() {
+                return Some(known);
+            }
+            if *shared.rests.borrow() {
+                return None;
+            }
+            match gate.look(Doubt::Everything).await {
+                Ok(Look { missing, .. }) if missing.is_empty() => None,
+                Ok(Look { missing, .. }) => {
+                    Some(format!("{}; it is being put back", missing.join("; ")))
+                }
+                Err(error) => Some(cannot_look(&error)),
+            }
+        }
+    }
+}
+
+impl<G> Drop for Watch<G> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    fn wrong(&self) -> Option<String> {
+        lock(&self.wrong).clone()
+    }
+
+    fn tell(&self, wrong: Option<String>) {
+        let mut known = lock(&self.wrong);
+        if *known == wrong {
+            return;
+        }
+        if let Some(wrong) = &wrong {
+            tracing::error!("the gate is not as it was installed: {wrong}");
+        } else {
+            tracing::info!("the gate is as it has to be");
+        }
+        *known = wrong;
+    }
+}
+
+/// The task.
+struct Watcher<G> {
+    gate: G,
+    shared: Arc<Shared>,
+    alarms: mpsc::Sender<Alarm>,
+}
+
+impl<G: Gate> Watcher<G> {
+    async fn run(self) {
+        let mut rests = self.shared.rests.subscribe();
+        let mut doubt = Doubt::Everything;
+        let (mut listed, mut list_again) = (None, Instant::now());
+        while rests.wait_for(|rests| !rests).await.is_ok() {
+            if !self.look(doubt).await {
+                listed = None;
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            // Only now: they were listed before this look, and since then nothing was disturbed.
+            if let Some(known) = listed.take() {
+                *lock(&self.shared.known) = Some(known);
+            }
+            if Instant::now() >= list_again {
+                let began = Instant::now();
+                listed = self.list().await;
+                let took = began.elapsed();
+                let pause = if took > CHEAP { took * 100 } else { BETWEEN_LISTS };
+                list_again = Instant::now() + pause;
+            }
+            doubt = tokio::select! {
+                doubt = self.gate.disturbed() => doubt,
+                () = tokio::time::sleep(EVERY) => Doubt::Elements,
+            };
+        }
+    }
+
+    async fn list(&self) -> Option<Known> {
+        let since = BootMicros::now();
+        let guarded = Arc::clone(&lock(&self.shared.guarded));
+        if guarded.is_empty() {
+            return None;
+        }
+        match list(&self.shared.connections, guarded).await {
+            Ok(connections) => Some(Known { since, connections: Arc::new(connections) }),
+            Err(error) => {
+                tracing::debug!("{}", with_causes(&error));
+                None
+            }
+        }
+    }
+
+    /// Looks, and has the main loop mend what is missing. Whether all was there.
+    async fn look(&self, doubt: Doubt) -> bool {
+        // Elements may be added and taken away while the kernel counts them.
+        let needed = self.shared.needed.get();
+        let look = self.gate.look(doubt).await;
+        let needed = needed.min(self.shared.needed.get());
+        if *self.shared.rests.borrow() {
+            return true;
+        }
+        let (missing, elements) = match look {
+            Ok(look) if look.missing.is_empty() && look.elements >= needed => {
+                self.shared.tell(None);
+                return true;
+            }
+            Ok(look) => (look.missing, look.elements),
+            Err(GateError::NotInstalled) => (vec!["all of it".to_owned()], 0),
+            Err(error) => {
+                self.shared.tell(Some(cannot_look(&error)));
+                return false;
+            }
+        };
+        let (held, dropped) = oneshot::channel();
+        if self.alarms.send(Alarm { missing, elements, _held: held }).await.is_ok() {
+            // Nothing is ever sent: the alarm is over when the main loop drops it.
+            let _ = dropped.await;
+        }
+        false
+    }
+}
+
+/// The connections to these ports.
+pub(super) async fn list(
+    connections: &Arc<dyn Connections>,
+    guarded: Arc<[Guarded]>,
+) -> Result<Inventory, ConnectionsError> {
+    let connections = Arc::clone(connections);
+    tokio::task::spawn_blocking(move || connections.list(&guarded)).await?
+}
+
+/// In open mode it is not the gate that keeps anybody out.
+fn guarded_by(plan: &Plan) -> Arc<[Guarded]> {
+    match plan.mode {
+        Mode::Guard => plan.guarded.clone().into(),
+        Mode::Open => Arc::new([]),
+    }
+}
+
+/// Nothing behind these locks is ever half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn cannot_look(error: &GateError) -> String {
+    format!("it can't be looked at: {}", with_causes(error))
+}
+
+#[cfg(test)]
+mod tests;

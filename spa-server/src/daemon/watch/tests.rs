@@ -1,0 +1,272 @@
+//! A watch over a gate that tests take apart.
+
+use super::*;
+use crate::connections::Ended;
+use crate::gate::{Backend, Change, Connection, InstallReport, LiveElement, Plan, Refusal};
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[derive(Default, Clone)]
+struct Model(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    look: Mutex<Look>,
+    fails: Mutex<bool>,
+    looks: AtomicU64,
+    disturbed: Notify,
+}
+
+impl Model {
+    fn becomes(&self, missing: &[&str], elements: u64) {
+        let missing = missing.iter().map(ToString::to_string).collect();
+        *self.0.look.lock().unwrap() = Look { missing, elements };
+    }
+
+    fn disturb(&self) {
+        self.0.disturbed.notify_one();
+    }
+
+    fn looks(&self) -> u64 {
+        self.0.looks.load(Ordering::Relaxed)
+    }
+
+    async fn await_looks(&self, more: u64) {
+        let goal = self.looks() + more;
+        timeout(SOON, async {
+            while self.looks() < goal {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+}
+
+impl Gate for Model {
+    fn backend(&self) -> Backend {
+        Backend::DryRun
+    }
+
+    async fn install(&self, _: &Plan) -> Result<InstallReport, GateError> {
+        Ok(InstallReport::default())
+    }
+
+    async fn apply(&self, _: &[Change]) -> Result<(), GateError> {
+        Ok(())
+    }
+
+    async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
+        Ok(Vec::new())
+    }
+
+    async fn examine(&self, _: &Plan) -> Result<InstallReport, GateError> {
+        Ok(InstallReport::default())
+    }
+
+    async fn disturbed(&self) -> Doubt {
+        self.0.disturbed.notified().await;
+        Doubt::Everything
+    }
+
+    async fn look(&self, _: Doubt) -> Result<Look, GateError> {
+        self.0.looks.fetch_add(1, Ordering::Relaxed);
+        if *self.0.fails.lock().unwrap() {
+            return Err(GateError::Plan("a bug"));
+        }
+        Ok(self.0.look.lock().unwrap().clone())
+    }
+
+    async fn sever(&self, _: &[Connection]) -> Result<(), GateError> {
+        Ok(())
+    }
+
+    async fn lift(&self) -> Result<(), GateError> {
+        Ok(())
+    }
+
+    async fn remove(&self) -> Result<(), GateError> {
+        Ok(())
+    }
+}
+
+/// Connections that come and go as the test says.
+#[derive(Default)]
+struct Others(Mutex<Inventory>);
+
+impl Others {
+    fn come(&self, peer: &str) {
+        self.0.lock().unwrap().insert(connection(peer));
+    }
+}
+
+impl Connections for Others {
+    fn list(&self, guarded: &[Guarded]) -> Result<Inventory, ConnectionsError> {
+        assert!(!guarded.is_empty());
+        Ok(self.0.lock().unwrap().clone())
+    }
+
+    fn end(&self, _: &Inventory, _: &[Guarded]) -> Result<Ended, ConnectionsError> {
+        Ok(Ended::default())
+    }
+
+    fn talked_to(&self, _: &Inventory) -> Result<Inventory, ConnectionsError> {
+        Ok(Inventory::new())
+    }
+}
+
+fn connection(peer: &str) -> Connection {
+    Connection {
+        transport: spa_proto::Transport::Tcp,
+        peer: peer.parse().unwrap(),
+        local: "192.0.2.1:22".parse().unwrap(),
+    }
+}
+
+fn plan(mode: Mode) -> Plan {
+    Plan {
+        mode,
+        refusal: Refusal::Drop,
+        guarded: vec![Guarded::plain("tcp/22".parse().unwrap())],
+        knock_ports: vec![62201],
+        always_admit: Vec::new(),
+        max_elements: 10,
+        trial_seconds: None,
+    }
+}
+
+fn start(gate: &Model, needed: Needed) -> (Watch<Model>, mpsc::Receiver<Alarm>) {
+    Watch::start(gate.clone(), needed, Arc::new(Others::default()), &plan(Mode::Guard))
+}
+
+async fn next(alarms: &mut mpsc::Receiver<Alarm>) -> Alarm {
+    timeout(SOON, alarms.recv()).await.unwrap().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_missing_is_told_once_until_it_is_mended() {
+    let gate = Model::default();
+    let (_watch, mut alarms) = start(&gate, Needed::default());
+    gate.await_looks(2).await;
+    assert!(alarms.try_recv().is_err(), "nothing is missing");
+
+    gate.becomes(&["chain SPA-GUARD"], 0);
+    gate.disturb();
+    let alarm = next(&mut alarms).await;
+    assert_eq!(alarm.missing(), "chain SPA-GUARD");
+    let looks = gate.looks();
+    tokio::time::sleep(EVERY * 5).await;
+    assert!(alarms.try_recv().is_err() && gate.looks() == looks, "it waits for the main loop");
+
+    // Not mended after all: it is told again.
+    drop(alarm);
+    drop(next(&mut alarms).await);
+    gate.becomes(&[], 0);
+    gate.await_looks(3).await;
+    assert!(alarms.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_few_elements_are_an_alarm_and_too_many_are_not() {
+    let gate = Model::default();
+    let needed = Needed::default();
+    needed.exactly(5);
+    gate.becomes(&[], 7);
+    let (_watch, mut alarms) = start(&gate, needed.clone());
+    gate.await_looks(3).await;
+    assert!(alarms.try_recv().is_err());
+    gate.becomes(&[], 4);
+    // Nobody says that anything was disturbed.
+    let alarm = next(&mut alarms).await;
+    assert_eq!((alarm.missing(), alarm.elements), ("elements".to_owned(), 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_is_away_on_purpose_is_not_looked_at() {
+    let gate = Model::default();
+    let (watch, mut alarms) = start(&gate, Needed::default());
+    gate.await_looks(1).await;
+    watch.rest(true);
+    gate.becomes(&["all of it"], 0);
+    gate.disturb();
+    tokio::time::sleep(EVERY * 5).await;
+    assert!(alarms.try_recv().is_err());
+    let looks = gate.looks();
+    tokio::time::sleep(EVERY * 5).await;
+    assert_eq!(gate.looks(), looks);
+    assert_eq!(watch.ask().await, None);
+    watch.rest(false);
+    assert_eq!(next(&mut alarms).await.missing(), "all of it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_can_not_be_looked_at_is_told_to_who_asks_and_is_no_alarm() {
+    let gate = Model::default();
+    let (watch, mut alarms) = start(&gate, Needed::default());
+    gate.await_looks(1).await;
+    assert_eq!(watch.ask().await, None);
+    *gate.0.fails.lock().unwrap() = true;
+    let wrong = watch.ask().await.unwrap();
+    assert!(wrong.contains("can't be looked at") && wrong.contains("a bug"), "{wrong}");
+    gate.await_looks(3).await;
+    assert!(watch.shared.wrong().is_some());
+    *gate.0.fails.lock().unwrap() = false;
+    gate.await_looks(2).await;
+    assert_eq!(watch.ask().await, None);
+    assert!(alarms.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn connections_are_known_once_a_later_look_has_found_the_gate_whole() {
+    let (gate, others) = (Model::default(), Arc::new(Others::default()));
+    others.come("192.0.2.7:1");
+    let connections: Arc<dyn Connections> = others.clone();
+    let (watch, mut alarms) =
+        Watch::start(gate.clone(), Needed::default(), connections, &plan(Mode::Guard));
+    let peers = |watch: &Watch<Model>| watch.known().map(|known| known.connections.len());
+    let await_known = async |wanted: usize| {
+        timeout(SOON, async {
+            while peers(&watch) != Some(wanted) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .unwrap();
+    };
+    await_known(1).await;
+    others.come("192.0.2.7:2");
+    await_known(2).await;
+    let since = watch.known().unwrap().since;
+
+    // From here on anybody may come in: they don't become known.
+    gate.becomes(&["chain SPA-GUARD"], 0);
+    others.come("198.51.100.9:3");
+    gate.disturb();
+    let alarm = next(&mut alarms).await;
+    assert_eq!(peers(&watch), Some(2));
+    gate.becomes(&[], 0);
+    drop(alarm);
+    await_known(3).await;
+    assert!(watch.known().unwrap().since > since);
+
+    // With other ports, and after a time without a gate, nothing is known.
+    watch.rest(true);
+    watch.rest(false);
+    assert_eq!(peers(&watch), None);
+}
+
+#[tokio::test]
+async fn in_open_mode_nobody_comes_in_because_the_gate_is_away() {
+    let gate = Model::default();
+    let (watch, _alarms) = Watch::start(
+        gate.clone(),
+        Needed::default(),
+        Arc::new(Others::default()),
+        &plan(Mode::Open),
+    );
+    gate.await_looks(3).await;
+    assert!(watch.known().is_none());
+}

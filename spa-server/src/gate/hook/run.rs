@@ -1,0 +1,214 @@
+//! Runs one command of the administrator's: cleared environment, nothing on its input, a time
+//! limit that ends all that it has started.
+//!
+//! Other than a tool of the system it may leave programs behind when it ends, which must not be
+//! waited for; and what it prints is nobody's business unless it fails.
+
+use super::command::{CommandLine, Occasion, environment};
+use crate::process::ProcessError;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use std::pin::pin;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
+use tokio::process::{Child, ChildStderr, Command};
+
+/// How much of a complaint is kept, in bytes.
+const COMPLAINT_LIMIT: usize = 4096;
+/// How long the complaint of a command that has ended is waited for.
+const AFTERMATH: Duration = Duration::from_millis(100);
+
+/// Runs the command, and fails if it fails.
+///
+/// When the future is dropped, or the limit reached, its process group is killed.
+pub(super) async fn run(
+    line: &CommandLine,
+    occasion: &Occasion,
+    limit: Duration,
+) -> Result<(), ProcessError> {
+    let arguments = line.arguments(occasion);
+    let command = || {
+        let words = std::iter::once(line.program().display().to_string());
+        words.chain(arguments.iter().cloned()).collect::<Vec<_>>().join(" ")
+    };
+    let mut child = Command::new(line.program())
+        .args(&arguments)
+        .env_clear()
+        .envs(environment(occasion))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| ProcessError::Start { path: line.program().into(), source })?;
+    let mut group = Group::of(&child);
+    let mut complaint = Vec::new();
+    let ended = {
+        let pipe = child.stderr.take();
+        let mut listening = pin!(listen(pipe, &mut complaint));
+        let mut heard_all = false;
+        let ended = tokio::time::timeout(limit, async {
+            loop {
+                tokio::select! {
+                    status = child.wait() => return status,
+                    () = &mut listening, if !heard_all => heard_all = true,
+                }
+            }
+        })
+        .await;
+        if !heard_all && ended.is_ok() {
+            // Whatever it has left running may hold the pipe open.
+            let _ = tokio::time::timeout(AFTERMATH, listening).await;
+        }
+        ended
+    };
+    match ended {
+        Err(_) => {
+            group.kill();
+            // Nothing resists, but a disk may keep it for a while.
+            let _ = tokio::time::timeout(AFTERMATH, child.wait()).await;
+            Err(ProcessError::TimeLimit { command: command(), limit })
+        }
+        Ok(Err(source)) => Err(ProcessError::Talk { path: line.program().into(), source }),
+        Ok(Ok(status)) => {
+            group.spare();
+            let stderr = String::from_utf8_lossy(&complaint).into_owned();
+            if !status.success() {
+                return Err(ProcessError::Failed { command: command(), status, stderr });
+            }
+            if !stderr.trim().is_empty() {
+                tracing::debug!(command = command(), %stderr, "a hook command warned");
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn listen(pipe: Option<ChildStderr>, complaint: &mut Vec<u8>) {
+    let Some(mut pipe) = pipe else { return };
+    let mut some = [0; 1024];
+    while let Ok(count @ 1..) = pipe.read(&mut some).await {
+        // What is too much is read all the same: nobody is to wait for us.
+        let room = COMPLAINT_LIMIT.saturating_sub(complaint.len());
+        complaint.extend(some.iter().take(count.min(room)));
+    }
+}
+
+/// The process group of a child that has not been waited for: its number is nobody else's yet.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+    }
+
+    fn kill(&mut self) {
+        if let Some(group) = self.0.take() {
+            // It may be gone.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+
+    const fn spare(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::command::Action;
+    use super::*;
+    use crate::gate::types::Element;
+    use crate::service::Target;
+    use std::fs;
+    use std::time::Instant;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    async fn sh(script: &str, limit: Duration) -> Result<(), ProcessError> {
+        let words = ["/bin/sh", "-c", script, "{source}"].map(str::to_owned);
+        let element =
+            Element { source: "192.0.2.7".parse().unwrap(), ports: "tcp/22".parse().unwrap() };
+        let occasion =
+            Occasion { action: Action::Open, element, target: Target::Here, seconds: 30 };
+        run(&CommandLine::parse(&words).unwrap(), &occasion, limit).await
+    }
+
+    #[tokio::test]
+    async fn it_gets_its_environment_and_nothing_of_ours() {
+        // Positive control: there is something to pass on.
+        assert!(std::env::vars_os().next().is_some());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("seen");
+        let script = format!("(env; pwd; echo \"$0\"; cat) >{}", path.display());
+        sh(&script, LIMIT).await.unwrap();
+        let seen = fs::read_to_string(path).unwrap();
+        let names: Vec<_> =
+            seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
+        let others: Vec<_> = names
+            .into_iter()
+            .filter(|name| !name.starts_with("SPA_") && !["PATH", "LC_ALL", "PWD"].contains(name))
+            .collect();
+        assert!(others.is_empty(), "{others:?}");
+        assert!(
+            seen.contains("SPA_SOURCE=192.0.2.7\n") && seen.ends_with("/\n192.0.2.7\n"),
+            "{seen}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_failure_tells_status_and_complaint() {
+        let error = sh("echo no such zone >&2; exit 3", LIMIT).await.unwrap_err();
+        assert_eq!(error.exit_code(), Some(3));
+        assert!(error.to_string().ends_with("(exit status: 3): no such zone"), "{error}");
+        let error = sh("kill -9 $$", LIMIT).await.unwrap_err();
+        assert!(error.to_string().contains("signal: 9"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_words_blocks_nobody_and_is_cut() {
+        let error = sh("yes | head -c 1000000 >&2; exit 1", LIMIT).await.unwrap_err();
+        assert_eq!(error.complaint().len(), COMPLAINT_LIMIT);
+    }
+
+    #[tokio::test]
+    async fn what_it_leaves_behind_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid = directory.path().join("pid");
+        let began = Instant::now();
+        sh(&format!("sleep 60 & echo $! >{}", pid.display()), LIMIT).await.unwrap();
+        assert!(began.elapsed() < LIMIT);
+        let left: i32 = fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        nix::sys::signal::kill(Pid::from_raw(left), Signal::SIGKILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn at_the_limit_all_that_it_started_is_killed() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid = directory.path().join("pid");
+        let script = format!("sleep 60 & echo $! >{}; wait", pid.display());
+        let error = sh(&script, Duration::from_secs(1)).await.unwrap_err();
+        assert!(matches!(error, ProcessError::TimeLimit { .. }), "{error}");
+        let left: i32 = fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        let deadline = Instant::now() + LIMIT;
+        while is_alive(left) {
+            assert!(Instant::now() < deadline, "{left} still runs");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// A zombie, whom an init that reaps nothing leaves lying, is dead.
+    fn is_alive(pid: i32) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
+    }
+}

@@ -1,0 +1,338 @@
+//! How long the gate stands, what notices that it doesn't, and how connections are cut.
+
+use crate::lab::{
+    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, block_on, hears,
+    plan, uninterrupted, with_both_variants,
+};
+use spa_proto::Transport;
+use spa_server::gate::{
+    Connection, Doubt, Gate as _, GateError, Guarded, IptablesGate, Mode, Plan, Refusal, Tools,
+};
+use spa_server::service::{Forward, ForwardTo, Target};
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+with_both_variants!(
+    a_gate_on_trial_stops_refusing_by_itself,
+    an_installation_of_an_earlier_version_is_taken_over,
+    what_is_missing_is_noticed_and_named,
+    connections_are_cut_and_others_are_not,
+    a_cut_that_was_left_over_is_cleaned_up,
+    sets_of_others_are_left_alone,
+);
+
+fn led_elsewhere(refusal: Refusal) -> Plan {
+    let mut plan = plan(Mode::Guard, refusal);
+    let to =
+        |address: &str| ForwardTo { address: address.parse().unwrap(), port: 22.try_into().ok() };
+    let forward = Forward { v4: Some(to(INNER[0])), v6: Some(to(INNER[1])), masquerade: false };
+    let mut service = Guarded::plain("tcp/2222".parse().unwrap());
+    service.target = Target::Forward(forward);
+    plan.guarded.push(service);
+    plan
+}
+
+fn a_gate_on_trial_stops_refusing_by_itself(lab: &Lab) {
+    for (refusal, shut) in [(Refusal::Drop, SILENT), (Refusal::Reject, REFUSED)] {
+        let forever = led_elsewhere(refusal);
+        let on_trial = |seconds| Plan { trial_seconds: Some(seconds), ..led_elsewhere(refusal) };
+        lab.install(&on_trial(600));
+        assert_eq!([lab.both(CLIENT, 22), lab.both(CLIENT, 2222)], [shut; 2]);
+        lab.apply(&on_trial(600), &admit(CLIENT, "tcp/22", 600));
+        // Installed again, the time begins anew; and nobody is there when it is over.
+        lab.install(&on_trial(4));
+        assert_eq!(lab.both(STRANGER, 22), shut);
+        lab.wait("the end of the trial", || lab.both(STRANGER, 22) == OPEN);
+        assert_eq!(lab.both(CLIENT, 22), OPEN);
+        // What no grant leads elsewhere is still led nowhere.
+        assert_eq!(lab.both(STRANGER, 2222), REFUSED);
+
+        // Once more, and this time it is confirmed.
+        lab.install(&on_trial(600));
+        assert_eq!([lab.both(STRANGER, 22), lab.both(CLIENT, 22)], [shut, OPEN]);
+        lab.installed(&forever.clone(), |gate| async move {
+            let report = gate.examine(&forever).await.unwrap();
+            assert_eq!(report.differences, [""; 0]);
+            assert!(gate.examine(&on_trial(4)).await.unwrap().changed);
+            assert_eq!(gate.snapshot().await.unwrap().len(), 2);
+        });
+        assert_eq!([lab.both(STRANGER, 22), lab.both(CLIENT, 22)], [shut, OPEN]);
+        let rules = lab.ruleset();
+        assert!(!rules.contains("armed") && !rules.contains("datestop"), "{rules}");
+        lab.remove();
+    }
+}
+
+/// What version 0.1 wrote for its default plan, but for the refusal.
+fn earlier(set: &str, elsewhere: &str, refuse: &str) -> String {
+    format!(
+        "*mangle\n\
+         :SPA-GUARD - [0:0]\n:SPA-JUDGE - [0:0]\n:SPA-REFUSE - [0:0]\n\
+         -A SPA-GUARD -i lo -j RETURN\n\
+         -A SPA-GUARD {elsewhere} -j RETURN\n\
+         -A SPA-GUARD -p tcp -m tcp --dport 22 -j SPA-JUDGE\n\
+         -A SPA-GUARD -p udp -m udp --dport 62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE\n\
+         -A SPA-JUDGE -m set --match-set {set} src,dst -j RETURN\n\
+         -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN\n\
+         -A SPA-JUDGE -j SPA-REFUSE\n\
+         -A SPA-REFUSE -j {refuse}\n\
+         -I PREROUTING 1 -j SPA-GUARD\n\
+         COMMIT\n\
+         *filter\n\
+         :SPA-INPUT - [0:0]\n\
+         -A SPA-INPUT -m set --match-set {set} src,dst -j ACCEPT\n\
+         -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+         -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 22 -m conntrack ! --ctstate DNAT -j {refuse}\n\
+         -I INPUT 1 -j SPA-INPUT\n\
+         COMMIT\n"
+    )
+}
+
+fn an_installation_of_an_earlier_version_is_taken_over(lab: &Lab) {
+    let fresh = lab.ruleset();
+    let set_up = || {
+        lab.on("s", "ipset create spa4 hash:ip,port family inet maxelem 65536 timeout 0");
+        lab.on("s", "ipset create spa6 hash:ip,port family inet6 maxelem 65536 timeout 0");
+        lab.on("s", &format!("ipset add spa4 {},tcp:22 timeout 600", CLIENT[0]));
+        lab.on("s", &format!("ipset add spa6 {},tcp:22 timeout 600", CLIENT[1]));
+        let rules = [
+            earlier("spa4", "-m addrtype ! --dst-type LOCAL,BROADCAST,MULTICAST", "DROP"),
+            earlier("spa6", "! -d ff00::/8 -m addrtype ! --dst-type LOCAL,ANYCAST", "DROP"),
+        ];
+        for (command, rules) in lab.variant.commands().iter().zip(&rules) {
+            lab.feed("s", &format!("{command}-restore --noflush"), rules);
+        }
+    };
+    set_up();
+    assert_eq!([lab.both(CLIENT, 22), lab.both(STRANGER, 22)], [OPEN, SILENT]);
+    let mut session = lab.session(0, 22);
+    for plan in [plan(Mode::Guard, Refusal::Drop), led_elsewhere(Refusal::Reject)] {
+        lab.installed(&plan, |gate| async move {
+            let found = gate.snapshot().await.unwrap();
+            assert_eq!(found.len(), 2);
+            assert!(found.iter().all(|live| live.seconds_left > 500), "{found:?}");
+        });
+        assert_eq!(lab.both(CLIENT, 22), OPEN);
+        assert_ne!(lab.both(STRANGER, 22), OPEN);
+        assert!(hears(&mut session.0, &mut session.1) && hears(&mut session.1, &mut session.0));
+    }
+    lab.remove();
+    assert_eq!(lab.ruleset(), fresh);
+    // Nor does it have to be taken over to be taken away.
+    set_up();
+    lab.remove();
+    assert_eq!(lab.ruleset(), fresh);
+}
+
+fn what_is_missing_is_noticed_and_named(lab: &Lab) {
+    let mut plan = led_elsewhere(Refusal::Reject);
+    plan.guarded.push(Guarded::plain("udp/10000-10100".parse().unwrap()));
+    let [four, six] = lab.variant.commands();
+    lab.installed(&plan, |gate| async {
+        let gate = gate;
+        let look = async |doubt| gate.look(doubt).await.unwrap();
+        for doubt in [Doubt::Elements, Doubt::Everything] {
+            assert_eq!(look(doubt).await, spa_server::gate::Look::default());
+        }
+        let mut changes = admit(CLIENT, "tcp/22", 600);
+        changes.extend(admit(CLIENT, "udp/10000-10100", 600));
+        changes.extend(admit(["192.0.2.0/24", "2001:db8::/64"], "tcp/2222", 600));
+        gate.apply(&changes).await.unwrap();
+        let whole = look(Doubt::Everything).await;
+        assert_eq!((whole.missing, whole.elements), (Vec::new(), 6));
+
+        for (mischief, named) in [
+            (format!("{four} -t mangle -F"), "chain SPA-GUARD of mangle (IPv4) has 0 rules of 5"),
+            (format!("{six} -F SPA-ADMIT"), "chain SPA-ADMIT of filter (IPv6)"),
+            (format!("{six} -t nat -D SPA-NAT 1"), "chain SPA-NAT of nat (IPv6)"),
+            (
+                format!("{four} -R SPA-ADMIT 1 -p udp -j ACCEPT"),
+                "chain SPA-ADMIT of filter (IPv4) has other rules",
+            ),
+            (
+                format!("{four} -I INPUT -j ACCEPT"),
+                "chain INPUT of filter (IPv4) doesn't begin with a jump to SPA-INPUT",
+            ),
+        ] {
+            lab.on("s", &mischief);
+            let found = look(Doubt::Everything).await.missing;
+            assert!(found.iter().any(|what| what.contains(named)), "{mischief}: {found:?}");
+            let seen = gate.examine(&plan).await.unwrap();
+            assert!(seen.differences.iter().any(|what| what.contains(named)), "{seen:?}");
+            assert!(seen.changed);
+            let report = gate.install(&plan).await.unwrap();
+            assert!(report.changed && report.differences == seen.differences, "{report:?}");
+            assert_eq!(look(Doubt::Everything).await.missing, [""; 0]);
+        }
+        lab.on("s", &format!("{four} -D INPUT -j ACCEPT"));
+
+        lab.on("s", "ipset flush spa4-net");
+        assert_eq!(look(Doubt::Elements).await.elements, 5);
+        lab.rules(lab.variant, &["-F", "-t mangle -F", "-t nat -F"]);
+        lab.on("s", "ipset destroy");
+        let found = look(Doubt::Elements).await;
+        assert_eq!(found.elements, 0);
+        assert!(found.missing.contains(&"set spa6-udp-10000-10100 is missing".to_owned()));
+        gate.install(&plan).await.unwrap();
+        let whole = look(Doubt::Everything).await;
+        assert_eq!((whole.missing, whole.elements), (Vec::new(), 0));
+        gate.remove().await.unwrap();
+        let error = gate.look(Doubt::Elements).await.unwrap_err();
+        assert!(matches!(error, GateError::NotInstalled), "{error}");
+    });
+}
+
+/// A connection both ends of which talk all the time.
+struct Talk {
+    near: TcpStream,
+    far: TcpStream,
+}
+
+impl Talk {
+    fn new((near, far): (TcpStream, TcpStream)) -> Self {
+        Self { near, far }
+    }
+
+    /// Lets both ends say something, and says of each whether the connection is still there.
+    fn goes_on(&mut self) -> (bool, bool) {
+        let says = |end: &mut TcpStream| end.write_all(b"still here").is_ok();
+        (says(&mut self.near), says(&mut self.far))
+    }
+}
+
+fn connections_are_cut_and_others_are_not(lab: &Lab) {
+    let inner = lab.listener("i", 22);
+    let plan = led_elsewhere(Refusal::Drop);
+    // Beside rules of the host's that let in what is established before all else.
+    lab.rules(
+        lab.variant,
+        &["INPUT", "FORWARD"]
+            .map(|chain| format!("-A {chain} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"))
+            .each_ref()
+            .map(String::as_str),
+    );
+    lab.installed(&plan, |gate| async {
+        let gate = gate;
+        let mut changes = admit(CLIENT, "tcp/22", 600);
+        changes.extend(admit(CLIENT, "tcp/2222", 600));
+        changes.extend(admit(CLIENT, "udp/5000", 600));
+        gate.apply(&changes).await.unwrap();
+        let socket = lab.inside("s", || UdpSocket::bind("[::]:5000").unwrap());
+        let before = lab.ruleset();
+        for family in 0..2 {
+            let mut cut = [
+                Talk::new(lab.session(family, 22)),
+                Talk::new(lab.session_by(family, 2222, &inner).unwrap()),
+            ];
+            let mut kept = [lab.session(family, 22), lab.session_by(family, 2222, &inner).unwrap()];
+            let talker = lab.inside("c", || {
+                let talker = UdpSocket::bind((CLIENT[family], 0)).unwrap();
+                talker.connect((SERVER[family], 5000)).unwrap();
+                talker
+            });
+            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            let arrives = || {
+                talker.send(b"anybody there?").unwrap();
+                uninterrupted(|| socket.recv_from(&mut [0; 64])).ok()
+            };
+            let (_, peer) = arrives().expect("a datagram");
+            socket.send_to(b"here", peer).unwrap();
+
+            let connection = |transport, peer: SocketAddr, port| Connection {
+                transport,
+                peer,
+                local: SocketAddr::new(SERVER[family].parse().unwrap(), port),
+            };
+            let mut connections: Vec<_> = cut
+                .iter()
+                .zip([22, 2222])
+                .map(|(talk, port)| {
+                    connection(Transport::Tcp, talk.near.local_addr().unwrap(), port)
+                })
+                .collect();
+            connections.push(connection(Transport::Udp, talker.local_addr().unwrap(), 5000));
+            gate.sever(&connections).await.unwrap();
+            assert_eq!(gate.look(Doubt::Everything).await.unwrap().missing, [""; 0]);
+            for talk in &mut cut {
+                let mut seen = (true, true);
+                lab.wait("both ends to be reset", || {
+                    seen = talk.goes_on();
+                    seen == (false, false)
+                });
+            }
+            assert!(arrives().is_none());
+            for (near, far) in &mut kept {
+                assert!(hears(near, far) && hears(far, near));
+            }
+            // Other connections still come about, and what was installed stands, also when it is
+            // installed again.
+            assert_eq!(lab.tcp(CLIENT[family], SERVER[family], 22), Seen::Open);
+            assert!(!gate.install(&plan).await.unwrap().changed);
+            assert!(lab.ruleset().contains("SPA-CUT"));
+            gate.sever(&connections[..1]).await.unwrap();
+            assert!(arrives().is_some(), "the new list is instead of the old one");
+            gate.lift().await.unwrap();
+            gate.lift().await.unwrap();
+            assert_eq!(gate.look(Doubt::Everything).await.unwrap().missing, [""; 0]);
+            let times = |text: String| -> Vec<String> {
+                text.lines().filter(|line| !line.contains(" timeout ")).map(Into::into).collect()
+            };
+            assert_eq!(times(lab.ruleset()), times(before.clone()));
+            for (near, far) in &mut kept {
+                assert!(hears(near, far) && hears(far, near));
+            }
+        }
+    });
+}
+
+fn a_cut_that_was_left_over_is_cleaned_up(lab: &Lab) {
+    let fresh = lab.ruleset();
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    let connection = Connection {
+        transport: Transport::Tcp,
+        peer: SocketAddr::new(CLIENT[0].parse().unwrap(), 50000),
+        local: SocketAddr::new(SERVER[0].parse().unwrap(), 22),
+    };
+    lab.installed(&plan, |gate| async move { gate.sever(&[connection]).await.unwrap() });
+    assert!(lab.ruleset().contains("SPA-CUT"));
+    // Another process, after the crash of the first.
+    lab.install(&plan);
+    assert!(!lab.ruleset().contains("SPA-CUT"));
+    lab.installed(&plan, |gate| async move { gate.sever(&[connection]).await.unwrap() });
+    lab.remove();
+    assert_eq!(lab.ruleset(), fresh);
+}
+
+fn sets_of_others_are_left_alone(lab: &Lab) {
+    for name in ["spa4-tcp-22", "spa7", "spa4-nets", "space"] {
+        lab.on("s", &format!("ipset create {name} hash:ip"));
+    }
+    // One that has a name which another plan would use, but is of another kind.
+    lab.on("s", "ipset create spa4-udp-1-2 hash:ip");
+    let before = lab.ruleset();
+    let range = Guarded::plain("udp/1-2".parse().unwrap());
+    let mut wanting = plan(Mode::Guard, Refusal::Drop);
+    wanting.guarded.push(range);
+    lab.inside("s", || {
+        let gate = IptablesGate::new(Tools::find(&lab.variant.overrides()).unwrap());
+        let error = block_on(gate.install(&wanting)).unwrap_err();
+        assert!(matches!(&error, GateError::ForeignSet { name, .. } if name == "spa4-udp-1-2"));
+        assert_eq!(lab.ruleset(), before, "what was made before is taken away");
+        let mut many = wanting.clone();
+        many.guarded.extend((0..100u16).map(|at| {
+            let first = 1000 + 10 * at;
+            Guarded::plain(format!("tcp/{first}-{}", first + 5).parse().unwrap())
+        }));
+        let error = block_on(gate.install(&many)).unwrap_err();
+        assert!(error.to_string().contains("more than 100 ranges"), "{error}");
+        many.guarded.remove(2);
+        many.guarded.pop();
+        block_on(gate.install(&many)).unwrap();
+        assert!(!block_on(gate.install(&many)).unwrap().changed);
+    });
+    assert_eq!(lab.both(CLIENT, 22), SILENT);
+    lab.install(&plan(Mode::Guard, Refusal::Drop));
+    lab.remove();
+    assert_eq!(lab.ruleset(), before);
+}
