@@ -31,6 +31,8 @@ pub struct Configuration {
 #[derive(Debug, Clone, Serialize)]
 #[expect(missing_docs, reason = "the fields are those of the manual")]
 pub struct Gate {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
     pub mode: String,
     pub refuse: String,
     pub tools: BTreeMap<String, PathBuf>,
@@ -95,7 +97,12 @@ impl Configuration {
             private_key_file: directory.join("server.key"),
             state_directory: directory.join("state"),
             control_socket: directory.join("control.sock"),
-            gate: Gate { mode: "guard".into(), refuse: "drop".into(), tools: BTreeMap::default() },
+            gate: Gate {
+                backend: None,
+                mode: "guard".into(),
+                refuse: "drop".into(),
+                tools: BTreeMap::default(),
+            },
             services: BTreeMap::from([
                 ("ssh".into(), service("tcp/22")),
                 ("web".into(), service("tcp/8080")),

@@ -13,6 +13,7 @@
 //!   refused it, or by something later that did happen (a positive control).
 //! - What the machine lacks is an error that names the Debian package; nothing is skipped.
 
+pub mod bench;
 mod capture;
 mod command;
 mod config;
