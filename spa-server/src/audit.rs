@@ -185,6 +185,8 @@ pub struct Restoration {
     pub missing: String,
     /// How many live grants the kernel had lost.
     pub grants: u64,
+    /// How many connections have slipped in meanwhile, and are ended.
+    pub cut: u64,
 }
 
 /// Restorations that are to be told: at once, but one line a second at most.
@@ -197,7 +199,7 @@ pub struct Restorations {
 /// A line to write about restorations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestorationLine {
-    /// The last one.
+    /// The last one; `cut` is the sum of all.
     pub last: Restoration,
     /// How many there were since the line before.
     pub count: u64,
@@ -208,8 +210,10 @@ impl Restorations {
 
     /// Takes note of one.
     pub fn note(&mut self, restoration: Restoration) {
-        let before = self.untold.take().map_or(0, |line| line.count);
-        self.untold = Some(RestorationLine { last: restoration, count: before.saturating_add(1) });
+        let (count, cut) =
+            self.untold.take().map_or((0, 0), |untold| (untold.count, untold.last.cut));
+        let last = Restoration { cut: cut.saturating_add(restoration.cut), ..restoration };
+        self.untold = Some(RestorationLine { last, count: count.saturating_add(1) });
     }
 
     /// The line that is due now; to be called after each note, and every second.
@@ -225,8 +229,9 @@ impl Restorations {
 
 impl fmt::Display for RestorationLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Restoration { missing, grants } = &self.last;
-        write!(f, "event=gate-restored missing={} grants={grants}", Value(missing))?;
+        let Restoration { missing, grants, cut } = &self.last;
+        let missing = Value(missing);
+        write!(f, "event=gate-restored missing={missing} grants={grants} cut={cut}")?;
         if self.count > 1 { write!(f, " count={}", self.count) } else { Ok(()) }
     }
 }
@@ -311,15 +316,15 @@ mod tests {
         let mut lines = Vec::new();
         for tenth in 0..30 {
             let now = BootMicros(at(0).0 + tenth * 100_000);
-            restorations.note(Restoration { missing: "set spa4".into(), grants: tenth });
+            restorations.note(Restoration { missing: "set spa4".into(), grants: tenth, cut: 1 });
             lines.extend(restorations.due(now).map(|line| line.to_string()));
         }
         assert_eq!(
             lines,
             [
-                r#"event=gate-restored missing="set spa4" grants=0"#,
-                r#"event=gate-restored missing="set spa4" grants=10 count=10"#,
-                r#"event=gate-restored missing="set spa4" grants=20 count=10"#,
+                r#"event=gate-restored missing="set spa4" grants=0 cut=1"#,
+                r#"event=gate-restored missing="set spa4" grants=10 cut=10 count=10"#,
+                r#"event=gate-restored missing="set spa4" grants=20 cut=10 count=10"#,
             ]
         );
         assert_eq!(restorations.due(at(9)).map(|line| line.count), Some(9));

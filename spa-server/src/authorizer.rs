@@ -4,9 +4,11 @@
 //! Knocks that arrive together are made durable by one write and opened by one batch.
 
 mod kernel;
+mod sessions;
 mod upkeep;
 
 pub use kernel::{Needed, Restored};
+pub use sessions::Sessions;
 
 use crate::audit::{self, Event, Line};
 use crate::causes::with_causes;
@@ -14,7 +16,7 @@ use crate::clock::{BootMicros, Now};
 use crate::control::GrantView;
 use crate::counters::{Counters, Dropped, count};
 use crate::gate::{Gate, GateError};
-use crate::grants::{Grant, GrantKey, GrantStore, GrantTable, RequestId};
+use crate::grants::{FormerGrants, Grant, GrantKey, GrantStore, GrantTable, RequestId};
 use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Policy, Refusal};
@@ -32,6 +34,7 @@ pub struct Authorizer<G, R, L> {
     gate: G,
     replay: R,
     grants: GrantTable,
+    former: FormerGrants,
     /// `None`: it can't be written, and grants end with this process.
     grant_log: Option<L>,
     limits: Limits,
@@ -81,6 +84,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             gate,
             replay,
             grants: GrantTable::default(),
+            former: FormerGrants::default(),
             grant_log,
             limits: Limits::default(),
             max_grants,
@@ -107,6 +111,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
         self.tell_revoked(&cut_short, FORBIDDEN);
         self.log_grants(&[], &keys_of(&cut_short));
+        self.former.remember(now.boottime, cut_short);
         self.expire(now.boottime).await;
         Ok(())
     }
@@ -274,6 +279,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                         let (gone, withdrawn) = self.grants.close_keys(now.boottime, &keys);
                         changes.extend(withdrawn);
                         closed.extend(keys_of(&gone));
+                        self.former.remember(now.boottime, gone);
                         to_close.extend(keys);
                     }
                 }
@@ -284,6 +290,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             // What is to be closed stays out of the table, and the kernel is brought to it.
             let (gone, _) = self.grants.close_keys(now.boottime, &to_close);
             closed.extend(keys_of(&gone));
+            self.former.remember(now.boottime, gone);
             self.log_grants(&[], &closed);
             self.unreconciled = true;
             return Err(error);
@@ -361,6 +368,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         }
         let applied = self.apply(&changes).await;
         self.log_grants(&[], &keys_of(&gone));
+        self.former.remember(now, gone.iter().cloned());
         if let Err(error) = applied {
             // What is to be closed stays out of the table: the kernel is brought to it.
             self.unreconciled = true;

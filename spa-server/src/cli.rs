@@ -107,10 +107,10 @@ enum ClientCommand {
     Show(ShowArgs),
     /// Remove a client and revoke what it has open.
     #[command(after_help = "Example:\n  spa-server client remove laptop")]
-    Remove(NameArgs),
+    Remove(LockOutArgs),
     /// Lock a client out without removing it.
     #[command(after_help = "Example:\n  spa-server client disable laptop")]
-    Disable(NameArgs),
+    Disable(LockOutArgs),
     /// Let a disabled client in again.
     #[command(after_help = "Example:\n  spa-server client enable laptop")]
     Enable(NameArgs),
@@ -166,6 +166,15 @@ struct NameArgs {
 }
 
 #[derive(Debug, Args)]
+struct LockOutArgs {
+    /// The client's name.
+    name: ClientName,
+    /// End its connections too.
+    #[arg(long)]
+    cut: bool,
+}
+
+#[derive(Debug, Args)]
 struct ShowArgs {
     /// The client's name.
     name: ClientName,
@@ -199,7 +208,7 @@ enum GrantsCommand {
     /// Show what is open.
     #[command(after_help = "Example:\n  spa-server grants list --json")]
     List(Output),
-    /// Close what is open, before its time. Connections that were made live on.
+    /// Close what is open, before its time.
     Revoke(RevokeArgs),
 }
 
@@ -211,8 +220,8 @@ Examples:
   spa-server grants revoke laptop
   spa-server grants revoke --source 192.0.2.7 --service ssh
 
-A grant is revoked when it matches everything that is given. Revoking locks nobody
-out: see `spa-server client disable`."
+A grant is revoked when it matches everything that is given. Connections that were made
+live on, unless --cut is given. Revoking locks nobody out: see `spa-server client disable`."
 )]
 pub(crate) struct RevokeArgs {
     /// Those of this client.
@@ -227,6 +236,9 @@ pub(crate) struct RevokeArgs {
     /// All.
     #[arg(long, group = "what", conflicts_with_all = ["client", "source", "service"])]
     pub(crate) all: bool,
+    /// End their connections too.
+    #[arg(long)]
+    pub(crate) cut: bool,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -269,11 +281,11 @@ fn run(cli: Cli) -> u8 {
             ClientCommand::Add(args) => commands::client_add::run(&config, &args),
             ClientCommand::List(output) => commands::client::list(&config, output),
             ClientCommand::Show(args) => commands::client::show(&config, &args.name, args.output),
-            ClientCommand::Remove(args) => commands::client::remove(&config, &args.name),
+            ClientCommand::Remove(args) => commands::client::remove(&config, &args.name, args.cut),
             ClientCommand::Disable(args) => {
-                commands::client::set_enabled(&config, &args.name, false)
+                commands::client::disable(&config, &args.name, args.cut)
             }
-            ClientCommand::Enable(args) => commands::client::set_enabled(&config, &args.name, true),
+            ClientCommand::Enable(args) => commands::client::enable(&config, &args.name),
             ClientCommand::ResetReplay(args) => commands::daemon::reset_replay(&config, args),
         },
         Command::Status(output) => commands::daemon::status(&config, output),

@@ -1,5 +1,6 @@
 //! The running server: everything put together, and what happens to it from outside.
 
+mod cutter;
 mod log;
 mod reload;
 mod standing;
@@ -19,6 +20,7 @@ use crate::grants::FileGrantStore;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
 use anyhow::Context as _;
+use cutter::{Cutter, Which};
 use reload::{Order, Reload};
 use sd_notify::NotifyState;
 use spa_keys::PublicKey;
@@ -73,6 +75,7 @@ struct Daemon {
     authorizer: Authorizer<Arc<AnyGate>, FileStore, FileGrantStore>,
     watch: Watch<Arc<AnyGate>>,
     alarms: mpsc::Receiver<Alarm>,
+    cutter: Cutter<Arc<AnyGate>>,
     standing: Standing,
     restored: Restorations,
     /// What could not be put back yet.
@@ -133,7 +136,10 @@ impl Daemon {
 
     async fn step(&mut self, next: Next, batch: &mut Vec<Candidate>) -> anyhow::Result<()> {
         match next {
-            Next::Admit => self.authorizer.admit(std::mem::take(batch)).await,
+            Next::Admit => {
+                self.authorizer.admit(std::mem::take(batch)).await;
+                self.release_granted();
+            }
             Next::Command((request, answer)) => self.obey(request, answer).await,
             Next::Alarm(alarm) => self.alarmed(alarm).await,
             Next::Reloaded(config) => self.reloaded(*config).await,
@@ -161,12 +167,15 @@ impl Daemon {
             ControlRequest::GrantsList => {
                 ControlResponse::Grants(self.authorizer.views(BootMicros::now()))
             }
-            ControlRequest::GrantsRevoke { client, source, service, all } => {
+            ControlRequest::GrantsRevoke { client, source, service, all, cut } => {
                 if !all && client.is_none() && source.is_none() && service.is_none() {
                     ControlResponse::error(&"name what to revoke, or all")
                 } else {
                     match self.client_id(client.as_deref()) {
-                        Ok(client) => self.revoke(&Selection { client, source, service }).await,
+                        Ok(client) => {
+                            let selection = Selection { client, source, service };
+                            return self.revoke(&selection, cut, answer).await;
+                        }
                         Err(unknown) => ControlResponse::error(&unknown),
                     }
                 }
@@ -201,17 +210,38 @@ impl Daemon {
         });
     }
 
-    async fn revoke(&mut self, selection: &Selection) -> ControlResponse {
+    /// Closes, and ends what was let in, if that is wanted, for which nothing else has to wait.
+    async fn revoke(
+        &mut self,
+        selection: &Selection,
+        cut: bool,
+        answer: oneshot::Sender<ControlResponse>,
+    ) {
         let now = BootMicros::now();
-        match self.authorizer.revoke(selection, "by the administrator").await {
-            Ok(gone) => ControlResponse::Revoked(
-                gone.iter().map(|grant| self.authorizer.view(grant, now)).collect(),
-            ),
-            Err(error) => ControlResponse::error(&format!(
-                "the kernel did not take it, and it is tried again every second: {}",
-                with_causes(&error)
-            )),
-        }
+        let sessions = cut.then(|| self.authorizer.sessions(selection, now));
+        let grants: Vec<_> = match self.authorizer.revoke(selection, "by the administrator").await {
+            Ok(gone) => gone.iter().map(|grant| self.authorizer.view(grant, now)).collect(),
+            Err(error) => {
+                let response = ControlResponse::error(&format!(
+                    "the kernel did not take it, and it is tried again every second: {}",
+                    with_causes(&error)
+                ));
+                // Whoever asked may have gone.
+                let _ = answer.send(response);
+                return;
+            }
+        };
+        let Some(sessions) = sessions else {
+            let _ = answer.send(ControlResponse::Revoked { grants, cut: None });
+            return;
+        };
+        let (done, when_done) = oneshot::channel();
+        let guarded = self.settings.gate_plan().guarded.into();
+        self.cutter.cut(Which::Of(sessions), guarded, Some(done));
+        tokio::spawn(async move {
+            let cut = when_done.await.ok();
+            let _ = answer.send(ControlResponse::Revoked { grants, cut });
+        });
     }
 
     /// What was captured before the stop is carried out; then the stores are marked clean.
@@ -226,6 +256,7 @@ impl Daemon {
             self.authorizer.admit(batch).await;
         }
         self.authorizer.finish();
+        self.cutter.finish().await;
         // It may be gone already.
         let _ = std::fs::remove_file(&self.settings.control_socket);
         tracing::info!("stopped");

@@ -18,6 +18,7 @@ pub mod cli;
 pub mod clock;
 mod commands;
 pub mod config;
+pub mod connections;
 pub mod control;
 pub mod counters;
 pub mod daemon;

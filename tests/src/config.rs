@@ -29,12 +29,15 @@ pub struct Configuration {
 
 /// `[gate]`.
 #[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the fields are those of the manual")]
 pub struct Gate {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub backend: Option<String>,
     pub mode: String,
     pub refuse: String,
+    pub always_admit: Vec<String>,
+    /// The server's own choice, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
     pub tools: BTreeMap<String, PathBuf>,
 }
 
@@ -98,9 +101,10 @@ impl Configuration {
             state_directory: directory.join("state"),
             control_socket: directory.join("control.sock"),
             gate: Gate {
-                backend: None,
                 mode: "guard".into(),
                 refuse: "drop".into(),
+                always_admit: Vec::new(),
+                backend: None,
                 tools: BTreeMap::default(),
             },
             services: BTreeMap::from([

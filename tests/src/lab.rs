@@ -12,6 +12,7 @@ use std::fmt::{self, Write as _};
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -126,6 +127,30 @@ impl Host {
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// From now on, `iptables` and its likes stand for the legacy variant on this host.
+    pub fn use_iptables_legacy(&self) -> Result<()> {
+        let (from, to) = (Path::new("/etc/alternatives"), self.overlay().join("alternatives"));
+        fs::create_dir_all(&to)?;
+        for name in names(from) {
+            // There is a README, too.
+            let Ok(target) = fs::read_link(from.join(&name)) else { continue };
+            let is_tables = name.starts_with("iptables") || name.starts_with("ip6tables");
+            let target = match target.to_str() {
+                Some(path) if is_tables => path.replacen("tables-nft", "tables-legacy", 1).into(),
+                _ => target,
+            };
+            symlink(target, to.join(&name))?;
+        }
+        let version = self.sh("iptables --version")?;
+        ensure!(version.contains("legacy"), "iptables is not the legacy variant: {version}");
+        Ok(())
+    }
+
+    /// The directory that lies over `/etc` for the programs of this host.
+    pub(crate) fn overlay(&self) -> PathBuf {
+        Path::new(OVERLAYS).join(self.namespace())
     }
 
     /// The index of an interface of this namespace.
@@ -432,7 +457,7 @@ pub(crate) fn station_link(number: u8) -> String {
 fn sweep() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        crate::systemd::sweep();
+        crate::cgroup::sweep();
         for namespace in names(Path::new(NAMESPACES)).filter(|name| stale(name)) {
             remove(&namespace);
         }

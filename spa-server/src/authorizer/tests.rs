@@ -431,3 +431,72 @@ async fn without_a_gate_nothing_opens_and_what_was_open_comes_back_with_it() {
     server.authorizer.install(&plan()).await.unwrap();
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
 }
+
+fn connection(peer: &str, port: u16) -> Connection {
+    Connection {
+        transport: spa_proto::Transport::Tcp,
+        peer: format!("{peer}:50000").parse().unwrap(),
+        local: format!("192.0.2.1:{port}").parse().unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn who_came_while_the_gate_was_away_is_a_stranger_without_a_grant_only() {
+    let mut server = server();
+    let since = BootMicros::now();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    // One of them ends meanwhile.
+    let web = Selection { service: Some("web".parse().unwrap()), ..Selection::default() };
+    server.authorizer.revoke(&web, "test").await.unwrap();
+    let known = [connection("198.51.100.9", 22)].into();
+    let found = [
+        connection("198.51.100.9", 22),
+        connection("192.0.2.7", 22),
+        connection("192.0.2.7", 443),
+        connection("203.0.113.5", 22),
+        connection("198.51.100.10", 22),
+    ]
+    .into();
+    let plan = Plan { always_admit: vec!["203.0.113.0/24".parse().unwrap()], ..plan() };
+    let strangers = |since| server.authorizer.strangers(&plan, &found, &known, since);
+    assert_eq!(strangers(since), [connection("198.51.100.10", 22)].into());
+    // The control: a grant that had ended before gave nobody a right to come.
+    let later = BootMicros::now().saturating_add(Duration::from_secs(1));
+    let both = [connection("198.51.100.10", 22), connection("192.0.2.7", 443)].into();
+    assert_eq!(strangers(later), both);
+}
+
+#[tokio::test]
+async fn the_sessions_of_a_grant_outlive_it_and_others_grants_protect_theirs() {
+    let mut server = server();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    let found: crate::connections::Inventory =
+        [connection("192.0.2.7", 22), connection("192.0.2.7", 443), connection("198.51.100.9", 22)]
+            .into();
+    let ssh = Selection { service: Some("ssh".parse().unwrap()), ..Selection::default() };
+    let sessions = |server: &Server, selection: &Selection| {
+        server.authorizer.sessions(selection, BootMicros::now()).among(&found)
+    };
+    let theirs = [connection("192.0.2.7", 22)].into();
+    assert_eq!(sessions(&server, &ssh), theirs);
+    server.authorizer.revoke(&ssh, "test").await.unwrap();
+    assert_eq!(sessions(&server, &ssh), theirs);
+
+    // Someone else's live grant for the same port, from the same address.
+    let knock = server.candidate(3, "tcp/22");
+    server.authorizer.admit(vec![knock]).await;
+    assert!(sessions(&server, &ssh).is_empty());
+    let all = Selection::default();
+    assert_eq!(sessions(&server, &all).len(), 2);
+    server.authorizer.revoke(&all, "test").await.unwrap();
+
+    // It is remembered for as long as such a connection lives.
+    let later = BootMicros::now().saturating_add(Duration::from_secs(1));
+    server.authorizer.forget_former(later, &found);
+    assert_eq!(sessions(&server, &all).len(), 2);
+    let web = [connection("192.0.2.7", 443)].into();
+    server.authorizer.forget_former(later, &web);
+    assert_eq!(sessions(&server, &all), web);
+}

@@ -49,6 +49,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             self.unreconciled = true;
         }
         self.log_grants(&[], &keys_of(&gone));
+        self.former.remember(now, gone);
     }
 
     fn watch_clock(&mut self) {

@@ -1,6 +1,6 @@
 //! Commands that show and change the clients' files.
 
-use super::daemon::take_up;
+use super::daemon::{cut_off, take_up};
 use super::output::{print, print_json, table};
 use super::{CONFIG, CommandError, Done, write};
 use crate::cli::Output;
@@ -149,8 +149,9 @@ pub(crate) fn show(config: &Path, name: &ClientName, output: Output) -> Done {
 }
 
 /// `spa-server client remove`.
-pub(crate) fn remove(config: &Path, name: &ClientName) -> Done {
+pub(crate) fn remove(config: &Path, name: &ClientName, cut: bool) -> Done {
     let file = existing(config, name)?;
+    let key = if cut { Some(key_of(config, &file)?) } else { None };
     // The key that `client add --psk` made is of no use to anybody else; another may be shared.
     let pre_shared = file.with_extension("psk");
     for path in [&file, &pre_shared] {
@@ -162,11 +163,39 @@ pub(crate) fn remove(config: &Path, name: &ClientName) -> Done {
         }
     }
     eprintln!("client {name} is removed");
-    take_up(config)
+    take_up(config)?;
+    key.map_or(Ok(()), |key| cut_off(config, &key))
 }
 
-/// `spa-server client disable` and `enable`.
-pub(crate) fn set_enabled(config: &Path, name: &ClientName, enabled: bool) -> Done {
+/// `spa-server client disable`.
+pub(crate) fn disable(config: &Path, name: &ClientName, cut: bool) -> Done {
+    let key = if cut { Some(key_of(config, &existing(config, name)?)?) } else { None };
+    set_enabled(config, name, false)?;
+    key.map_or(Ok(()), |key| cut_off(config, &key))
+}
+
+/// `spa-server client enable`.
+pub(crate) fn enable(config: &Path, name: &ClientName) -> Done {
+    set_enabled(config, name, true)
+}
+
+/// The key in a client's file, whatever else is wrong with that file.
+fn key_of(config: &Path, file: &Path) -> Result<PublicKey, CommandError> {
+    if let Ok(client) = Settings::load(config).and_then(|settings| load(file, &settings)) {
+        return Ok(client.public_key);
+    }
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let document = text.parse::<DocumentMut>().ok();
+    let key = document.as_ref().and_then(|document| document.get("public-key")?.as_str());
+    key.and_then(|key| key.parse().ok()).ok_or_else(|| {
+        CommandError::Failed(format!(
+            "{} has no public key that could be read, so nothing was changed: whose connections to end is not known without it. Leave --cut out",
+            file.display()
+        ))
+    })
+}
+
+fn set_enabled(config: &Path, name: &ClientName, enabled: bool) -> Done {
     let file = existing(config, name)?;
     let text = fs::read_to_string(&file).map_err(|source| {
         CommandError::Failed(format!("{} can't be read: {source}", file.display()))

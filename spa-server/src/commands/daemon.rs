@@ -1,14 +1,24 @@
 //! Commands that the running daemon answers.
 
 use super::output::{print, print_json, table};
-use super::{CommandError, Done};
+use super::{CommandError, Done, FAILED};
 use crate::cli::{Output, ResetArgs, RevokeArgs};
 use crate::config::{Settings, format_duration, format_timestamp};
 use crate::control::{
-    CallError, ControlRequest, ControlResponse, GrantView, Reloaded, Status, call,
+    CallError, ControlRequest, ControlResponse, CutView, GrantView, Reloaded, Status, call,
 };
+use serde::Serialize;
+use spa_keys::PublicKey;
+use spa_proto::ClientId;
 use std::path::Path;
 use std::time::Duration;
+
+/// What `grants revoke --cut --json` prints.
+#[derive(Serialize)]
+struct RevokedAndCut<'a> {
+    revoked: &'a [GrantView],
+    cut: &'a CutView,
+}
 
 /// `spa-server status`.
 pub(crate) fn status(config: &Path, output: Output) -> Done {
@@ -29,13 +39,66 @@ pub(crate) fn grants_list(config: &Path, output: Output) -> Done {
 
 /// `spa-server grants revoke`.
 pub(crate) fn grants_revoke(config: &Path, args: RevokeArgs) -> Done {
-    let RevokeArgs { client, source, service, all, output } = args;
-    let request = ControlRequest::GrantsRevoke { client, source, service, all };
+    let RevokeArgs { client, source, service, all, cut, output } = args;
+    let request = ControlRequest::GrantsRevoke { client, source, service, all, cut };
     match ask(config, &request)? {
-        ControlResponse::Revoked(grants) => {
+        ControlResponse::Revoked { grants, cut: None } => {
             print_grants(&grants, output, "no grant matches, so none was revoked")
         }
+        ControlResponse::Revoked { grants, cut: Some(cut) } if output.json => {
+            print_json(&RevokedAndCut { revoked: &grants, cut: &cut })?;
+            judge_cut(&cut)
+        }
+        ControlResponse::Revoked { grants, cut: Some(cut) } => {
+            print_grants(&grants, output, "no live grant matches, so none was revoked")?;
+            eprintln!("{}", render_cut(&cut));
+            judge_cut(&cut)
+        }
         other => Err(unexpected(&other)),
+    }
+}
+
+/// Ends the connections of a client that is locked out by now; `key` is its key.
+pub(super) fn cut_off(config: &Path, key: &PublicKey) -> Done {
+    let client = ClientId(*key.as_bytes()).to_string();
+    let request = ControlRequest::GrantsRevoke {
+        client: Some(client),
+        source: None,
+        service: None,
+        all: false,
+        cut: true,
+    };
+    match call(&Settings::control_socket_of(config), &request) {
+        Ok(ControlResponse::Revoked { cut: Some(cut), .. }) => {
+            eprintln!("{}", render_cut(&cut));
+            judge_cut(&cut)
+        }
+        Ok(other) => Err(unexpected(&other)),
+        Err(CallError::NotRunning { .. }) => Err(CommandError::Failed(
+            "the daemon does not run, and nobody else knows which connections are this client's; `ss -tn` shows all, `ss -K` ends them".to_owned(),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn render_cut(cut: &CutView) -> String {
+    let ended = format!("{} ended", count(cut.ended, "connection"));
+    let left = match cut.left {
+        0 => String::new(),
+        left => format!(
+            "; {} can't be ended, whose packets are refused for some minutes",
+            count(left, "connection")
+        ),
+    };
+    let trouble = cut.trouble.as_ref().map_or_else(String::new, |trouble| format!(": {trouble}"));
+    ended + &left + &trouble
+}
+
+fn judge_cut(cut: &CutView) -> Done {
+    if cut.left == 0 && cut.trouble.is_none() {
+        Ok(())
+    } else {
+        Err(CommandError::Told { exit_code: FAILED })
     }
 }
 
@@ -302,6 +365,19 @@ mod tests {
         left out      /etc/spa/clients.d/x.toml: line 1: no
         reload        refused, the former configuration is in force: /etc/spa/server.toml: line 3: no
         ");
+    }
+
+    #[test]
+    fn a_cut_says_what_came_of_it() {
+        let mut cut = CutView { ended: 2, left: 0, trouble: None };
+        assert_eq!(render_cut(&cut), "2 connections ended");
+        assert!(judge_cut(&cut).is_ok());
+        (cut.left, cut.trouble) = (1, Some("cannot end a connection: not supported".into()));
+        assert_eq!(
+            render_cut(&cut),
+            "2 connections ended; 1 connection can't be ended, whose packets are refused for some minutes: cannot end a connection: not supported"
+        );
+        assert!(judge_cut(&cut).is_err());
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub enum ControlRequest {
     /// set.
     #[serde(rename_all = "kebab-case")]
     GrantsRevoke {
-        /// The client's name.
+        /// The client's name, or its key in hexadecimal digits.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client: Option<String>,
         /// The address that the grant is for.
@@ -34,6 +34,10 @@ pub enum ControlRequest {
         /// Every grant.
         #[serde(default)]
         all: bool,
+        /// End the connections too that these grants let in, or grants like these that have
+        /// ended by now.
+        #[serde(default)]
+        cut: bool,
     },
     /// Read the configuration anew: answered by [`ControlResponse::Reloaded`].
     Reload,
@@ -63,7 +67,14 @@ pub enum ControlResponse {
     /// What is open.
     Grants(Vec<GrantView>),
     /// What was closed.
-    Revoked(Vec<GrantView>),
+    #[serde(rename_all = "kebab-case")]
+    Revoked {
+        /// The grants.
+        grants: Vec<GrantView>,
+        /// What came of their connections, if they were to be ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cut: Option<CutView>,
+    },
     /// The configuration was read and is in force.
     Reloaded(Reloaded),
     /// The configuration was read and is in force, and the gate is in place.
@@ -185,6 +196,18 @@ pub struct GrantView {
     pub request_id: String,
 }
 
+/// What came of connections that were to be ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CutView {
+    /// How many have ended.
+    pub ended: u64,
+    /// How many have not; their packets are refused for some minutes.
+    pub left: u64,
+    /// What went wrong.
+    pub trouble: Option<String>,
+}
+
 /// What a reload did.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -213,15 +236,16 @@ mod tests {
                 source: source.map(|source| source.parse().unwrap()),
                 service: service.map(|service| service.parse().unwrap()),
                 all,
+                cut: all,
             }
         };
         for (request, text) in [
             (ControlRequest::Status, r#""status""#),
             (ControlRequest::GrantsList, r#""grants-list""#),
-            (revoke(None, None, None, true), r#"{"grants-revoke":{"all":true}}"#),
+            (revoke(None, None, None, true), r#"{"grants-revoke":{"all":true,"cut":true}}"#),
             (
                 revoke(Some("laptop"), Some("192.0.2.7"), Some("ssh"), false),
-                r#"{"grants-revoke":{"client":"laptop","source":"192.0.2.7","service":"ssh","all":false}}"#,
+                r#"{"grants-revoke":{"client":"laptop","source":"192.0.2.7","service":"ssh","all":false,"cut":false}}"#,
             ),
             (ControlRequest::Reload, r#""reload""#),
             (ControlRequest::GateInstall, r#""gate-install""#),
@@ -260,7 +284,8 @@ mod tests {
         };
         for response in [
             ControlResponse::Grants(vec![grant.clone()]),
-            ControlResponse::Revoked(Vec::new()),
+            ControlResponse::Revoked { grants: Vec::new(), cut: None },
+            ControlResponse::Revoked { grants: Vec::new(), cut: Some(CutView::default()) },
             ControlResponse::Reloaded(Reloaded { revoked: vec![grant], ..Reloaded::default() }),
             ControlResponse::GateInstalled {
                 report: InstallReport { changed: true, ..InstallReport::default() },

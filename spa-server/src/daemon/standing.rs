@@ -1,15 +1,17 @@
 //! Whether there is a gate: put back when somebody has flushed it, taken away when an
 //! administrator wants it.
 
-use super::watch::Alarm;
+use super::cutter::Which;
+use super::watch::{Alarm, Known};
 use super::{Daemon, start};
 use crate::audit::{self, Restoration};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::config::Settings;
 use crate::control::ControlResponse;
-use crate::gate::InstallReport;
+use crate::gate::{Guarded, InstallReport, Plan};
 use spa_proto::UnixMicros;
+use std::sync::Arc;
 
 /// Whether there is to be a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +57,11 @@ impl Daemon {
                 self.watch.tell(None);
                 tracing::debug!(?restored, ?alarm, "the gate was restored");
                 if restored.mended() {
-                    let missing = alarm.missing();
+                    let (missing, cut) = (alarm.missing(), self.cut_strangers(&plan).await);
                     self.restored.count = self.restored.count.saturating_add(1);
                     self.restored.last = Some(Now::read().realtime);
-                    self.restored.lines.note(Restoration { missing, grants: restored.grants });
+                    let grants = restored.grants;
+                    self.restored.lines.note(Restoration { missing, grants, cut });
                     self.tell_restorations();
                 }
             }
@@ -73,12 +76,44 @@ impl Daemon {
         }
     }
 
+    /// Has the connections ended that came while the gate was away, as far as that can be told;
+    /// says how many.
+    async fn cut_strangers(&self, plan: &Plan) -> u64 {
+        self.cutter.refuse_again();
+        let Some(Known { since, connections: known }) = self.watch.known() else { return 0 };
+        let guarded: Arc<[Guarded]> = plan.guarded.clone().into();
+        let strangers = match self.watch.list(Arc::clone(&guarded)).await {
+            Ok(found) => self.authorizer.strangers(plan, &found, &known, since),
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::error!("who came in while the gate was away is not known: {error}");
+                return 0;
+            }
+        };
+        let count = u64::try_from(strangers.len()).unwrap_or(u64::MAX);
+        if count > 0 {
+            self.cutter.cut(Which::Those(strangers), guarded, None);
+        }
+        count
+    }
+
+    /// Those whose packets are refused, and who have a grant now, may come again.
+    pub(super) fn release_granted(&self) {
+        let refused = self.cutter.refused();
+        if !refused.is_empty() {
+            self.cutter.release(self.authorizer.granted(&refused, BootMicros::now()));
+        }
+    }
+
     /// What is due every second.
     pub(super) async fn tend_gate(&mut self) {
         if let Some(alarm) = self.unmended.take() {
             self.alarmed(alarm).await;
         }
         self.tell_restorations();
+        if let Some(Known { since, connections }) = self.watch.known() {
+            self.authorizer.forget_former(since, &connections);
+        }
     }
 
     fn tell_restorations(&mut self) {
@@ -102,12 +137,15 @@ impl Daemon {
         let report = installed.map_err(|error| with_causes(&error))?;
         start::tell(&report);
         self.stand(Standing::Guards);
+        self.watch.installed(&plan);
+        self.cutter.refuse_again();
         Ok(report)
     }
 
     /// Takes the gate away, and leaves it away.
     pub(super) async fn remove_gate(&mut self) -> ControlResponse {
         self.stand(Standing::Removed);
+        self.cutter.forget();
         match self.authorizer.remove_gate().await {
             Ok(()) => {
                 tracing::warn!("the gate is {}", Standing::Removed.absence().unwrap_or_default());

@@ -1,5 +1,6 @@
 //! From a configuration to a server that captures.
 
+use super::cutter::Cutter;
 use super::standing::{Restorations, Standing};
 use super::watch::Watch;
 use super::{Command, Daemon, QUEUE, status};
@@ -8,6 +9,7 @@ use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
 use crate::clock::Now;
 use crate::config::{Config, Problem, Settings, judge_directory};
+use crate::connections::{Connections, KernelConnections};
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::{AnyGate, Gate as _, InstallReport};
@@ -78,7 +80,14 @@ impl Daemon {
         );
         authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
 
-        let (watch, alarms) = Watch::start(gate, authorizer.needed());
+        let connections: Arc<dyn Connections> = Arc::new(KernelConnections);
+        let (watch, alarms) = Watch::start(
+            Arc::clone(&gate),
+            authorizer.needed(),
+            Arc::clone(&connections),
+            &settings.gate_plan(),
+        );
+        let cutter = Cutter::start(gate, connections);
 
         let (commands_in, commands) = mpsc::channel::<Command>(16);
         let control = tokio::spawn(control::serve(listener, move |request| {
@@ -109,6 +118,7 @@ impl Daemon {
             reload: None,
             watch,
             alarms,
+            cutter,
             standing: Standing::Guards,
             restored: Restorations::default(),
             unmended: None,

@@ -7,6 +7,7 @@ use crate::config::{Config, Settings};
 use crate::control::{InterfaceStatus, Status, StatusClients};
 use crate::counters::read;
 use crate::gate::{Mode, Refusal};
+use crate::grants::client_of_digits;
 use spa_proto::ClientId;
 
 /// How many clients there are.
@@ -82,9 +83,12 @@ impl Daemon {
         }
     }
 
-    /// The key of the client of that name; `None` for none.
+    /// The key of the client of that name, or with those digits; `None` for none.
     pub(super) fn client_id(&self, name: Option<&str>) -> Result<Option<ClientId>, String> {
         let Some(name) = name else { return Ok(None) };
+        if let Some(client) = client_of_digits(name) {
+            return Ok(Some(client));
+        }
         let judge = self.judge.lock();
         judge.policy.client_named(name).map(Some).ok_or_else(|| {
             format!("there is no client {name:?}; `spa-server client list` shows all")

@@ -6,16 +6,24 @@
 
 use crate::authorizer::Needed;
 use crate::causes::with_causes;
-use crate::gate::{Doubt, Gate, GateError, Look};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::clock::BootMicros;
+use crate::connections::{Connections, ConnectionsError, Inventory};
+use crate::gate::{Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// So often it looks at the number of elements at least, whatever the gate says.
 const EVERY: Duration = Duration::from_secs(1);
 /// After a look that failed, or that found nothing after all, it looks no sooner than this.
 const PAUSE: Duration = Duration::from_millis(300);
+
+/// Connections are listed no more often than this,
+const BETWEEN_LISTS: Duration = Duration::from_millis(400);
+/// and where it takes longer than this, for no more than a hundredth of the time.
+const CHEAP: Duration = Duration::from_millis(5);
 
 /// What the watch tells the main loop.
 #[derive(Debug)]
@@ -35,6 +43,14 @@ impl Alarm {
     }
 }
 
+/// The connections that there were when the gate last was found whole.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    /// They were listed after this.
+    pub(super) since: BootMicros,
+    pub(super) connections: Arc<Inventory>,
+}
+
 /// The watch over one gate, as the main loop holds it.
 pub(super) struct Watch<G> {
     gate: G,
@@ -43,6 +59,10 @@ pub(super) struct Watch<G> {
 }
 
 struct Shared {
+    connections: Arc<dyn Connections>,
+    /// Whose connections are listed; nobody's, where the gate keeps nobody out.
+    guarded: Mutex<Arc<[Guarded]>>,
+    known: Mutex<Option<Known>>,
     /// How many elements the kernel has to hold at least.
     needed: Needed,
     /// Whether there is nothing to watch.
@@ -54,18 +74,57 @@ struct Shared {
 impl<G: Gate + Clone + 'static> Watch<G> {
     /// Begins to watch a gate that was just installed. `needed` is how many elements it has to
     /// hold at least.
-    pub(super) fn start(gate: G, needed: Needed) -> (Self, mpsc::Receiver<Alarm>) {
+    pub(super) fn start(
+        gate: G,
+        needed: Needed,
+        connections: Arc<dyn Connections>,
+        plan: &Plan,
+    ) -> (Self, mpsc::Receiver<Alarm>) {
         let (alarms, heard) = mpsc::channel(1);
         let (rests, _) = watch::channel(false);
-        let shared = Arc::new(Shared { needed, rests, wrong: Mutex::default() });
+        let shared = Arc::new(Shared {
+            connections,
+            guarded: Mutex::new(guarded_by(plan)),
+            known: Mutex::default(),
+            needed,
+            rests,
+            wrong: Mutex::default(),
+        });
         let watcher = Watcher { gate: gate.clone(), shared: Arc::clone(&shared), alarms };
         let task = tokio::spawn(watcher.run());
         (Self { gate, shared, task }, heard)
     }
 
+    /// The gate is now installed by this plan.
+    pub(super) fn installed(&self, plan: &Plan) {
+        let guarded = guarded_by(plan);
+        let mut before = lock(&self.shared.guarded);
+        if *before != guarded {
+            // What was not guarded was not listed.
+            *lock(&self.shared.known) = None;
+            *before = guarded;
+        }
+    }
+
+    /// The connections that there were when the gate last was found whole, if that is known.
+    pub(super) fn known(&self) -> Option<Known> {
+        lock(&self.shared.known).clone()
+    }
+
+    /// The connections that there are to these ports.
+    pub(super) async fn list(
+        &self,
+        guarded: Arc<[Guarded]>,
+    ) -> Result<Inventory, ConnectionsError> {
+        list(&self.shared.connections, guarded).await
+    }
+
     /// From now on there is nothing to watch, or there is again.
     pub(super) fn rest(&self, rests: bool) {
-        self.shared.rests.send_replace(rests);
+        if self.shared.rests.send_replace(rests) {
+            // Whoever came while there was no gate came in order.
+            *lock(&self.shared.known) = None;
+        }
         self.shared.tell(None);
     }
 
@@ -103,11 +162,11 @@ impl<G> Drop for Watch<G> {
 
 impl Shared {
     fn wrong(&self) -> Option<String> {
-        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.wrong).clone()
     }
 
     fn tell(&self, wrong: Option<String>) {
-        let mut known = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.wrong);
         if *known == wrong {
             return;
         }
@@ -131,15 +190,43 @@ impl<G: Gate> Watcher<G> {
     async fn run(self) {
         let mut rests = self.shared.rests.subscribe();
         let mut doubt = Doubt::Everything;
+        let (mut listed, mut list_again) = (None, Instant::now());
         while rests.wait_for(|rests| !rests).await.is_ok() {
             if !self.look(doubt).await {
+                listed = None;
                 tokio::time::sleep(PAUSE).await;
                 continue;
+            }
+            // Only now: they were listed before this look, and since then nothing was disturbed.
+            if let Some(known) = listed.take() {
+                *lock(&self.shared.known) = Some(known);
+            }
+            if Instant::now() >= list_again {
+                let began = Instant::now();
+                listed = self.list().await;
+                let took = began.elapsed();
+                let pause = if took > CHEAP { took * 100 } else { BETWEEN_LISTS };
+                list_again = Instant::now() + pause;
             }
             doubt = tokio::select! {
                 doubt = self.gate.disturbed() => doubt,
                 () = tokio::time::sleep(EVERY) => Doubt::Elements,
             };
+        }
+    }
+
+    async fn list(&self) -> Option<Known> {
+        let since = BootMicros::now();
+        let guarded = Arc::clone(&lock(&self.shared.guarded));
+        if guarded.is_empty() {
+            return None;
+        }
+        match list(&self.shared.connections, guarded).await {
+            Ok(connections) => Some(Known { since, connections: Arc::new(connections) }),
+            Err(error) => {
+                tracing::debug!("{}", with_causes(&error));
+                None
+            }
         }
     }
 
@@ -171,6 +258,28 @@ impl<G: Gate> Watcher<G> {
         }
         false
     }
+}
+
+/// The connections to these ports.
+pub(super) async fn list(
+    connections: &Arc<dyn Connections>,
+    guarded: Arc<[Guarded]>,
+) -> Result<Inventory, ConnectionsError> {
+    let connections = Arc::clone(connections);
+    tokio::task::spawn_blocking(move || connections.list(&guarded)).await?
+}
+
+/// In open mode it is not the gate that keeps anybody out.
+fn guarded_by(plan: &Plan) -> Arc<[Guarded]> {
+    match plan.mode {
+        Mode::Guard => plan.guarded.clone().into(),
+        Mode::Open => Arc::new([]),
+    }
+}
+
+/// Nothing behind these locks is ever half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn cannot_look(error: &GateError) -> String {

@@ -1,7 +1,7 @@
 //! The back-end that the configuration names, or the first that works.
 
 use super::types::{Backend, Change, Connection, Doubt, InstallReport, LiveElement, Look, Plan};
-use super::{Gate, GateError, HookGate, IptablesGate, Tools};
+use super::{Gate, GateError, HookGate, IptablesGate, NftablesGate, Tools};
 use crate::config::GateSettings;
 
 /// One of the back-ends.
@@ -11,6 +11,8 @@ pub enum AnyGate {
     Ipset(IptablesGate),
     /// Commands of the administrator's.
     Hook(HookGate),
+    /// A table of nftables.
+    Nftables(NftablesGate),
 }
 
 /// Calls a method of whichever it is.
@@ -19,6 +21,7 @@ macro_rules! each {
         match $gate {
             AnyGate::Ipset($one) => $call,
             AnyGate::Hook($one) => $call,
+            AnyGate::Nftables($one) => $call,
         }
     };
 }
@@ -38,6 +41,7 @@ impl AnyGate {
                 Some(hook) => Ok(Self::Hook(HookGate::new(hook.clone())?)),
                 None => Err(GateError::NotConfigured(Backend::Hook)),
             },
+            Backend::Nftables => Ok(Self::Nftables(NftablesGate::new(&settings.tools)?)),
             other => Err(GateError::NoSuchBackend(other)),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::GateError;
 use super::types::{Change, Element, MAX_ELEMENT_SECONDS, Plan};
+use crate::service::Connections;
 
 /// More elements than this the kernel would take, but nobody has.
 const MAX_ELEMENTS: u32 = 16 * 1024 * 1024;
@@ -29,11 +30,12 @@ pub(super) fn check_plan(plan: &Plan) -> Result<(), GateError> {
 /// Whether a change is one that the installed plan allows.
 pub(super) fn check_change(plan: &Plan, change: &Change) -> Result<(), GateError> {
     let Change::Admit { element, seconds } = *change else { return Ok(()) };
-    if plan.guarded_at(element.ports).is_none() {
-        return Err(GateError::NotGuarded(element));
-    }
+    let guarded = plan.guarded_at(element.ports).ok_or(GateError::NotGuarded(element))?;
     if !is_possible_source(element) {
         return Err(GateError::BadSource(element));
+    }
+    if guarded.connections == Connections::One && !element.source.is_host() {
+        return Err(GateError::OneOfMany(element));
     }
     if !(1..=MAX_ELEMENT_SECONDS).contains(&seconds) {
         return Err(GateError::BadTime { element, seconds });

@@ -4,6 +4,7 @@ use super::hook::LedgerError;
 use super::tools::MissingTool;
 use super::types::{Backend, Element, Family, MAX_ELEMENT_SECONDS};
 use crate::config::Problem;
+use crate::netlink::NetlinkError;
 use crate::process::ProcessError;
 use std::io;
 
@@ -89,10 +90,30 @@ pub enum GateError {
     )]
     ForeignSet {
         /// The set's name.
-        name: &'static str,
+        name: String,
         /// What about it is not ours.
         what: String,
     },
+    /// Someone else has a table of our name.
+    #[error(
+        "there is already a table inet spa that is not the gate's; rename it, or remove it with 'nft delete table inet spa'"
+    )]
+    ForeignTable,
+    /// The kernel has no nftables, or not enough of it.
+    #[error(
+        "cannot {doing}: this kernel lacks nf_tables or a part of it; choose another back-end in [gate]"
+    )]
+    NoNftables {
+        /// What the gate was doing.
+        doing: &'static str,
+        /// What the tool said.
+        source: ProcessError,
+    },
+    /// The tool is too old.
+    #[error(
+        "{0} is too old for the nftables back-end, which needs nft 1.0; choose another back-end in [gate]"
+    )]
+    OldNft(String),
     /// The plan holds something impossible.
     #[error("cannot install this plan: {0}")]
     Plan(&'static str),
@@ -117,9 +138,14 @@ pub enum GateError {
         /// What is missing.
         what: String,
     },
+    /// The table is not as it was written after the tool said that it made it.
+    #[error(
+        "the rules that were written are not there: {0}; does another program rewrite the firewall?"
+    )]
+    TableNotThere(String),
     /// An installation failed, and so did the way back.
     #[error(
-        "{failure}; what was changed before could not be undone either: look for chains named SPA-* and sets named spa4 and spa6"
+        "{failure}; what was changed before could not be undone either: look for chains named SPA-* and sets named spa4 and spa6, or a table inet spa of nftables"
     )]
     NotUndone {
         /// Why the installation failed.
@@ -146,10 +172,18 @@ pub enum GateError {
         /// For how long.
         seconds: u32,
     },
-    /// The set is full.
-    #[error("the set {name} is full; raise max-grants")]
+    /// There is no room for another element.
+    #[error("{name} is full; raise max-grants")]
     Full {
-        /// The set.
-        name: &'static str,
+        /// The set, or the chain, that is.
+        name: String,
     },
+    /// An element that would let in one connection of many addresses.
+    #[error(
+        "refused to admit {0}: one connection is let in from one address only, not from a network"
+    )]
+    OneOfMany(Element),
+    /// The kernel's answer over netlink.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
 }

@@ -24,6 +24,9 @@ pub struct Dropper {
     pub chain: String,
     /// What in it drops.
     pub how: &'static str,
+    /// Whether its table speaks of connections whose destination was translated, and so may accept
+    /// what is forwarded.
+    pub speaks_of_translated: bool,
     /// The numbers of the ports that its table speaks of, and so may accept.
     ports: Vec<(u16, u16)>,
 }
@@ -48,6 +51,16 @@ const RULE: &str = "ends in a rule that drops or rejects everything else";
 /// The droppers among the base chains that `nft -j list ruleset` prints, for packets to this
 /// host; but not the filter INPUT chains of iptables-nft, if those are where our rules are.
 pub fn in_nft(json: &str, but_filter_input: bool) -> Result<Vec<Dropper>, String> {
+    let ours = ["ip filter INPUT", "ip6 filter INPUT"];
+    nft_droppers(json, &["input", "prerouting"], if but_filter_input { &ours } else { &[] })
+}
+
+/// The droppers among the base chains for packets that are forwarded.
+pub fn forwarding_in_nft(json: &str) -> Result<Vec<Dropper>, String> {
+    nft_droppers(json, &["forward"], &[])
+}
+
+fn nft_droppers(json: &str, hooks: &[&str], ours: &[&str]) -> Result<Vec<Dropper>, String> {
     let ruleset: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
     let objects = ruleset
         .get("nftables")
@@ -66,10 +79,10 @@ pub fn in_nft(json: &str, but_filter_input: bool) -> Result<Vec<Dropper>, String
             "inet" => Family::ALL.to_vec(),
             _ => continue,
         };
-        if !matches!(text("hook"), "input" | "prerouting") || text("type") != "filter" {
+        if !hooks.contains(&text("hook")) || text("type") != "filter" {
             continue;
         }
-        if but_filter_input && family != "inet" && table == "filter" && name == "INPUT" {
+        if ours.contains(&format!("{family} {table} {name}").as_str()) {
             continue;
         }
         let of_table: Vec<_> = rules
@@ -89,22 +102,34 @@ pub fn in_nft(json: &str, but_filter_input: bool) -> Result<Vec<Dropper>, String
             nft_ports(rule, &mut ports);
         }
         let chain = format!("chain {name} of nft table {family} {table}");
-        found.push(Dropper { families, chain, how, ports });
+        let speaks_of_translated = of_table.iter().any(|rule| nft_speaks_of_translated(rule));
+        found.push(Dropper { families, chain, how, speaks_of_translated, ports });
     }
     Ok(found)
 }
 
 /// The droppers among the built-in chains of an iptables variant that isn't ours.
 pub fn in_saved(family: Family, variant: &str, saved: &Saved) -> Vec<Dropper> {
+    saved_droppers(family, variant, saved, &["PREROUTING", "INPUT"])
+}
+
+/// The droppers among the built-in chains for packets that are forwarded.
+pub fn forwarding_in_saved(family: Family, variant: &str, saved: &Saved) -> Vec<Dropper> {
+    saved_droppers(family, variant, saved, &["FORWARD"])
+}
+
+fn saved_droppers(family: Family, variant: &str, saved: &Saved, hooks: &[&str]) -> Vec<Dropper> {
     let mut found = Vec::new();
     for (name, table) in saved.tables().filter(|(name, _)| *name != "nat") {
-        for chain in ["PREROUTING", "INPUT"] {
+        for chain in hooks {
             if let Some(how) = drops(table, chain) {
                 let mut ports = Vec::new();
-                let rules = table.chains().flat_map(|chain| table.rules(chain));
-                rules.for_each(|rule| saved_ports(rule, &mut ports));
+                let rules = || table.chains().flat_map(|chain| table.rules(chain));
+                rules().for_each(|rule| saved_ports(rule, &mut ports));
+                let speaks_of_translated = rules().any(|rule| rule.contains("DNAT"));
                 let chain = format!("chain {chain} of {variant} table {name} ({family})");
-                found.push(Dropper { families: vec![family], chain, how, ports });
+                let families = vec![family];
+                found.push(Dropper { families, chain, how, speaks_of_translated, ports });
             }
         }
     }
@@ -154,7 +179,7 @@ fn saved_ends(table: &SavedTable, chain: &str, depth: usize) -> End {
 }
 
 /// `--dport 22`, `--dport 20:25`, `--dports 22,80:90`.
-fn saved_ports(rule: &str, ports: &mut Vec<(u16, u16)>) {
+pub(super) fn saved_ports(rule: &str, ports: &mut Vec<(u16, u16)>) {
     let mut words = rule.split(' ');
     while let Some(word) = words.next() {
         if !matches!(word, "--dport" | "--dports") {
@@ -230,6 +255,15 @@ fn nft_ports(rule: &Value, ports: &mut Vec<(u16, u16)>) {
             nft_numbers(right, ports);
         }
     }
+}
+
+/// `ct status dnat`, or what iptables-nft makes of `--ctstate DNAT`.
+fn nft_speaks_of_translated(rule: &Value) -> bool {
+    let statements = rule.get("expr").and_then(Value::as_array).into_iter().flatten();
+    statements.filter_map(|statement| statement.get("match")).any(|matching| {
+        let is_of_connection = matching.to_string().contains("\"ct\"");
+        is_of_connection && matching.to_string().contains("dnat")
+    })
 }
 
 fn nft_numbers(value: &Value, ports: &mut Vec<(u16, u16)>) {

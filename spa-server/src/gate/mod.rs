@@ -26,9 +26,10 @@ mod error;
 pub mod foreign;
 pub mod hook;
 mod iptables;
-mod kernel;
+mod nftables;
 pub mod render;
 pub mod saved;
+pub mod sets;
 pub mod sockets;
 mod tools;
 pub mod types;
@@ -37,6 +38,7 @@ pub use any::AnyGate;
 pub use error::GateError;
 pub use hook::{CommandLine, CommandLineError, HookGate, HookSettings};
 pub use iptables::IptablesGate;
+pub use nftables::NftablesGate;
 pub use tools::{MissingTool, ToolOverrides, Tools};
 pub use types::{
     Backend, BusyKnockPort, Change, Connection, Doubt, Element, Family, GateAnswer, GateRequest,

@@ -114,6 +114,11 @@ impl Tools {
         find(None, name, "iptables", &DIRECTORIES.map(Path::new))
     }
 
+    /// Finds `nft` alone.
+    pub(super) fn find_nft(overrides: &ToolOverrides) -> Result<PathBuf, MissingTool> {
+        find(overrides.nft.as_deref(), "nft", "nftables", &DIRECTORIES.map(Path::new))
+    }
+
     /// The path of `nft`, for whom nothing goes without it.
     pub fn need_nft(&self) -> Result<&Path, MissingTool> {
         self.nft.as_deref().ok_or(MissingTool { name: "nft", package: "nftables", at: None })

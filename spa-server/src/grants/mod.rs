@@ -3,10 +3,15 @@
 //! [`GrantTable`] is pure: it takes the time and returns what the kernel must change.
 //! [`GrantStore`] keeps grants over a restart of the daemon. Neither knows policy or knocks.
 
+mod cover;
+mod former;
 mod record;
 mod store;
 mod table;
 
+pub use cover::Cover;
+pub use former::FormerGrants;
+pub use record::client_of_digits;
 pub use store::{FileGrantStore, GrantStore, GrantStoreError, Loaded};
 pub use table::{GrantTable, MAX_LIFETIME};
 

@@ -89,10 +89,15 @@ impl Serialize for HexClient {
 impl<'de> Deserialize<'de> for HexClient {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        from_hex(&text)
-            .map(|bytes| Self(ClientId(bytes)))
+        client_of_digits(&text)
+            .map(Self)
             .ok_or_else(|| serde::de::Error::custom("a client is 64 hexadecimal digits"))
     }
+}
+
+/// A client by its key, as 64 hexadecimal digits.
+pub fn client_of_digits(text: &str) -> Option<ClientId> {
+    from_hex(text).map(ClientId)
 }
 
 pub(super) fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {

@@ -4,8 +4,9 @@
 mod message;
 
 use self::message::{
-    CREATE, DESTROY, FLUSH, LIST, PROTOCOL, RENAME, SWAP, TYPE, read_entries, read_info,
-    read_revisions, write_change, write_create, write_list, write_names, write_type,
+    CREATE, DESTROY, FLUSH, LIST, PROTOCOL, RENAME, SWAP, TYPE, read_entries, read_info, read_name,
+    read_revisions, write_change, write_create, write_list, write_list_names, write_names,
+    write_type,
 };
 use super::error::{NetlinkError, Reason, Refusal};
 use super::socket::{Channel, Doing, Head, Subsystem};
@@ -205,6 +206,16 @@ impl Ipset {
             &Doing("make set", Some(name)),
             Head(CREATE, wire::CREATE | wire::EXCLUSIVE),
             |writer| write_create(writer, name, kind, revision, family, max_elements),
+        )
+    }
+
+    /// The names of all sets, anybody's.
+    pub fn names(&mut self) -> Result<Vec<String>, NetlinkError> {
+        self.channel.dump(
+            &Doing("list the names of the sets", None),
+            Head(LIST, 0),
+            write_list_names,
+            |message, found| found.extend(read_name(&message)),
         )
     }
 

@@ -89,7 +89,7 @@ pub(crate) struct Lab {
     pub(crate) variant: Variant,
     scripts: TempDir,
     /// Sockets of the server and the inner host, which live as long as the lab.
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(&'static str, TcpListener)>,
 }
 
 impl Lab {
@@ -141,7 +141,7 @@ impl Lab {
         for (place, port) in [("s", 22), ("s", 80), ("i", 22)] {
             // The wildcard serves IPv4 too: its connections have v4-mapped addresses.
             let listener = lab.inside(place, || TcpListener::bind(("::", port)).unwrap());
-            lab.listeners.push(listener);
+            lab.listeners.push((place, listener));
         }
         // Both families answer before anything is tried.
         for family in 0..2 {
@@ -261,27 +261,59 @@ impl Lab {
         at_once(|family| self.tcp(from[family], SERVER[family], port))
     }
 
-    /// A connection from the client to the server, both ends.
-    pub(crate) fn session(&self, family: usize, port: u16) -> (TcpStream, TcpStream) {
-        let from = CLIENT[family];
-        let near = self
-            .inside("c", || block_on(connect(from, SERVER[family], port, LONG)))
-            .expect("in time")
-            .expect("a connection");
-        let listener = self
+    /// A listener of the lab's own.
+    pub(crate) fn listener(&self, place: &str, port: u16) -> TcpListener {
+        let is_it = |listener: &TcpListener| listener.local_addr().unwrap().port() == port;
+        let (_, listener) = self
             .listeners
             .iter()
-            .find(|listener| listener.local_addr().unwrap().port() == port)
-            .unwrap();
+            .find(|(at, listener)| *at == place && is_it(listener))
+            .expect("a listener");
+        listener.try_clone().unwrap()
+    }
+
+    /// A connection from the client to the server, both ends.
+    pub(crate) fn session(&self, family: usize, port: u16) -> (TcpStream, TcpStream) {
+        self.session_by(family, port, &self.listener("s", port)).expect("a connection")
+    }
+
+    /// A connection from the client to a port of the server at whose end is this listener; `None`
+    /// if none comes about.
+    pub(crate) fn session_by(
+        &self,
+        family: usize,
+        port: u16,
+        listener: &TcpListener,
+    ) -> Option<(TcpStream, TcpStream)> {
+        let from = CLIENT[family];
+        let connecting = || block_on(connect(from, SERVER[family], port, LONG));
+        let near = self.inside("c", connecting)?.expect("a connection");
         let mine = near.local_addr().unwrap().port();
-        // Probes before have left connections in the backlog.
-        let far = loop {
-            let (far, peer) = listener.accept().unwrap();
-            if peer.port() == mine {
-                break far;
+        // Probes before have left connections in the backlog. The port is that of this host where
+        // it is translated, and the same then, too, as long as it is free.
+        listener.set_nonblocking(true).unwrap();
+        let mut far = None;
+        self.wait("the other end", || {
+            while let Ok((stream, peer)) = listener.accept() {
+                if peer.port() == mine {
+                    far = Some(stream);
+                }
             }
-        };
-        (near, far)
+            far.is_some()
+        });
+        listener.set_nonblocking(false).unwrap();
+        let far = far.unwrap();
+        far.set_nonblocking(false).unwrap();
+        Some((near, far))
+    }
+
+    /// Waits until this is so.
+    pub(crate) fn wait(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let began = std::time::Instant::now();
+        while !is_so() {
+            assert!(began.elapsed() < LONG * 3, "{what} ({})", self.name);
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Sends a datagram to the server and says what comes of it: whether the socket got it, or an

@@ -9,3 +9,5 @@ mod host;
 mod lab;
 #[cfg(test)]
 mod packets;
+#[cfg(test)]
+mod services;

@@ -1,7 +1,8 @@
 //! A watch over a gate that tests take apart.
 
 use super::*;
-use crate::gate::{Backend, Change, Connection, InstallReport, LiveElement, Plan};
+use crate::connections::Ended;
+use crate::gate::{Backend, Change, Connection, InstallReport, LiveElement, Plan, Refusal};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -92,6 +93,55 @@ impl Gate for Model {
     }
 }
 
+/// Connections that come and go as the test says.
+#[derive(Default)]
+struct Others(Mutex<Inventory>);
+
+impl Others {
+    fn come(&self, peer: &str) {
+        self.0.lock().unwrap().insert(connection(peer));
+    }
+}
+
+impl Connections for Others {
+    fn list(&self, guarded: &[Guarded]) -> Result<Inventory, ConnectionsError> {
+        assert!(!guarded.is_empty());
+        Ok(self.0.lock().unwrap().clone())
+    }
+
+    fn end(&self, _: &Inventory, _: &[Guarded]) -> Result<Ended, ConnectionsError> {
+        Ok(Ended::default())
+    }
+
+    fn talked_to(&self, _: &Inventory) -> Result<Inventory, ConnectionsError> {
+        Ok(Inventory::new())
+    }
+}
+
+fn connection(peer: &str) -> Connection {
+    Connection {
+        transport: spa_proto::Transport::Tcp,
+        peer: peer.parse().unwrap(),
+        local: "192.0.2.1:22".parse().unwrap(),
+    }
+}
+
+fn plan(mode: Mode) -> Plan {
+    Plan {
+        mode,
+        refusal: Refusal::Drop,
+        guarded: vec![Guarded::plain("tcp/22".parse().unwrap())],
+        knock_ports: vec![62201],
+        always_admit: Vec::new(),
+        max_elements: 10,
+        trial_seconds: None,
+    }
+}
+
+fn start(gate: &Model, needed: Needed) -> (Watch<Model>, mpsc::Receiver<Alarm>) {
+    Watch::start(gate.clone(), needed, Arc::new(Others::default()), &plan(Mode::Guard))
+}
+
 async fn next(alarms: &mut mpsc::Receiver<Alarm>) -> Alarm {
     timeout(SOON, alarms.recv()).await.unwrap().unwrap()
 }
@@ -99,7 +149,7 @@ async fn next(alarms: &mut mpsc::Receiver<Alarm>) -> Alarm {
 #[tokio::test(start_paused = true)]
 async fn what_is_missing_is_told_once_until_it_is_mended() {
     let gate = Model::default();
-    let (_watch, mut alarms) = Watch::start(gate.clone(), Needed::default());
+    let (_watch, mut alarms) = start(&gate, Needed::default());
     gate.await_looks(2).await;
     assert!(alarms.try_recv().is_err(), "nothing is missing");
 
@@ -125,7 +175,7 @@ async fn too_few_elements_are_an_alarm_and_too_many_are_not() {
     let needed = Needed::default();
     needed.exactly(5);
     gate.becomes(&[], 7);
-    let (_watch, mut alarms) = Watch::start(gate.clone(), needed.clone());
+    let (_watch, mut alarms) = start(&gate, needed.clone());
     gate.await_looks(3).await;
     assert!(alarms.try_recv().is_err());
     gate.becomes(&[], 4);
@@ -137,7 +187,7 @@ async fn too_few_elements_are_an_alarm_and_too_many_are_not() {
 #[tokio::test(start_paused = true)]
 async fn a_gate_that_is_away_on_purpose_is_not_looked_at() {
     let gate = Model::default();
-    let (watch, mut alarms) = Watch::start(gate.clone(), Needed::default());
+    let (watch, mut alarms) = start(&gate, Needed::default());
     gate.await_looks(1).await;
     watch.rest(true);
     gate.becomes(&["all of it"], 0);
@@ -155,7 +205,7 @@ async fn a_gate_that_is_away_on_purpose_is_not_looked_at() {
 #[tokio::test(start_paused = true)]
 async fn a_gate_that_can_not_be_looked_at_is_told_to_who_asks_and_is_no_alarm() {
     let gate = Model::default();
-    let (watch, mut alarms) = Watch::start(gate.clone(), Needed::default());
+    let (watch, mut alarms) = start(&gate, Needed::default());
     gate.await_looks(1).await;
     assert_eq!(watch.ask().await, None);
     *gate.0.fails.lock().unwrap() = true;
@@ -167,4 +217,56 @@ async fn a_gate_that_can_not_be_looked_at_is_told_to_who_asks_and_is_no_alarm() 
     gate.await_looks(2).await;
     assert_eq!(watch.ask().await, None);
     assert!(alarms.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn connections_are_known_once_a_later_look_has_found_the_gate_whole() {
+    let (gate, others) = (Model::default(), Arc::new(Others::default()));
+    others.come("192.0.2.7:1");
+    let connections: Arc<dyn Connections> = others.clone();
+    let (watch, mut alarms) =
+        Watch::start(gate.clone(), Needed::default(), connections, &plan(Mode::Guard));
+    let peers = |watch: &Watch<Model>| watch.known().map(|known| known.connections.len());
+    let await_known = async |wanted: usize| {
+        timeout(SOON, async {
+            while peers(&watch) != Some(wanted) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .unwrap();
+    };
+    await_known(1).await;
+    others.come("192.0.2.7:2");
+    await_known(2).await;
+    let since = watch.known().unwrap().since;
+
+    // From here on anybody may come in: they don't become known.
+    gate.becomes(&["chain SPA-GUARD"], 0);
+    others.come("198.51.100.9:3");
+    gate.disturb();
+    let alarm = next(&mut alarms).await;
+    assert_eq!(peers(&watch), Some(2));
+    gate.becomes(&[], 0);
+    drop(alarm);
+    await_known(3).await;
+    assert!(watch.known().unwrap().since > since);
+
+    // With other ports, and after a time without a gate, nothing is known.
+    watch.rest(true);
+    watch.rest(false);
+    assert_eq!(peers(&watch), None);
+}
+
+#[tokio::test]
+async fn in_open_mode_nobody_comes_in_because_the_gate_is_away() {
+    let gate = Model::default();
+    let (watch, _alarms) = Watch::start(
+        gate.clone(),
+        Needed::default(),
+        Arc::new(Others::default()),
+        &plan(Mode::Open),
+    );
+    gate.await_looks(3).await;
+    assert!(watch.known().is_none());
 }

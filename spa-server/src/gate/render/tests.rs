@@ -1,10 +1,12 @@
-//! What is rendered, as text.
+//! How one state of the rules becomes another, whatever it was.
 
 use super::super::saved::Saved;
-use super::super::types::Guarded;
+use super::super::types::Element;
 use super::*;
+use crate::service::{Connections, Forward, ForwardTo, Target};
 use insta::assert_snapshot;
 use proptest::prelude::*;
+use spa_proto::Transport;
 
 fn plan(mode: Mode, refusal: Refusal) -> Plan {
     Plan {
@@ -20,106 +22,15 @@ fn plan(mode: Mode, refusal: Refusal) -> Plan {
     }
 }
 
-/// The batches for a family where nothing is yet, table after table.
-fn batches(family: Family, plan: &Plan, knock_ports: &[u16]) -> String {
-    let none = Saved::default();
-    TableName::ALL
-        .into_iter()
-        .filter_map(|table| {
-            let wanted = wanted(family, table, plan, knock_ports);
-            transition(table, none.table(table.as_str()), &wanted)
-        })
-        .collect()
-}
-
-#[test]
-fn guard_mode_that_drops() {
-    // 53 is not among the knock ports: a real service listens there.
-    assert_snapshot!(batches(Family::V4, &plan(Mode::Guard, Refusal::Drop), &[62201, 443]), @r"
-    *mangle
-    :SPA-GUARD - [0:0]
-    :SPA-JUDGE - [0:0]
-    :SPA-REFUSE - [0:0]
-    -A SPA-GUARD -i lo -j RETURN
-    -A SPA-GUARD -m addrtype ! --dst-type LOCAL,BROADCAST,MULTICAST -j RETURN
-    -A SPA-GUARD -p tcp -m tcp --dport 22 -j SPA-JUDGE
-    -A SPA-GUARD -p tcp -m tcp --dport 443 -j SPA-JUDGE
-    -A SPA-GUARD -p udp -m udp --dport 443 -j SPA-JUDGE
-    -A SPA-GUARD -p udp -m udp --dport 62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE
-    -A SPA-JUDGE -m set --match-set spa4 src,dst -j RETURN
-    -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
-    -A SPA-JUDGE -j SPA-REFUSE
-    -A SPA-REFUSE -j DROP
-    -I PREROUTING 1 -j SPA-GUARD
-    COMMIT
-    *filter
-    :SPA-INPUT - [0:0]
-    -A SPA-INPUT -m set --match-set spa4 src,dst -j ACCEPT
-    -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A SPA-INPUT -p tcp -m tcp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A SPA-INPUT -p udp -m udp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 22 -m conntrack ! --ctstate DNAT -j DROP
-    -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 443 -m conntrack ! --ctstate DNAT -j DROP
-    -A SPA-INPUT ! -i lo -p udp -m udp --dport 443 -m conntrack ! --ctstate DNAT -j DROP
-    -I INPUT 1 -j SPA-INPUT
-    COMMIT
-    ");
-}
-
-#[test]
-fn guard_mode_that_rejects() {
-    assert_snapshot!(batches(Family::V6, &plan(Mode::Guard, Refusal::Reject), &[62201, 443, 53]), @r"
-    *mangle
-    :SPA-GUARD - [0:0]
-    :SPA-JUDGE - [0:0]
-    :SPA-REFUSE - [0:0]
-    -A SPA-GUARD -i lo -j RETURN
-    -A SPA-GUARD ! -d ff00::/8 -m addrtype ! --dst-type LOCAL,ANYCAST -j RETURN
-    -A SPA-GUARD -p tcp -m tcp --dport 22 -j SPA-JUDGE
-    -A SPA-GUARD -p tcp -m tcp --dport 443 -j SPA-JUDGE
-    -A SPA-GUARD -p udp -m udp --dport 443 -j SPA-JUDGE
-    -A SPA-GUARD -p udp -m udp --dport 53 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE
-    -A SPA-GUARD -p udp -m udp --dport 62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE
-    -A SPA-JUDGE -m set --match-set spa6 src,dst -j RETURN
-    -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
-    -A SPA-JUDGE -j SPA-REFUSE
-    -A SPA-REFUSE -j MARK --set-xmark 0x20000000/0x20000000
-    -A SPA-REFUSE -j ACCEPT
-    -I PREROUTING 1 -j SPA-GUARD
-    COMMIT
-    *filter
-    :SPA-INPUT - [0:0]
-    :SPA-FORWARD - [0:0]
-    :SPA-REJECT - [0:0]
-    -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-REJECT
-    -A SPA-INPUT -m set --match-set spa6 src,dst -j ACCEPT
-    -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A SPA-INPUT -p tcp -m tcp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A SPA-INPUT -p udp -m udp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 22 -m conntrack ! --ctstate DNAT -j SPA-REJECT
-    -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 443 -m conntrack ! --ctstate DNAT -j SPA-REJECT
-    -A SPA-INPUT ! -i lo -p udp -m udp --dport 443 -m conntrack ! --ctstate DNAT -j SPA-REJECT
-    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-REJECT
-    -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
-    -A SPA-REJECT -j REJECT --reject-with icmp6-port-unreachable
-    -I INPUT 1 -j SPA-INPUT
-    -I FORWARD 1 -j SPA-FORWARD
-    COMMIT
-    ");
-}
-
-#[test]
-fn open_mode() {
-    assert_snapshot!(batches(Family::V4, &plan(Mode::Open, Refusal::Reject), &[62201]), @r"
-    *filter
-    :SPA-INPUT - [0:0]
-    -A SPA-INPUT -m set --match-set spa4 src,dst -j ACCEPT
-    -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A SPA-INPUT -p tcp -m tcp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A SPA-INPUT -p udp -m udp --dport 443 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -I INPUT 1 -j SPA-INPUT
-    COMMIT
-    ");
+fn layout(plan: &Plan) -> Layout<'_> {
+    Layout {
+        family: Family::V4,
+        plan,
+        knock_ports: &[62201],
+        grants: Grants::InSets,
+        armed: Armed::ForGood,
+        cut: &[],
+    }
 }
 
 const INSTALLED: &str = "\
@@ -144,20 +55,56 @@ COMMIT
 #[test]
 fn only_what_differs_is_mended() {
     let saved = Saved::parse(INSTALLED).unwrap();
-    let wanted = wanted(Family::V4, TableName::Mangle, &plan(Mode::Guard, Refusal::Drop), &[62201]);
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    let wanted = wanted(TableName::Mangle, &layout(&plan));
     assert_snapshot!(transition(TableName::Mangle, saved.table("mangle"), &wanted).unwrap(), @r"
     *mangle
     :SPA-GUARD - [0:0]
+    :SPA-JUDGE - [0:0]
     -A SPA-GUARD -i lo -j RETURN
     -A SPA-GUARD -m addrtype ! --dst-type LOCAL,BROADCAST,MULTICAST -j RETURN
-    -A SPA-GUARD -p tcp -m tcp --dport 22 -j SPA-JUDGE
-    -A SPA-GUARD -p tcp -m tcp --dport 443 -j SPA-JUDGE
-    -A SPA-GUARD -p udp -m udp --dport 443 -j SPA-JUDGE
+    -A SPA-GUARD -p tcp -m multiport --dports 22,443 -g SPA-JUDGE
+    -A SPA-GUARD -p udp -m udp --dport 443 -g SPA-JUDGE
     -A SPA-GUARD -p udp -m udp --dport 62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE
+    -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-JUDGE -m set --match-set spa4 src,dst -j RETURN
+    -A SPA-JUDGE -m set --match-set spa4-net src,dst -j RETURN
+    -A SPA-JUDGE -j SPA-REFUSE
     -D PREROUTING -j SPA-GUARD
     -D PREROUTING -j SPA-GUARD
     -I PREROUTING 1 -j SPA-GUARD
     COMMIT
+    ");
+}
+
+#[test]
+fn differences_are_told_as_an_administrator_would() {
+    let saved = Saved::parse(INSTALLED).unwrap();
+    let plan = plan(Mode::Guard, Refusal::Reject);
+    let differences = |table: TableName| {
+        let wanted = wanted(table, &layout(&plan));
+        wanted.differences(Family::V4, table, saved.table(table.as_str())).join("\n")
+    };
+    assert_snapshot!(differences(TableName::Mangle), @r"
+    chain SPA-GUARD of mangle (IPv4) has 1 rules of 5
+    chain SPA-JUDGE of mangle (IPv4) has 3 rules of 4
+    chain SPA-REFUSE of mangle (IPv4) has 1 rules of 2
+    chain PREROUTING of mangle (IPv4) doesn't begin with a jump to SPA-GUARD
+    ");
+    assert_snapshot!(differences(TableName::Filter), @r"
+    chain SPA-INPUT of filter (IPv4) is missing
+    chain SPA-ADMIT of filter (IPv4) is missing
+    chain SPA-FORWARD of filter (IPv4) is missing
+    chain SPA-REJECT of filter (IPv4) is missing
+    chain FORWARD of filter (IPv4) doesn't begin with a jump to SPA-FORWARD
+    ");
+    assert_snapshot!(differences(TableName::Nat), @"");
+    let nothing = OwnTable::default();
+    let left = nothing.differences(Family::V6, TableName::Mangle, saved.table("mangle"));
+    assert_snapshot!(left.join("\n"), @r"
+    chain SPA-GUARD of mangle (IPv6) is one too many
+    chain SPA-JUDGE of mangle (IPv6) is one too many
+    chain SPA-REFUSE of mangle (IPv6) is one too many
     ");
 }
 
@@ -215,75 +162,88 @@ fn tracking_is_turned_on_only_where_it_is_not() {
     assert_eq!(track(Saved::parse(INSTALLED).unwrap().table("mangle")), None);
 }
 
-fn live(source: &str, port: &str, seconds_left: u32) -> LiveElement {
-    let element =
-        super::super::Element { source: source.parse().unwrap(), ports: port.parse().unwrap() };
-    LiveElement { element, seconds_left }
-}
-
 #[test]
-fn sets_and_their_changes() {
-    let admit =
-        |live: LiveElement| Change::Admit { element: live.element, seconds: live.seconds_left };
-    let four = live("192.0.2.1", "tcp/22", 30);
-    let six = live("2001:db8::1", "udp/443", 3600);
-    assert_snapshot!(create_set(Family::V6, set_name(Family::V6), 65536), @"create spa6 hash:ip,port family inet6 maxelem 65536 timeout 0");
-    assert_snapshot!(changes(&[admit(four), admit(six), Change::Withdraw { element: six.element }]), @r"
-    add spa4 192.0.2.1,tcp:22 timeout 30
-    add spa6 2001:db8::1,udp:443 timeout 3600
-    del spa6 2001:db8::1,udp:443
-    ");
-    assert_snapshot!(resize_set(Family::V4, 100, &[four, live("192.0.2.2", "tcp/22", 2_147_483)]), @r"
-    create spa4-new hash:ip,port family inet maxelem 100 timeout 0
-    add spa4-new 192.0.2.1,tcp:22 timeout 31
-    add spa4-new 192.0.2.2,tcp:22 timeout 2147483
-    swap spa4-new spa4
-    destroy spa4-new
-    ");
-}
-
-#[test]
-fn a_set_that_is_not_ours_is_told_from_one_that_is() {
-    let listed = |kind: &str, header: &str| {
-        let text =
-            format!("Name: spa4\nType: {kind}\nRevision: 7\nHeader: {header}\nReferences: 0\n");
-        own_set_size(Family::V4, &text)
+fn connections_that_are_judged_already_are_known() {
+    let connection = |transport, local: &str| Connection {
+        transport,
+        peer: "192.0.2.1:50000".parse().unwrap(),
+        local: local.parse().unwrap(),
     };
-    let header = "family inet hashsize 1024 maxelem 65536 timeout 0 bucketsize 12 initval 0x1";
-    assert_eq!(listed("hash:ip,port", header), Ok(65536));
-    assert!(listed("hash:net", header).is_err());
-    assert!(listed("hash:ip,port", "family inet6 hashsize 1024 maxelem 65536 timeout 0").is_err());
-    assert!(listed("hash:ip,port", "family inet hashsize 1024 maxelem 65536").is_err());
-    assert!(listed("hash:ip,port", "family inet hashsize 1024 maxelem 65536 timeout 60").is_err());
-    assert!(own_set_size(Family::V4, "").is_err());
+    let tcp = |port: u16| connection(Transport::Tcp, &format!("192.0.2.2:{port}"));
+    // As an earlier version wrote it.
+    let text = INSTALLED.replace("-i lo -j RETURN", "-p tcp -m tcp --dport 22 -j SPA-JUDGE");
+    let old = Saved::parse(&text).unwrap();
+    assert!(judges(old.table("mangle"), &tcp(22)));
+    assert!(!judges(old.table("mangle"), &tcp(222)));
+
+    let mut plan = plan(Mode::Guard, Refusal::Drop);
+    plan.guarded.push(Guarded::plain("tcp/8000-8010".parse().unwrap()));
+    let wanted = wanted(TableName::Mangle, &layout(&plan));
+    let batch = transition(TableName::Mangle, Saved::default().table("mangle"), &wanted).unwrap();
+    let empty = play(&Saved::default(), TableName::Mangle, ":PREROUTING\n");
+    let now = play(&empty, TableName::Mangle, &batch);
+    let judged = |connection| judges(now.table("mangle"), &connection);
+    assert!(judged(tcp(22)) && judged(tcp(8005)));
+    assert!(!judged(tcp(8011)) && !judged(connection(Transport::Udp, "192.0.2.2:8005")));
 }
 
 #[test]
-fn a_saved_set_is_read() {
-    let text = "\
-create spa6 hash:ip,port family inet6 hashsize 1024 maxelem 65536 timeout 0
-add spa6 2001:db8::1,tcp:22 timeout 29
-add spa6 2001:db8::2,udp:53 timeout 0
-add spa6 2001:db8::3,sctp:53 timeout 7
-";
-    assert_eq!(
-        read_elements(text),
-        [live("2001:db8::1", "tcp/22", 29), live("2001:db8::2", "udp/53", 0)]
-    );
-}
-
-#[test]
-fn connections_for_the_conntrack_tool() {
+fn cutting_connections_leaves_the_rest_as_it_is() {
+    let filter = Saved::parse(
+        "*filter\n:INPUT DROP [0:0]\n:SPA-INPUT - [0:0]\n-A INPUT -j SPA-INPUT\n-A INPUT -j ACCEPT\nCOMMIT\n",
+    )
+    .unwrap();
     let connection = |transport, peer: &str, local: &str| Connection {
         transport,
         peer: peer.parse().unwrap(),
         local: local.parse().unwrap(),
     };
-    let tcp = connection(Transport::Tcp, "192.0.2.1:50000", "192.0.2.2:22");
-    let udp = connection(Transport::Udp, "[2001:db8::1]:50000", "[2001:db8::2]:443");
-    assert_snapshot!(enter_connection(&tcp), @"-I -p tcp -s 192.0.2.1 -d 192.0.2.2 --sport 50000 --dport 22 --state ESTABLISHED -t 432000 -u SEEN_REPLY,ASSURED");
-    assert_snapshot!(enter_connection(&udp), @"-I -p udp -s 2001:db8::1 -d 2001:db8::2 --sport 50000 --dport 443 -t 120 -u SEEN_REPLY,ASSURED");
-    assert_snapshot!(confirm_connection(&tcp), @"-U -p tcp -s 192.0.2.1 -d 192.0.2.2 --sport 50000 --dport 22 -u SEEN_REPLY,ASSURED");
+    let connections = [
+        connection(Transport::Tcp, "192.0.2.1:50000", "192.0.2.2:22"),
+        connection(Transport::Udp, "192.0.2.1:50001", "192.0.2.2:443"),
+        connection(Transport::Tcp, "[2001:db8::1]:50000", "[2001:db8::2]:22"),
+    ];
+    let own = OwnTable::of(filter.table("filter"));
+    let cutting = own.clone().cutting(cut(Family::V4, &connections));
+    let batch = transition(TableName::Filter, filter.table("filter"), &cutting).unwrap();
+    assert_snapshot!(batch, @r"
+    *filter
+    :SPA-CUT - [0:0]
+    -A SPA-CUT -s 192.0.2.1/32 -p tcp -m tcp --sport 50000 ! --tcp-flags RST RST -m conntrack --ctorigdst 192.0.2.2 --ctorigdstport 22 -j REJECT --reject-with tcp-reset
+    -A SPA-CUT -d 192.0.2.1/32 -p tcp -m tcp --dport 50000 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
+    -A SPA-CUT -s 192.0.2.1/32 -p udp -m udp --sport 50001 -m conntrack --ctorigdst 192.0.2.2 --ctorigdstport 443 -j DROP
+    -A SPA-CUT -d 192.0.2.1/32 -p udp -m udp --dport 50001 -j DROP
+    -I FORWARD 1 -j SPA-CUT
+    -D INPUT -j SPA-INPUT
+    -I INPUT 1 -j SPA-CUT
+    -I INPUT 2 -j SPA-INPUT
+    -I OUTPUT 1 -j SPA-CUT
+    COMMIT
+    ");
+    // iptables makes the built-in chains that a batch speaks of.
+    let all = filter_with_all_chains(&filter);
+    let now = play(&all, TableName::Filter, &batch);
+    let lifted = OwnTable::of(now.table("filter")).cutting(Vec::new());
+    assert_eq!(lifted, own);
+    let batch = transition(TableName::Filter, now.table("filter"), &lifted).unwrap();
+    assert_snapshot!(batch, @r"
+    *filter
+    -D FORWARD -j SPA-CUT
+    -D INPUT -j SPA-CUT
+    -D OUTPUT -j SPA-CUT
+    -F SPA-CUT
+    -X SPA-CUT
+    COMMIT
+    ");
+    assert_eq!(play(&now, TableName::Filter, &batch), all);
+    assert_snapshot!(cut(Family::V6, &connections).join("\n"), @r"
+    -s 2001:db8::1/128 -p tcp -m tcp --sport 50000 ! --tcp-flags RST RST -m conntrack --ctorigdst 2001:db8::2 --ctorigdstport 22 -j REJECT --reject-with tcp-reset
+    -d 2001:db8::1/128 -p tcp -m tcp --dport 50000 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
+    ");
+}
+
+fn filter_with_all_chains(filter: &Saved) -> Saved {
+    play(filter, TableName::Filter, ":FORWARD\n:OUTPUT\n")
 }
 
 /// Plays a batch on a table, as `iptables-restore --noflush` would.
@@ -307,7 +267,10 @@ fn play(saved: &Saved, table: TableName, batch: &str) -> Saved {
         let rules = &mut chains[at].2;
         match words[0] {
             "-A" => rules.push(rest),
-            "-I" => rules.insert(0, rest.strip_prefix("1 ").unwrap().to_owned()),
+            "-I" => {
+                let (place, rule) = rest.split_once(' ').unwrap();
+                rules.insert(place.parse::<usize>().unwrap() - 1, rule.to_owned());
+            }
             "-D" => {
                 let at = rules.iter().position(|rule| *rule == rest).expect("a rule");
                 rules.remove(at);
@@ -334,25 +297,62 @@ fn play(saved: &Saved, table: TableName, batch: &str) -> Saved {
     Saved::parse(&(text + "COMMIT\n")).unwrap()
 }
 
+fn any_guarded() -> impl Strategy<Value = Guarded> {
+    let target = prop_oneof![
+        Just(Target::Here),
+        Just(Target::LocalPort(3.try_into().unwrap())),
+        any::<(bool, bool)>().prop_map(|(v4, masquerade)| Target::Forward(Forward {
+            v4: v4.then(|| ForwardTo { address: [10, 0, 0, 5].into(), port: 443.try_into().ok() }),
+            v6: None,
+            masquerade,
+        })),
+    ];
+    let connections = prop_oneof![Just(Connections::Any), Just(Connections::One)];
+    (any::<bool>(), 1..6u16, 0..3u16, target, connections).prop_map(
+        |(tcp, first, more, target, connections)| {
+            let transport = if tcp { "tcp" } else { "udp" };
+            let ports = format!("{transport}/{first}-{}", first + more).parse().unwrap();
+            Guarded { ports, target, connections }
+        },
+    )
+}
+
 fn any_plan() -> impl Strategy<Value = Plan> {
-    let port = (any::<bool>(), 1..6u16).prop_map(|(tcp, number)| {
-        format!("{}/{number}", if tcp { "tcp" } else { "udp" }).parse().unwrap()
-    });
     (
         prop_oneof![Just(Mode::Guard), Just(Mode::Open)],
         prop_oneof![Just(Refusal::Drop), Just(Refusal::Reject)],
-        proptest::collection::vec(port, 1..4),
+        proptest::collection::vec(any_guarded(), 1..4),
         proptest::collection::vec(1..6u16, 0..3),
+        any::<(bool, bool)>(),
     )
-        .prop_map(|(mode, refusal, ports, knock_ports)| Plan {
+        .prop_map(|(mode, refusal, guarded, knock_ports, (always, trial))| Plan {
             mode,
             refusal,
-            guarded: ports.into_iter().map(Guarded::plain).collect(),
+            guarded,
             knock_ports,
-            always_admit: Vec::new(),
+            always_admit: if always { vec!["192.0.2.0/24".parse().unwrap()] } else { vec![] },
             max_elements: 9,
-            trial_seconds: None,
+            trial_seconds: trial.then_some(60),
         })
+}
+
+/// Grants in rules, or not; and connections that are being cut.
+fn any_state() -> impl Strategy<Value = (Option<Vec<HeldRule>>, Vec<Connection>)> {
+    let held = (any::<bool>(), 1..6u16).prop_map(|(once, port)| HeldRule {
+        element: Element {
+            source: "192.0.2.7".parse().unwrap(),
+            ports: format!("tcp/{port}").parse().unwrap(),
+        },
+        until: 1_800_000_000,
+        list: once.then(|| "spa-1".to_owned()),
+    });
+    let held = proptest::option::of(proptest::collection::vec(held, 0..3));
+    let connection = Connection {
+        transport: Transport::Tcp,
+        peer: "192.0.2.1:50000".parse().unwrap(),
+        local: "192.0.2.2:22".parse().unwrap(),
+    };
+    (held, 0..2usize).prop_map(move |(held, cuts)| (held, vec![connection; cuts]))
 }
 
 /// What others may have in a table, rules that go to chains of ours among it.
@@ -382,21 +382,28 @@ fn others(table: &SavedTable) -> Vec<String> {
 proptest! {
     #[test]
     fn from_any_state_any_plan_is_reached_and_left_without_a_trace(
-        plans in proptest::collection::vec(any_plan(), 1..4),
+        plans in proptest::collection::vec((any_plan(), any_state()), 1..4),
         foreign in any_foreign(),
     ) {
         for table in TableName::ALL {
-            let chains = "PREROUTING INPUT FORWARD HOST SPA-INPUT SPA-GUARD SPA-REJECT";
+            let chains = "PREROUTING INPUT FORWARD OUTPUT POSTROUTING HOST SPA-INPUT SPA-GUARD SPA-REJECT";
             let mut text = format!("*{}\n", table.as_str());
             for chain in chains.split(' ') {
-                let policy = if matches!(chain, "PREROUTING" | "INPUT" | "FORWARD") { "DROP" } else { "-" };
+                let policy = if chain.ends_with("PUT") && !chain.starts_with("SPA") || chain.ends_with("ING") || chain == "FORWARD" { "DROP" } else { "-" };
                 text += &[":", chain, " ", policy, " [0:0]\n"].concat();
             }
             text += &foreign.concat();
             let start = Saved::parse(&(text + "COMMIT\n")).unwrap();
             let mut now = start.clone();
-            for plan in &plans {
-                let wanted = wanted(Family::V4, table, plan, &plan.knock_ports);
+            for (plan, (held, cut)) in &plans {
+                let wanted = wanted(table, &Layout {
+                    family: Family::V4,
+                    plan,
+                    knock_ports: &plan.knock_ports,
+                    grants: held.as_ref().map_or(Grants::InSets, |held| Grants::InRules(held)),
+                    armed: if plan.trial_seconds.is_some() { Armed::BySet } else { Armed::ForGood },
+                    cut,
+                });
                 let before = OwnTable::of(now.table(table.as_str()));
                 let earlier = now.clone();
                 if let Some(batch) = transition(table, now.table(table.as_str()), &wanted) {
@@ -405,6 +412,12 @@ proptest! {
                 let reached = now.table(table.as_str());
                 prop_assert_eq!(transition(table, reached, &wanted), None);
                 prop_assert_eq!(wanted.missing_in(reached), None);
+                prop_assert!(wanted.differences(Family::V4, table, reached).is_empty());
+                // No rule goes where nothing is.
+                for rule in reached.chains().flat_map(|chain| reached.rules(chain)) {
+                    let to = target(rule).unwrap_or_default();
+                    prop_assert!(!to.starts_with("SPA-") || reached.has_chain(to), "{}", rule);
+                }
                 prop_assert_eq!(others(reached), others(start.table(table.as_str())));
                 // And back, as after a failure: the same chains with the same rules.
                 let back = transition(table, reached, &before).map_or(now.clone(), |batch| play(&now, table, &batch));

@@ -26,6 +26,8 @@ pub(super) const TYPE: u16 = SUBSYSTEM | 0x0d;
 
 /// `IPSET_PROTOCOL_MIN`: what every kernel takes.
 const VERSION: u8 = 6;
+/// `IPSET_FLAG_LIST_SETNAME`
+const LIST_NAME: u32 = 2;
 /// `IPSET_FLAG_LIST_HEADER`
 const LIST_HEADER: u32 = 4;
 /// `NLA_F_NET_BYTEORDER`
@@ -110,6 +112,17 @@ pub(super) fn write_list(writer: &mut Writer, name: &str, header_only: bool) {
     if header_only {
         write_u32(writer, command::FLAGS, LIST_HEADER);
     }
+}
+
+/// The question what sets there are.
+pub(super) fn write_list_names(writer: &mut Writer) {
+    write_head(writer);
+    write_u32(writer, command::FLAGS, LIST_NAME);
+}
+
+/// The name of a set, from the answer to [`write_list_names`].
+pub(super) fn read_name(message: &Message<'_>) -> Option<String> {
+    message.attributes(NETFILTER_HEADER).text(command::NAME)
 }
 
 /// One change, as a message of its own. Without `EXCLUSIVE`, adding what is there and deleting

@@ -1,0 +1,176 @@
+//! What the default back-end has the tools do: one method, one run of a tool, or a few. Which
+//! tool is asked for what, how its complaints are told apart, is known here and nowhere else.
+
+use crate::gate::foreign::{self, Dropper};
+use crate::gate::saved::Saved;
+use crate::gate::tools::{LEGACY, NFT};
+use crate::gate::types::{Connection, Family};
+use crate::gate::{GateError, Tools};
+use crate::netlink::conntrack::{Conntrack, Tuple};
+use crate::process::{ProcessError, Run};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use tokio::sync::OnceCell;
+
+/// How often a batch is tried whose tool says that it was busy (exit code 4).
+const TRIES: u32 = 4;
+const BETWEEN_TRIES: Duration = Duration::from_millis(100);
+const BUSY: i32 = 4;
+/// The kernel's firewall, by way of the tools.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    tools: Tools,
+    variant: OnceCell<Variant>,
+}
+
+/// Which of the kernel's two rule engines the tools speak to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Variant {
+    Nft,
+    Legacy,
+}
+
+impl Variant {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nft => "iptables-nft",
+            Self::Legacy => "iptables-legacy",
+        }
+    }
+}
+
+impl Kernel {
+    pub(super) fn new(tools: Tools) -> Self {
+        Self { tools, variant: OnceCell::new() }
+    }
+
+    /// The same kernel by the tools of each variant of iptables that is there and in use.
+    pub(super) fn variants(&self, family: Family) -> impl Iterator<Item = Self> {
+        [(Variant::Nft, NFT), (Variant::Legacy, LEGACY)]
+            .into_iter()
+            .filter(move |(variant, _)| *variant == Variant::Nft || legacy_is_in_use(family))
+            .filter_map(|(_, tools)| self.tools.with_variant(&tools).ok())
+            .map(Self::new)
+    }
+
+    pub(super) async fn variant(&self) -> Result<Variant, GateError> {
+        self.variant.get_or_try_init(|| self.ask_variants()).await.copied()
+    }
+
+    async fn ask_variants(&self) -> Result<Variant, GateError> {
+        let tools = &self.tools;
+        let mut found = Vec::new();
+        for path in [
+            &tools.iptables_restore,
+            &tools.ip6tables_restore,
+            &tools.iptables_save,
+            &tools.ip6tables_save,
+        ] {
+            let version = Run::new(path, &["--version"])
+                .output()
+                .await
+                .map_err(doing("ask a tool for its version"))?;
+            let is_nft = version.contains("(nf_tables)");
+            found.push((path, if is_nft { Variant::Nft } else { Variant::Legacy }));
+        }
+        let (_, variant) = found[0];
+        if found.iter().all(|(_, other)| *other == variant) {
+            return Ok(variant);
+        }
+        let list: Vec<_> = found
+            .iter()
+            .map(|(path, variant)| format!("{} is {}", path.display(), variant.as_str()))
+            .collect();
+        Err(GateError::MixedVariants(list.join(", ")))
+    }
+
+    pub(super) async fn saved(&self, family: Family) -> Result<Saved, GateError> {
+        read_rules(match family {
+            Family::V4 => &self.tools.iptables_save,
+            Family::V6 => &self.tools.ip6tables_save,
+        })
+        .await
+    }
+
+    pub(super) async fn restore(&self, family: Family, batch: &str) -> Result<(), GateError> {
+        let path = match family {
+            Family::V4 => &self.tools.iptables_restore,
+            Family::V6 => &self.tools.ip6tables_restore,
+        };
+        let mut tries = 1;
+        loop {
+            let run = Run::new(path, &["--noflush", "-w", "5"]).stdin(batch);
+            match run.output().await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.exit_code() == Some(BUSY) && tries < TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(BETWEEN_TRIES).await;
+                }
+                Err(error) => return Err(doing("write the rules")(error)),
+            }
+        }
+    }
+
+    /// Enters established connections into connection tracking; says how many.
+    pub(super) fn enter(connections: &[Connection]) -> Result<u32, GateError> {
+        let mut conntrack = Conntrack::open()?;
+        for Connection { transport, peer, local } in connections {
+            // One that is known the other way round this host began: the peer's packets are
+            // answers.
+            conntrack.enter(&Tuple {
+                transport: *transport,
+                source: *peer,
+                destination: *local,
+            })?;
+        }
+        Ok(u32::try_from(connections.len()).unwrap_or(u32::MAX))
+    }
+
+    pub(super) async fn nft_droppers(&self, variant: Variant) -> Result<Vec<Dropper>, GateError> {
+        let json = Run::new(self.tools.need_nft()?, &["-j", "-t", "list", "ruleset"])
+            .output()
+            .await
+            .map_err(doing("list the rules of nftables"))?;
+        if json.trim().is_empty() {
+            return Ok(Vec::new());
+        }
+        foreign::in_nft(&json, variant == Variant::Nft)
+            .map_err(|what| GateError::Unreadable { tool: "nft", what })
+    }
+
+    /// The rules of iptables-legacy, when ours are in iptables-nft.
+    pub(super) async fn legacy_droppers(
+        &self,
+        variant: Variant,
+    ) -> Result<Vec<Dropper>, GateError> {
+        let mut droppers = Vec::new();
+        for (family, name) in
+            [(Family::V4, "iptables-legacy-save"), (Family::V6, "ip6tables-legacy-save")]
+        {
+            if variant == Variant::Nft && legacy_is_in_use(family) {
+                let saved = read_rules(&Tools::find_legacy(name)?).await?;
+                droppers.extend(foreign::in_saved(family, "iptables-legacy", &saved));
+            }
+        }
+        Ok(droppers)
+    }
+}
+
+/// Whether iptables-legacy has tables. The kernel is asked: the tool would load modules.
+fn legacy_is_in_use(family: Family) -> bool {
+    let names = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
+}
+
+fn doing(doing: &'static str) -> impl Fn(ProcessError) -> GateError {
+    move |source| GateError::Tool { doing, source }
+}
+
+async fn read_rules(path: &Path) -> Result<Saved, GateError> {
+    let text = Run::new(path, &[]).output().await.map_err(doing("read the rules"))?;
+    Saved::parse(&text).map_err(|what| GateError::Unreadable { tool: "iptables-save", what })
+}

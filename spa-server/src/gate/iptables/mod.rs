@@ -1,0 +1,389 @@
+//! The back-ends on top of iptables: what happens in which order, and what is undone when it
+//! fails.
+//!
+//! What is there is read, and what must change is done, by [`kernel`], [`sets`] and [`rules`];
+//! what it should be is said by [`super::render`] and [`super::sets`].
+
+mod blueprint;
+mod host;
+mod kernel;
+mod sets;
+
+use self::blueprint::Blueprint;
+use self::host::{Host, KnockPorts};
+use self::kernel::Kernel;
+use self::sets::{Made, Sets};
+use super::bounds::{check_change, check_plan};
+use super::render::{self, Armed, OwnTable, TableName};
+use super::saved::Saved;
+use super::sets as set_names;
+use super::sockets;
+use super::types::{
+    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look, Mode, Plan,
+};
+use super::{Gate, GateError, Tools};
+use crate::causes::with_causes;
+use crate::netlink::Reason;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+
+/// How often is looked where the kernel tells of no change.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+
+/// iptables and ip6tables rules over ipset sets.
+#[derive(Debug)]
+pub struct IptablesGate {
+    kernel: Kernel,
+    sets: Sets,
+    /// Held by who looks at the rules, and perhaps changes them.
+    rules: Mutex<Rules>,
+    /// The plan that is installed. Held by who changes rules or elements: looking at rules, which
+    /// takes longer, delays no grant.
+    installed: Mutex<Option<Plan>>,
+}
+
+/// What this gate has done to the rules.
+#[derive(Debug, Default)]
+struct Rules {
+    /// The knock ports that the last installation has hidden.
+    hidden: Option<KnockPorts>,
+    /// What is ours, as it was read back then.
+    standing: Option<Standing>,
+    /// The connections that are being cut.
+    cut: Vec<Connection>,
+    /// Until when the gate on trial refuses.
+    armed_until: Option<Instant>,
+}
+
+type Standing = Vec<(Family, Vec<(TableName, OwnTable)>)>;
+
+impl IptablesGate {
+    /// A gate that uses these tools, and holds grants in sets. Nothing is touched yet.
+    pub fn new(tools: Tools) -> Self {
+        Self {
+            kernel: Kernel::new(tools),
+            sets: Sets::default(),
+            rules: Mutex::default(),
+            installed: Mutex::default(),
+        }
+    }
+
+    /// Fails where the kernel has no sets, or this process may not use them.
+    pub fn probe(&self) -> Result<(), GateError> {
+        self.sets.probe()
+    }
+
+    /// Everything that [`Gate::install`] changes, in the order that locks nobody out: sets, then
+    /// connection tracking, then its entries, then the rules; and what nothing needs any more.
+    async fn put_in_place(
+        &self,
+        host: &mut Host,
+        blueprint: &Blueprint<'_>,
+        made: &mut Vec<Made>,
+    ) -> Result<(), GateError> {
+        let plan = blueprint.plan;
+        let families: Vec<_> = families().collect();
+        for set in families.iter().flat_map(|family| set_names::wanted(*family, plan)) {
+            made.extend(self.sets.make(set, set.size(plan))?);
+        }
+        if let Some(seconds) = plan.trial_seconds {
+            for family in &families {
+                self.sets.arm(*family, seconds)?;
+            }
+        }
+        let batches = blueprint.batches(&host.rules);
+        host.report.changed = !batches.is_empty() || !made.is_empty();
+        if !batches.is_empty() {
+            let misplaced = self.sets.relocate(&families, plan)?;
+            self.write_rules(host, blueprint, &batches).await?;
+            self.sets.change(&misplaced)?;
+        }
+        match self.sets.tidy(&families, Some(plan)) {
+            Ok(any) => host.report.changed |= any,
+            Err(GateError::Netlink(error)) if error.reason() == Some(Reason::InUse) => {
+                let why = with_causes(&error);
+                host.report.warnings.push(format!("a set that isn't needed stays: {why}"));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn write_rules(
+        &self,
+        host: &mut Host,
+        blueprint: &Blueprint<'_>,
+        batches: &[(Family, String)],
+    ) -> Result<(), GateError> {
+        let plan = blueprint.plan;
+        if plan.mode == Mode::Guard {
+            for (family, saved) in &host.rules {
+                if let Some(batch) = render::track(saved.table("mangle")) {
+                    self.kernel.restore(*family, &batch).await?;
+                }
+            }
+            // Only now: a connection that comes about from here on is tracked from its beginning.
+            let mut connections = sockets::established(&sockets::read()?, &plan.guarded);
+            // Where rules of ours judge a connection's packets already, it is tracked, or refused.
+            connections.retain(|connection| {
+                let family = Family::of(connection.local.ip());
+                !host.rules.iter().any(|(of, saved)| {
+                    *of == family && render::judges(saved.table("mangle"), connection)
+                })
+            });
+            host.report.connections_kept = Kernel::enter(&connections)?;
+        }
+        for (family, batch) in batches {
+            let discard = match plan.mode {
+                // What tracked during the installation goes in the batch that tracks for good.
+                Mode::Guard => render::DISCARD_TRACK,
+                Mode::Open => "",
+            };
+            self.kernel.restore(*family, &format!("{batch}{discard}")).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads back what is ours; all of it has to be there.
+    async fn read_back(&self, blueprint: &Blueprint<'_>) -> Result<Standing, GateError> {
+        let mut standing = Vec::new();
+        for family in families() {
+            let saved = self.kernel.saved(family).await?;
+            if let Some(what) = blueprint.missing(family, &saved) {
+                return Err(GateError::NotThere { family, what });
+            }
+            standing.push((family, own_tables(&saved)));
+        }
+        Ok(standing)
+    }
+
+    /// Brings back what is ours to what it was.
+    async fn undo(&self, before: &[(Family, Saved)], made: &[Made]) -> Result<(), GateError> {
+        for (family, before) in before {
+            let now = self.kernel.saved(*family).await?;
+            let batch: String = TableName::ALL
+                .into_iter()
+                .filter_map(|table| {
+                    let wanted = OwnTable::of(before.table(table.as_str()));
+                    render::transition(table, now.table(table.as_str()), &wanted)
+                })
+                .collect();
+            if !batch.is_empty() {
+                self.kernel.restore(*family, &batch).await?;
+            }
+        }
+        made.iter().try_for_each(|made| self.sets.unmake(made))
+    }
+
+    async fn remove_family(&self, family: Family) -> Result<(), GateError> {
+        let removed = remove_rules(&self.kernel, family).await;
+        // What iptables stands for may have changed since the gate was installed.
+        for kernel in self.kernel.variants(family) {
+            if let Err(error) = remove_rules(&kernel, family).await {
+                // If there are rules of ours there, they hold the set, which says so.
+                tracing::debug!("a variant can't be used: {}", with_causes(&error));
+            }
+        }
+        removed?;
+        self.sets.tidy(&[family], None).map(drop)
+    }
+
+    /// Refuses these connections instead of those that are refused now.
+    async fn cut(&self, connections: &[Connection]) -> Result<(), GateError> {
+        let mut rules = self.rules.lock().await;
+        for family in families() {
+            let saved = self.kernel.saved(family).await?;
+            let filter = saved.table("filter");
+            let wanted = OwnTable::of(filter).cutting(render::cut(family, connections));
+            if let Some(batch) = render::transition(TableName::Filter, filter, &wanted) {
+                self.kernel.restore(family, &batch).await?;
+            }
+        }
+        for (family, tables) in rules.standing.iter_mut().flatten() {
+            let saved = self.kernel.saved(*family).await?;
+            let cuts = OwnTable::of(saved.table("filter")).cuts();
+            for (_, own) in tables.iter_mut().filter(|(table, _)| *table == TableName::Filter) {
+                *own = std::mem::take(own).cutting(cuts.clone());
+            }
+        }
+        rules.cut = connections.to_vec();
+        Ok(())
+    }
+}
+
+fn own_tables(saved: &Saved) -> Vec<(TableName, OwnTable)> {
+    TableName::ALL.map(|table| (table, OwnTable::of(saved.table(table.as_str())))).to_vec()
+}
+
+async fn remove_rules(kernel: &Kernel, family: Family) -> Result<(), GateError> {
+    let saved = kernel.saved(family).await?;
+    let batch: String = TableName::ALL
+        .into_iter()
+        .filter_map(|table| {
+            let nothing = OwnTable::default();
+            render::transition(table, saved.table(table.as_str()), &nothing)
+        })
+        .collect();
+    if batch.is_empty() { Ok(()) } else { kernel.restore(family, &batch).await }
+}
+
+impl Gate for IptablesGate {
+    fn backend(&self) -> Backend {
+        Backend::Ipset
+    }
+
+    async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        check(plan)?;
+        let mut rules = self.rules.lock().await;
+        let mut host = Host::read(&self.kernel, plan).await?;
+        let mut installed = self.installed.lock().await;
+        let knock_ports = host.knock_ports.clone();
+        let blueprint = Blueprint {
+            plan,
+            knock_ports: &knock_ports,
+            held: None,
+            armed: armed(plan),
+            cut: &rules.cut,
+        };
+        host.report.differences = blueprint.differences(&host.rules);
+        let families: Vec<_> = families().collect();
+        host.report.differences.extend(self.sets.differences(&families, plan)?);
+        let mut made = Vec::new();
+        let done = async {
+            self.put_in_place(&mut host, &blueprint, &mut made).await?;
+            self.read_back(&blueprint).await
+        };
+        let standing = match done.await {
+            Ok(standing) => standing,
+            Err(failure) => {
+                return Err(match self.undo(&host.rules, &made).await {
+                    Ok(()) => failure,
+                    Err(undo) => {
+                        GateError::NotUndone { failure: Box::new(failure), source: Box::new(undo) }
+                    }
+                });
+            }
+        };
+        tracing::debug!(variant = host.variant.as_str(), report = ?host.report, "gate installed");
+        *installed = Some(plan.clone());
+        rules.armed_until = plan
+            .trial_seconds
+            .and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds.into())));
+        rules.hidden = Some(knock_ports);
+        rules.standing = Some(standing);
+        Ok(host.report)
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
+        let installed = self.installed.lock().await;
+        let plan = installed.as_ref().ok_or(GateError::NotInstalled)?;
+        changes.iter().try_for_each(|change| check_change(plan, change))?;
+        self.sets.apply(plan, changes).await
+    }
+
+    async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
+        let plan = self.installed.lock().await.clone();
+        let families: Vec<_> = families().collect();
+        self.sets.elements(&families, plan.as_ref())
+    }
+
+    async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        check(plan)?;
+        let rules = self.rules.lock().await;
+        let mut host = Host::read(&self.kernel, plan).await?;
+        let differences = |knock_ports: &KnockPorts| {
+            let armed = armed(plan);
+            Blueprint { plan, knock_ports, held: None, armed, cut: &rules.cut }
+                .differences(&host.rules)
+        };
+        // A service that came to listen on a knock port since the installation, which anybody on
+        // the host can start, is no change of the rules.
+        let mut found = differences(rules.hidden.as_ref().unwrap_or(&host.knock_ports));
+        if rules.hidden.is_none() && !found.is_empty() {
+            let all = families().map(|family| (family, plan.knock_ports.clone())).collect();
+            let with_all = differences(&all);
+            if with_all.is_empty() {
+                found = with_all;
+            }
+        }
+        let families: Vec<_> = families().collect();
+        found.extend(self.sets.differences(&families, plan)?);
+        host.report.changed = !found.is_empty();
+        host.report.differences = found;
+        Ok(host.report)
+    }
+
+    async fn disturbed(&self) -> Doubt {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        Doubt::Everything
+    }
+
+    async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
+        let rules = self.rules.lock().await;
+        let standing = rules.standing.as_ref().ok_or(GateError::NotInstalled)?;
+        let plan = self.installed.lock().await.clone().ok_or(GateError::NotInstalled)?;
+        let families: Vec<_> = families().collect();
+        // The kernel's timer may be a moment ahead.
+        let armed = rules.armed_until.is_some_and(|end| {
+            end.saturating_duration_since(Instant::now()) > Duration::from_secs(1)
+        });
+        let (elements, mut missing) = self.sets.look(&families, &plan, armed)?;
+        if doubt == Doubt::Everything {
+            for (family, tables) in standing {
+                let saved = self.kernel.saved(*family).await?;
+                for (table, own) in tables {
+                    let saved = saved.table(table.as_str());
+                    missing.extend(own.differences(*family, *table, saved));
+                }
+            }
+        }
+        Ok(Look { missing, elements })
+    }
+
+    async fn sever(&self, connections: &[Connection]) -> Result<(), GateError> {
+        self.cut(connections).await
+    }
+
+    async fn lift(&self) -> Result<(), GateError> {
+        self.cut(&[]).await
+    }
+
+    async fn remove(&self) -> Result<(), GateError> {
+        let mut rules = self.rules.lock().await;
+        *rules = Rules::default();
+        let mut installed = self.installed.lock().await;
+        *installed = None;
+        let mut result = Ok(());
+        for family in families() {
+            // One that fails doesn't keep the other from being removed.
+            result = result.and(self.remove_family(family).await);
+        }
+        result
+    }
+}
+
+fn families() -> impl Iterator<Item = Family> {
+    let both = sockets::ipv6_is_there();
+    Family::ALL.into_iter().filter(move |family| both || *family == Family::V4)
+}
+
+/// What holds the gate shut.
+const fn armed(plan: &Plan) -> Armed {
+    match plan.trial_seconds {
+        Some(_) => Armed::BySet,
+        None => Armed::ForGood,
+    }
+}
+
+fn check(plan: &Plan) -> Result<(), GateError> {
+    check_plan(plan)?;
+    let ranges: BTreeSet<_> =
+        plan.guarded.iter().map(|one| one.ports).filter(|ports| ports.single().is_none()).collect();
+    if ranges.len() > set_names::MAX_RANGES {
+        return Err(GateError::Plan(
+            "it has more than 100 ranges of ports, each of which needs a set",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,319 @@
+//! The table as it stands, from what `nft -j list ruleset` prints; judged against what it should be.
+//! Pure.
+//!
+//! Each version of `nft` prints rules in its own way, so they are not compared with the text that
+//! they were made of. After an installation the table is read back, and digests of the text and of
+//! what was read are left in it ([`Mark`]): as long as both fit, it is what was installed.
+
+use super::render::{MARK, Ruleset, TABLE};
+use super::shape::Shape;
+use crate::gate::types::LiveElement;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use spa_proto::{Port, PortRange, Transport};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+/// The version of what is in the table. A table of another one is made anew.
+const VERSION: u32 = 1;
+/// How many bytes of a digest are kept: against accidents, not against enemies.
+const DIGEST_BYTES: usize = 8;
+
+/// All that is in the table, but for the mark and the elements.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Listing {
+    sets: BTreeMap<String, Value>,
+    chains: BTreeMap<String, Listed>,
+    mark: Option<Mark>,
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Listed {
+    definition: Value,
+    rules: Vec<Value>,
+}
+
+/// What is written into the table, as the comment of the only rule in a chain that no packet goes
+/// through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mark {
+    version: u32,
+    /// The digest of the text that the table was made of; empty while that is going on.
+    wanted: String,
+    /// The digest of what was read back.
+    listed: String,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{MARK} {} {}", self.version, self.wanted)?;
+        if self.listed.is_empty() { Ok(()) } else { write!(f, " {}", self.listed) }
+    }
+}
+
+impl Mark {
+    /// Of a table that is being made.
+    pub(super) const fn unfinished() -> Self {
+        Self { version: VERSION, wanted: String::new(), listed: String::new() }
+    }
+
+    fn parse(comment: &str) -> Option<Self> {
+        let mut words = comment.strip_prefix(MARK)?.split(' ').skip(1);
+        let version = words.next()?.parse().ok()?;
+        let mut word = || words.next().unwrap_or_default().to_owned();
+        Some(Self { version, wanted: word(), listed: word() })
+    }
+}
+
+impl Listing {
+    /// Finds the table in what `nft -j list ruleset` or `list table` prints; `None` if it isn't there.
+    pub(super) fn parse(json: &str) -> Result<Option<Self>, String> {
+        let mut listing = Self::default();
+        let mut is_there = false;
+        for object in objects(json)? {
+            let Some((kind, value)) = object.as_object().and_then(|object| object.iter().next())
+            else {
+                continue;
+            };
+            let field = |key| text(value, key);
+            if kind == "table" && format!("{} {}", field("family"), field("name")) == TABLE {
+                is_there = true;
+            }
+            if format!("{} {}", field("family"), field("table")) != TABLE {
+                continue;
+            }
+            let name = field(if kind == "rule" { "chain" } else { "name" });
+            if name == MARK {
+                let mark = Mark::parse(field("comment")).or(listing.mark);
+                listing.mark = mark.or_else(|| (kind == "chain").then(Mark::unfinished));
+                continue;
+            }
+            let mut value = value.clone();
+            if let Some(fields) = value.as_object_mut() {
+                fields.retain(|key, _| !matches!(key.as_str(), "handle" | "elem"));
+            }
+            match kind.as_str() {
+                "chain" => listing.chains.entry(name.to_owned()).or_default().definition = value,
+                "rule" => listing.chains.entry(name.to_owned()).or_default().rules.push(value),
+                _ => drop(listing.sets.insert(name.to_owned(), value)),
+            }
+        }
+        Ok(is_there.then_some(listing))
+    }
+
+    /// Whether the table is the gate's.
+    pub(super) const fn is_ours(&self) -> bool {
+        self.mark.is_some()
+    }
+
+    /// Whether it can be turned into a table of this program's by changing it.
+    pub(super) fn is_of_this_version(&self) -> bool {
+        self.mark.as_ref().is_some_and(|mark| mark.version == VERSION)
+    }
+
+    /// Whether it is what was made of this text, and nothing was changed since.
+    pub(super) fn holds(&self, wanted: &Ruleset) -> bool {
+        self.mark.as_ref() == Some(&self.mark_of(wanted))
+    }
+
+    /// The mark of this table when it was just made.
+    pub(super) fn mark_of(&self, wanted: &Ruleset) -> Mark {
+        Mark { version: VERSION, wanted: digest(&wanted.to_string()), listed: self.digest() }
+    }
+
+    fn digest(&self) -> String {
+        digest(&format!("{:?}{:?}", self.sets, self.chains))
+    }
+
+    /// The names of its chains.
+    pub(super) fn chains(&self) -> impl Iterator<Item = &str> {
+        self.chains.keys().map(String::as_str)
+    }
+
+    /// The names of its sets.
+    pub(super) fn sets(&self) -> impl Iterator<Item = &str> {
+        self.sets.keys().map(String::as_str)
+    }
+
+    /// What elements it may hold.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = Shape> {
+        self.sets().filter_map(Shape::parse)
+    }
+
+    /// How many elements one of its sets has room for.
+    pub(super) fn size(&self, set: &str) -> Option<u32> {
+        let size = self.sets.get(set)?.get("size")?.as_u64()?;
+        u32::try_from(size).ok()
+    }
+
+    /// Whether it judges packets, for which connections have to be tracked.
+    pub(super) fn judges(&self) -> bool {
+        self.chains.get("judge").is_some_and(|judge| !judge.rules.is_empty())
+    }
+
+    /// The ports whose packets it judges.
+    pub(super) fn guarded(&self) -> Vec<PortRange> {
+        if !self.judges() {
+            return Vec::new();
+        }
+        let rules = self.chains.get("prerouting").map_or(&[][..], |chain| &chain.rules);
+        rules
+            .iter()
+            .filter(|rule| goes_to(rule, "judge"))
+            .filter_map(|rule| rule.get("expr")?.as_array()?.first()?.get("match")?.get("right"))
+            .flat_map(|right| match right.get("set").and_then(Value::as_array) {
+                Some(several) => several.iter().filter_map(ports).collect(),
+                None => ports(right).into_iter().collect::<Vec<_>>(),
+            })
+            .collect()
+    }
+
+    /// In what it differs from a table that it should be, as an administrator would call it.
+    pub(super) fn differences(&self, wanted: &Ruleset) -> Vec<String> {
+        let mut found = Vec::new();
+        for set in &wanted.sets {
+            if !self.sets.contains_key(&set.name) {
+                found.push(format!("set {} is missing", set.name));
+            } else if set.size.is_some() && self.size(&set.name) != set.size {
+                found.push(format!("set {} has another size", set.name));
+            }
+        }
+        for chain in &wanted.chains {
+            match self.chains.get(&chain.name) {
+                None => found.push(format!("chain {} is missing", chain.name)),
+                Some(listed) => found.extend(count(&chain.name, listed, chain.rules.len())),
+            }
+        }
+        if found.is_empty() && !self.holds(wanted) {
+            found.push(
+                "the rules are not those that this program makes of its configuration".to_owned(),
+            );
+        }
+        found.iter().map(|what| in_table(what)).collect()
+    }
+
+    /// What of this table, as it was read once, is missing or changed in another reading.
+    pub(super) fn missing_in(&self, now: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (name, set) in &self.sets {
+            match now.sets.get(name) {
+                None => found.push(format!("set {name} is missing")),
+                Some(other) if other != set => found.push(format!("set {name} is another one")),
+                Some(_) => {}
+            }
+        }
+        for (name, chain) in &self.chains {
+            let Some(listed) = now.chains.get(name) else {
+                found.push(format!("chain {name} is missing"));
+                continue;
+            };
+            if let Some(differs) = count(name, listed, chain.rules.len()) {
+                found.push(differs);
+            } else if listed.rules != chain.rules {
+                found.push(format!("chain {name} has other rules"));
+            } else if listed.definition != chain.definition {
+                found.push(format!("chain {name} is another one"));
+            }
+        }
+        // A base chain of somebody else's in our table sees packets, too.
+        for name in now.chains().filter(|name| !self.chains.contains_key(*name)) {
+            found.push(format!("chain {name} is not the gate's"));
+        }
+        found.iter().map(|what| in_table(what)).collect()
+    }
+}
+
+fn in_table(what: &str) -> String {
+    format!("{what} in table {TABLE}")
+}
+
+fn count(name: &str, listed: &Listed, wanted: usize) -> Option<String> {
+    let found = listed.rules.len();
+    (found != wanted).then(|| format!("chain {name} has {found} rules of {wanted}"))
+}
+
+fn objects(json: &str) -> Result<Vec<Value>, String> {
+    let listed: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    match listed {
+        Value::Object(mut fields) => match fields.remove("nftables") {
+            Some(Value::Array(objects)) => Ok(objects),
+            _ => Err("no list named nftables".to_owned()),
+        },
+        _ => Err("no object".to_owned()),
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn digest(text: &str) -> String {
+    use fmt::Write as _;
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().take(DIGEST_BYTES).fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+fn goes_to(rule: &Value, chain: &str) -> bool {
+    let statements = rule.get("expr").and_then(Value::as_array).into_iter().flatten();
+    statements.filter_map(|one| one.get("goto")).any(|goto| text(goto, "target") == chain)
+}
+
+/// `{"concat": ["tcp", 22]}`, `{"concat": ["udp", {"range": [10000, 10100]}]}`
+fn ports(value: &Value) -> Option<PortRange> {
+    let [transport, numbers] = value.get("concat")?.as_array()?.as_slice() else { return None };
+    let transport = transport_of(transport)?;
+    let (first, last) = match numbers.get("range").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([first, last]) => (number(first)?, number(last)?),
+        _ => (number(numbers)?, number(numbers)?),
+    };
+    PortRange::new(transport, first, last)
+}
+
+fn transport_of(value: &Value) -> Option<Transport> {
+    match (value.as_str(), value.as_u64()) {
+        (Some("tcp"), _) | (_, Some(6)) => Some(Transport::Tcp),
+        (Some("udp"), _) | (_, Some(17)) => Some(Transport::Udp),
+        _ => None,
+    }
+}
+
+fn number(value: &Value) -> Option<NonZeroU16> {
+    value.as_u64().and_then(|number| u16::try_from(number).ok()).and_then(NonZeroU16::new)
+}
+
+/// The elements in the sets of the table, from what `nft -j list table` prints. One without an end has no
+/// seconds left.
+pub(super) fn elements(json: &str) -> Result<Vec<(Shape, LiveElement)>, String> {
+    let mut found = Vec::new();
+    for object in objects(json)? {
+        let Some(set) = object.get("set") else { continue };
+        let Some(shape) = Shape::parse(text(set, "name")) else { continue };
+        let elements = set.get("elem").and_then(Value::as_array).into_iter().flatten();
+        found.extend(elements.filter_map(|one| Some((shape, live(shape, one)?))));
+    }
+    Ok(found)
+}
+
+fn live(shape: Shape, value: &Value) -> Option<LiveElement> {
+    let value = value.get("elem").unwrap_or(value);
+    let key = value.get("val").unwrap_or(value);
+    let address = |value: &Value| value.as_str()?.parse::<IpAddr>().ok();
+    let element = match key.get("concat").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([source, transport, port]) => {
+            let port = Port { transport: transport_of(transport)?, number: number(port)? };
+            shape.element(address(source)?, Some(port))
+        }
+        _ => shape.element(address(key)?, None),
+    }?;
+    let seconds = value.get("expires").and_then(Value::as_u64).unwrap_or(0);
+    Some(LiveElement { element, seconds_left: u32::try_from(seconds).ok()? })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,395 @@
+//! The nftables back-end: what happens in which order, and what is undone when it fails.
+//!
+//! Everything of the gate is in one table, `inet spa`. What it should be is said by [`render`],
+//! what it is by [`listing`]; scripts ([`script`]) for the tool `nft` turn the one into the other.
+//!
+//! An accept in one table can't take back a drop in another: the host's own firewall has to accept
+//! the guarded ports, and an installation says where it doesn't. For the same reason there is no
+//! open mode.
+
+mod cut;
+mod host;
+mod listing;
+mod render;
+#[cfg(test)]
+mod samples;
+mod script;
+mod segments;
+mod shape;
+mod tool;
+
+use self::host::{Hidden, Host};
+use self::listing::Listing;
+use self::render::Ruleset;
+use self::shape::Shape;
+use self::tool::Nft;
+use super::bounds::{check_change, check_plan};
+use super::sockets;
+use super::types::{
+    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look, Mode, Plan,
+};
+use super::{Gate, GateError, MissingTool, ToolOverrides};
+use crate::netlink::conntrack::{Conntrack, Tuple};
+use spa_proto::Port;
+use std::collections::BTreeSet;
+use std::num::NonZeroU16;
+use std::time::Duration;
+use tokio::sync::Mutex;
+
+/// How often is looked where the kernel tells of no change.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+const OPEN_MODE: &str = "the nftables back-end has no open mode, for an accept in its table can't take back a drop in another one; use mode = \"guard\", or backend = \"ipset\" or \"iptables\"";
+
+/// A table of nftables.
+///
+/// Known limit: an installation that has to make the sets anew (another size) puts elements back
+/// as it has read them a few milliseconds before. A grant for one connection that is used in just
+/// that time can be used once more.
+#[derive(Debug)]
+pub struct NftablesGate {
+    nft: Nft,
+    /// Held by who changes rules: looking at what others have, which takes longer, delays no
+    /// grant.
+    installing: Mutex<()>,
+    /// Held by who changes rules or elements.
+    installed: Mutex<Option<Installed>>,
+    /// Whether connections are refused by this gate. Held by who changes that.
+    cuts: Mutex<bool>,
+}
+
+/// What this gate has installed.
+#[derive(Debug)]
+struct Installed {
+    plan: Plan,
+    hidden: Hidden,
+    shapes: BTreeSet<Shape>,
+    size: u32,
+    /// As it was read back.
+    listing: Listing,
+}
+
+impl NftablesGate {
+    /// A gate that uses this tool, or that which is found. Nothing is touched yet.
+    ///
+    /// # Errors
+    ///
+    /// `nft` isn't there.
+    pub fn new(overrides: &ToolOverrides) -> Result<Self, MissingTool> {
+        Ok(Self {
+            nft: Nft::find(overrides)?,
+            installing: Mutex::new(()),
+            installed: Mutex::new(None),
+            cuts: Mutex::new(false),
+        })
+    }
+
+    /// The table as it stands; an error if it is somebody else's.
+    async fn listing(&self) -> Result<Option<Listing>, GateError> {
+        let Some(json) = self.nft.table().await? else { return Ok(None) };
+        match Listing::parse(&json).map_err(unreadable)? {
+            Some(listing) if !listing.is_ours() => Err(GateError::ForeignTable),
+            listing => Ok(listing),
+        }
+    }
+
+    /// All elements, whether they count or not; none if there is no table.
+    async fn elements(&self) -> Result<Option<Vec<(Shape, LiveElement)>>, GateError> {
+        let Some(json) = self.nft.table_with_elements().await? else { return Ok(None) };
+        listing::elements(&json).map(Some).map_err(unreadable)
+    }
+
+    /// How many elements a set has room for. Sets that hold more than is wanted stay as large: what is
+    /// in them would else have to go, or the gate could not be installed.
+    async fn size(&self, plan: &Plan, listing: Option<&Listing>) -> Result<u32, GateError> {
+        let wanted = plan.max_elements;
+        let sizes = listing.iter().flat_map(|one| one.sets().filter_map(|set| one.size(set)));
+        let Some(before) = sizes.max().filter(|before| *before > wanted) else {
+            return Ok(wanted);
+        };
+        let elements = self.elements().await?.unwrap_or_default();
+        let wanted_too = usize::try_from(wanted).unwrap_or(usize::MAX);
+        Ok(if elements.len() > wanted_too { before } else { wanted })
+    }
+
+    /// Everything that [`Gate::install`] changes, in the order that locks nobody out: connection
+    /// tracking, then its entries, then the rules. Says how many entries were made.
+    async fn put_in_place(
+        &self,
+        plan: &Plan,
+        wanted: &Ruleset,
+        mut before: Option<Listing>,
+    ) -> Result<u32, GateError> {
+        let judged = before.as_ref().map(Listing::guarded).unwrap_or_default();
+        if !before.as_ref().is_some_and(Listing::judges) {
+            self.nft.run("turn on connection tracking", &script::track()).await?;
+            before = self.listing().await?;
+        }
+        // Only now: a connection that comes about from here on is tracked from its beginning.
+        let mut connections = sockets::established(&sockets::read()?, &plan.guarded);
+        connections.retain(|connection| {
+            let Some(number) = NonZeroU16::new(connection.local.port()) else { return false };
+            let port = Port { transport: connection.transport, number };
+            !judged.iter().any(|ports| ports.contains(port))
+        });
+        enter(&connections)?;
+        let armed = plan.trial_seconds.map(script::arm).unwrap_or_default();
+        let doing = "write the rules";
+        let resized = |one: &Listing| {
+            wanted.sets.iter().any(|set| one.size(&set.name).is_some_and(|s| Some(s) != set.size))
+        };
+        let can_change =
+            before.as_ref().is_none_or(|one| one.is_of_this_version() && !resized(one));
+        let changes = can_change.then(|| script::change(before.as_ref(), wanted) + &armed);
+        let changed = match changes {
+            Some(script) => self.nft.run(doing, &script).await.is_ok(),
+            None => false,
+        };
+        if !changed {
+            let elements = self.elements().await?.unwrap_or_default();
+            let script = script::replace(wanted, &elements) + &armed;
+            self.nft.run(doing, &script).await?;
+        }
+        Ok(u32::try_from(connections.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Reads back what was made, and marks it as complete.
+    async fn complete(&self, wanted: &Ruleset) -> Result<Listing, GateError> {
+        let listing = self.listing().await?.unwrap_or_default();
+        let mark = listing.mark_of(wanted);
+        self.nft.run("mark the rules as complete", &script::mark(&mark)).await?;
+        let listing = self.listing().await?.unwrap_or_default();
+        match listing.differences(wanted).into_iter().next() {
+            None => Ok(listing),
+            Some(what) => Err(GateError::TableNotThere(what)),
+        }
+    }
+
+    /// Brings back what was there before.
+    async fn undo(&self, before: Option<String>) -> Result<(), GateError> {
+        let script = script::remove() + &before.unwrap_or_default();
+        self.nft.run("undo the installation", &script).await
+    }
+
+    /// Makes sets for elements of these shapes, too.
+    async fn extend(&self, installed: &mut Installed, more: &[Shape]) -> Result<(), GateError> {
+        let mut shapes = installed.shapes.clone();
+        shapes.extend(more);
+        let Installed { plan, hidden, size, .. } = &*installed;
+        let wanted = Ruleset::new(plan, hidden, &shapes, *size);
+        let script = script::change(Some(&installed.listing), &wanted);
+        self.nft.run("make a set for another length of prefix", &script).await?;
+        installed.listing = self.complete(&wanted).await?;
+        installed.shapes = shapes;
+        Ok(())
+    }
+}
+
+/// The shapes of the sets to have: those of the plan, and those of networks that are there already.
+fn shapes(plan: &Plan, listing: Option<&Listing>) -> BTreeSet<Shape> {
+    let there = listing.iter().flat_map(|one| one.shapes());
+    let mut shapes = shape::of_plan(plan);
+    shapes.extend(there.filter(|shape| shape::fits(plan, *shape)));
+    shapes
+}
+
+/// Enters established connections into connection tracking.
+fn enter(connections: &[Connection]) -> Result<(), GateError> {
+    if connections.is_empty() {
+        return Ok(());
+    }
+    let mut conntrack = Conntrack::open()?;
+    for Connection { transport, peer, local } in connections {
+        let tuple = Tuple { transport: *transport, source: *peer, destination: *local };
+        conntrack.enter(&tuple)?;
+    }
+    Ok(())
+}
+
+fn unreadable(what: String) -> GateError {
+    GateError::Unreadable { tool: "nft", what }
+}
+
+fn check_mode(plan: &Plan) -> Result<(), GateError> {
+    match plan.mode {
+        Mode::Guard => Ok(()),
+        Mode::Open => Err(GateError::Plan(OPEN_MODE)),
+    }
+}
+
+impl Gate for NftablesGate {
+    fn backend(&self) -> Backend {
+        Backend::Nftables
+    }
+
+    async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        let _installing = self.installing.lock().await;
+        check_plan(plan)?;
+        check_mode(plan)?;
+        let Host { hidden, cuts, mut report } = Host::survey(&self.nft, plan).await?;
+        if cuts && !*self.cuts.lock().await {
+            self.nft.run("lift what an earlier run has refused", &cut::lift()).await?;
+        }
+        let mut installed = self.installed.lock().await;
+        let before = self.listing().await?;
+        let shapes = shapes(plan, before.as_ref());
+        let size = self.size(plan, before.as_ref()).await?;
+        let wanted = Ruleset::new(plan, &hidden, &shapes, size);
+        let listing = match before {
+            Some(before) if before.holds(&wanted) => {
+                if let Some(seconds) = plan.trial_seconds {
+                    self.nft.run("set the time of the trial", &script::arm(seconds)).await?;
+                }
+                before
+            }
+            before => {
+                report.changed = true;
+                report.differences =
+                    before.as_ref().map_or_else(missing, |b| b.differences(&wanted));
+                let text = self.nft.table_as_script().await?;
+                let made = async {
+                    report.connections_kept = self.put_in_place(plan, &wanted, before).await?;
+                    self.complete(&wanted).await
+                };
+                match made.await {
+                    Ok(listing) => listing,
+                    Err(failure) => {
+                        return Err(match self.undo(text).await {
+                            Ok(()) => failure,
+                            Err(source) => GateError::NotUndone {
+                                failure: Box::new(failure),
+                                source: Box::new(source),
+                            },
+                        });
+                    }
+                }
+            }
+        };
+        tracing::debug!(?report, "gate installed");
+        *installed = Some(Installed { plan: plan.clone(), hidden, shapes, size, listing });
+        Ok(report)
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
+        let mut installed = self.installed.lock().await;
+        let installed = installed.as_mut().ok_or(GateError::NotInstalled)?;
+        let plan = &installed.plan;
+        changes.iter().try_for_each(|change| check_change(plan, change))?;
+        let mut shaped = Vec::new();
+        for change in changes {
+            // What isn't guarded any more is in no set that counts.
+            if let Some(shape) = shape::under(plan, change.element()) {
+                shaped.push((shape, *change));
+            }
+        }
+        let is_new = |(shape, change): &(Shape, Change)| {
+            matches!(change, Change::Admit { .. }) && !installed.shapes.contains(shape)
+        };
+        let new: Vec<_> =
+            shaped.iter().filter(|one| is_new(one)).map(|(shape, _)| *shape).collect();
+        if !new.is_empty() {
+            self.extend(installed, &new).await?;
+        }
+        shaped.retain(|(shape, _)| installed.shapes.contains(shape));
+        if shaped.is_empty() {
+            return Ok(());
+        }
+        self.nft.run("change what is admitted", &script::elements(&shaped)).await
+    }
+
+    async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
+        let installed = self.installed.lock().await;
+        let Some(json) = self.nft.table_with_elements().await? else {
+            return Err(GateError::NotInstalled);
+        };
+        if !Listing::parse(&json).map_err(unreadable)?.is_some_and(|one| one.is_ours()) {
+            return Err(GateError::NotInstalled);
+        }
+        let elements = listing::elements(&json).map_err(unreadable)?;
+        Ok(match installed.as_ref() {
+            Some(installed) => shape::in_force(&installed.plan, elements),
+            None => elements.into_iter().map(|(_, live)| live).collect(),
+        })
+    }
+
+    async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        check_plan(plan)?;
+        check_mode(plan)?;
+        let Host { hidden, mut report, .. } = Host::survey(&self.nft, plan).await?;
+        let installed = self.installed.lock().await;
+        let listing = self.listing().await?;
+        let shapes = shapes(plan, listing.as_ref());
+        let size = self.size(plan, listing.as_ref()).await?;
+        // A service that came to listen on a knock port since the installation, which anybody on
+        // the host can start, is no change of the rules.
+        let all = || Family::ALL.map(|family| (family, plan.knock_ports.clone())).to_vec();
+        let hidden = match installed.as_ref() {
+            Some(installed) => vec![installed.hidden.clone()],
+            None => vec![hidden, all()],
+        };
+        let wanted: Vec<_> =
+            hidden.iter().map(|hidden| Ruleset::new(plan, hidden, &shapes, size)).collect();
+        let holds = |listing: &Listing| wanted.iter().any(|wanted| listing.holds(wanted));
+        report.changed = !listing.as_ref().is_some_and(holds);
+        if report.changed {
+            report.differences = match (&listing, wanted.first()) {
+                (Some(listing), Some(wanted)) => listing.differences(wanted),
+                _ => missing(),
+            };
+        }
+        Ok(report)
+    }
+
+    async fn disturbed(&self) -> Doubt {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        Doubt::Everything
+    }
+
+    async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
+        let installed = self.installed.lock().await;
+        let installed = installed.as_ref().ok_or(GateError::NotInstalled)?;
+        let Some(json) = self.nft.table_with_elements().await? else {
+            return Ok(Look { missing: missing(), elements: 0 });
+        };
+        let missing = match doubt {
+            Doubt::Elements => Vec::new(),
+            Doubt::Everything => {
+                let now = Listing::parse(&json).map_err(unreadable)?.unwrap_or_default();
+                installed.listing.missing_in(&now)
+            }
+        };
+        let elements = listing::elements(&json).map_err(unreadable)?;
+        let elements = shape::in_force(&installed.plan, elements).len();
+        Ok(Look { missing, elements: u64::try_from(elements).unwrap_or(u64::MAX) })
+    }
+
+    async fn sever(&self, connections: &[Connection]) -> Result<(), GateError> {
+        let mut cuts = self.cuts.lock().await;
+        *cuts = true;
+        self.nft.run("refuse connections", &cut::sever(connections)).await
+    }
+
+    async fn lift(&self) -> Result<(), GateError> {
+        let mut cuts = self.cuts.lock().await;
+        self.nft.run("refuse connections no more", &cut::lift()).await?;
+        *cuts = false;
+        Ok(())
+    }
+
+    async fn remove(&self) -> Result<(), GateError> {
+        let _installing = self.installing.lock().await;
+        let mut installed = self.installed.lock().await;
+        *installed = None;
+        let ours = match self.listing().await {
+            // That of somebody else stays.
+            Err(GateError::ForeignTable) => String::new(),
+            listing => listing?.map(|_| script::remove()).unwrap_or_default(),
+        };
+        let mut cuts = self.cuts.lock().await;
+        *cuts = false;
+        self.nft.run("remove the table", &(ours + &cut::lift())).await
+    }
+}
+
+fn missing() -> Vec<String> {
+    vec![format!("table {} is missing", render::TABLE)]
+}

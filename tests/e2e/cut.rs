@@ -1,0 +1,159 @@
+//! Established connections are ended: those of a revoked grant on demand, and those that slipped in
+//! while somebody had flushed the gate. The server talks all the time, so that deleting what
+//! connection tracking knows would not be enough.
+
+use anyhow::{Context, Result, ensure};
+use spa_tests::{Device, Family, Hearer, PortState, Scene, Service, Talker, eventually};
+
+/// A guarded port that nobody else of the scene listens on.
+const TALK_PORT: u16 = 9022;
+
+/// A scene with a service `talk`, two clients who may open it, and the second one's device.
+fn scene(change: impl FnOnce(&mut spa_tests::Configuration)) -> Result<(Scene, Device)> {
+    let mut scene = Scene::prepared(|configuration| {
+        let ports = vec![format!("tcp/{TALK_PORT}"), format!("udp/{TALK_PORT}")];
+        configuration.services.insert("talk".into(), Service { ports });
+        for client in &mut configuration.clients {
+            client.allow.push("talk".into());
+        }
+        change(configuration);
+    })?;
+    let (_, neighbour) =
+        scene.add_client("neighbour", |client| client.allow = vec!["talk".into()])?;
+    scene.server.start()?;
+    Ok((scene, neighbour))
+}
+
+/// The owner's host knocks with a device, and the knock is carried out.
+fn open(scene: &Scene, device: &Device, family: Family, what: &str) -> Result<()> {
+    let accepted = scene.server.status()?.accepted;
+    let knock = device.open(what).lifetime(600).seal()?;
+    scene.knock(scene.lab.owner(), family, &knock)?;
+    scene.server.await_accepted(accepted + 1)
+}
+
+/// One of the administrator's commands that cuts, which ends so many connections.
+fn cut(scene: &Scene, words: &[&str], ended: u64) -> Result<()> {
+    let done = scene.server.admin(words)?;
+    let plural = if ended == 1 { "" } else { "s" };
+    let said = format!("{ended} connection{plural} ended\n");
+    ensure!(done.success() && done.said().contains(&said), "{done}");
+    Ok(())
+}
+
+#[test]
+fn a_revocation_with_cut_ends_the_sessions_and_one_without_does_not() -> Result<()> {
+    let (scene, _) = scene(|_| {})?;
+    let owner = scene.lab.owner().clone();
+    let talker = Talker::tcp(scene.server.host(), TALK_PORT)?;
+    let revoke_talk = ["grants", "revoke", "laptop", "--service", "talk", "--cut"];
+    for (round, family) in (0..).zip(Family::BOTH) {
+        let to = scene.lab.server().at(family, TALK_PORT);
+        open(&scene, &scene.laptop, family, "talk ssh")?;
+        let mut hearer = Hearer::tcp(&owner, to)?;
+        let mut session = scene.sshd.session(&owner, family)?;
+
+        // The control.
+        scene.revoke_all()?;
+        scene.await_state(&owner, family, TALK_PORT, PortState::Filtered)?;
+        hearer.ensure_hears()?;
+
+        // The grant has ended, and its session is known to be of it.
+        cut(&scene, &revoke_talk, 1)?;
+        hearer.await_silence()?;
+        talker.await_lost(2 * round + 1)?;
+        session.ensure_alive().context("another service's session was ended")?;
+
+        // One that is live.
+        open(&scene, &scene.laptop, family, "talk")?;
+        let mut hearer = Hearer::tcp(&owner, to)?;
+        cut(&scene, &revoke_talk, 1)?;
+        hearer.await_silence()?;
+        talker.await_lost(2 * round + 2)?;
+        ensure!(owner.tcp(to)? == PortState::Filtered);
+        cut(&scene, &revoke_talk, 0)?;
+        session.ensure_alive()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_neighbour_behind_the_same_address_keeps_his_session_while_his_grant_lives() -> Result<()> {
+    let (scene, neighbour) = scene(|_| {})?;
+    let owner = scene.lab.owner().clone();
+    let _talker = Talker::tcp(scene.server.host(), TALK_PORT)?;
+    open(&scene, &scene.laptop, Family::V4, "talk")?;
+    open(&scene, &neighbour, Family::V4, "talk")?;
+    let mut hearer = Hearer::tcp(&owner, scene.lab.server().at(Family::V4, TALK_PORT))?;
+    cut(&scene, &["grants", "revoke", "laptop", "--cut"], 0)?;
+    hearer.ensure_hears()?;
+    // The control: it is his grant that protects it.
+    cut(&scene, &["grants", "revoke", "neighbour", "--cut"], 1)?;
+    hearer.await_silence()
+}
+
+#[test]
+fn a_client_that_is_locked_out_with_cut_is_out() -> Result<()> {
+    let (scene, neighbour) = scene(|_| {})?;
+    let owner = scene.lab.owner().clone();
+    let _talker = Talker::tcp(scene.server.host(), TALK_PORT)?;
+    let to = scene.lab.server().at(Family::V4, TALK_PORT);
+    open(&scene, &scene.laptop, Family::V4, "talk")?;
+    let mut hearer = Hearer::tcp(&owner, to)?;
+    ensure!(scene.server.admin(&["client", "disable", "laptop"])?.success());
+    ensure!(scene.server.grants()?.is_empty());
+    hearer.ensure_hears().context("without --cut it lives on")?;
+    cut(&scene, &["client", "disable", "laptop", "--cut"], 1)?;
+    hearer.await_silence()?;
+
+    open(&scene, &neighbour, Family::V4, "talk")?;
+    let mut hearer = Hearer::tcp(&owner, to)?;
+    cut(&scene, &["client", "remove", "neighbour", "--cut"], 1)?;
+    hearer.await_silence()?;
+    ensure!(owner.tcp(to)? == PortState::Filtered);
+    Ok(())
+}
+
+#[test]
+fn who_slips_in_while_the_gate_is_flushed_is_thrown_out_and_nobody_else() -> Result<()> {
+    let (scene, _) = scene(|configuration| {
+        configuration.gate.always_admit = vec!["10.66.0.4".into()];
+    })?;
+    let (owner, stranger) = (scene.lab.owner().clone(), scene.lab.other().clone());
+    let talker = Talker::tcp(scene.server.host(), TALK_PORT)?;
+    let to = scene.lab.server().at(Family::V4, TALK_PORT);
+    open(&scene, &scene.laptop, Family::V4, "talk")?;
+    let mut before = Hearer::tcp(&owner, to)?;
+    ensure!(stranger.tcp(to)? == PortState::Filtered);
+    // Its session outlives its grant: it was there before.
+    scene.revoke_all()?;
+    open(&scene, &scene.laptop, Family::V6, "talk")?;
+
+    let to_v6 = scene.lab.server().at(Family::V6, TALK_PORT);
+    scene.server.host().sh("iptables -t mangle -F PREROUTING")?;
+    scene.server.host().sh("iptables -F INPUT")?;
+    scene.server.host().sh("ip6tables -t mangle -F PREROUTING")?;
+    let mut slipped_in = Hearer::tcp(&stranger, to)?;
+    let mut granted = Hearer::tcp(&owner, to_v6)?;
+    let mut admitted = Hearer::tcp(scene.lab.third(), to)?;
+    eventually("the gate is to be put back", || {
+        Ok((scene.server.status()?.restored > 0).then_some(()))
+    })
+    .with_context(|| scene.server.account())?;
+    slipped_in.await_silence().with_context(|| scene.server.account())?;
+    talker.await_lost(1)?;
+    ensure!(stranger.tcp(to)? == PortState::Filtered);
+    for (who, hearer) in
+        [("before", &mut before), ("granted", &mut granted), ("admitted", &mut admitted)]
+    {
+        hearer.ensure_hears().with_context(|| format!("{who}\n{}", scene.server.account()))?;
+    }
+    let cut: usize = scene
+        .server
+        .audit("gate-restored")?
+        .iter()
+        .filter_map(|line| line.split("cut=").nth(1)?.split(' ').next()?.parse::<usize>().ok())
+        .sum();
+    ensure!(cut == 1, "{}", scene.server.account());
+    Ok(())
+}
