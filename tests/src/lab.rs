@@ -282,10 +282,9 @@ impl Lab {
             mac: [2, 0x5a, 0x5a, 1, number, 1],
         }));
         self.add(&station)?;
-        station.sh(
-            "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 \
-             net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0",
-        )?;
+        station
+            .sh("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 \
+             net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0")?;
         let link = station_link(number);
         let owner = mac_text([2, 0x5a, 0x5a, 1, number, 2]);
         self.owner.ip(&format!(

@@ -73,13 +73,17 @@ fn sample(station: &Station, family: Family, cell: &mut Cell, extent: &Extent) -
     if cell.note.is_some() || cell.spent > extent.cell {
         return Ok(());
     }
-    let singles = admit(Pool::Measured, family, 0, extent.singles)?;
-    let batch = admit(Pool::Measured, family, extent.singles, BATCH)?;
+    // The first one finds everything cold, and is not counted.
+    let first = admit(Pool::Measured, family, 0, 1)?;
+    let singles = admit(Pool::Measured, family, 1, extent.singles)?;
+    let batch = admit(Pool::Measured, family, 1 + extent.singles, BATCH)?;
     let start = Instant::now();
     let sampled = station.run(move |gate, runtime| {
+        timed(gate, runtime, &first)?;
         let single = one_by_one(gate, runtime, &singles)?;
         let each = timed(gate, runtime, &batch)? / to_f64(batch.len());
         runtime.block_on(gate.apply(&withdraw(&batch)))?;
+        timed(gate, runtime, &withdraw(&first))?;
         let withdrawn = one_by_one(gate, runtime, &withdraw(&singles))?;
         Ok((single, withdrawn, each))
     });
@@ -119,7 +123,8 @@ pub(super) fn bursts(fleets: &[&Fleet], extent: &Extent) -> Result<Vec<Vec<Burst
         .collect();
     for _ in 0..extent.burst_rounds {
         for (fleet, bursts) in fleets.iter().zip(&mut bursts) {
-            for (family, (seconds, reading, read_back, note)) in Family::BOTH.into_iter().zip(bursts)
+            for (family, (seconds, reading, read_back, note)) in
+                Family::BOTH.into_iter().zip(bursts)
             {
                 if note.is_some() || seconds.iter().sum::<f64>() > extent.filling.as_secs_f64() {
                     continue;

@@ -1,5 +1,6 @@
 //! What a packet costs with no grants and with very many.
 
+use super::Extent;
 use super::elements::to_f64;
 use super::figures::Figure;
 use super::fleet::Fleet;
@@ -7,7 +8,6 @@ use super::results::{PacketCost, PacketKind};
 use super::sources::{Pool, admit, source, withdraw};
 use super::station::{GUARDED, Station, UNGUARDED, new_host};
 use super::volley::{Volleys, stay_on_one_processor};
-use super::Extent;
 use crate::frames::Frame;
 use crate::lab::{Family, Host, Lab};
 use anyhow::{Context, Result};
@@ -73,7 +73,12 @@ pub(super) fn measure(
     Ok(costs)
 }
 
-fn of_fleet(lab: &Lab, bare: &Answering, fleet: &Fleet, extent: &Extent) -> Result<Vec<PacketCost>> {
+fn of_fleet(
+    lab: &Lab,
+    bare: &Answering,
+    fleet: &Fleet,
+    extent: &Extent,
+) -> Result<Vec<PacketCost>> {
     let (Some(none), Some(many)) = (fleet.levels.first(), fleet.levels.last()) else {
         return Ok(Vec::new());
     };
@@ -161,8 +166,7 @@ impl Samples {
                     // A few packets of the host's own (neighbour and router discovery) may come.
                     anyhow::ensure!(
                         answers <= 20,
-                        "{} of {packets} refused packets were answered",
-                        answers
+                        "{answers} of {packets} refused packets were answered"
                     );
                 }
             }

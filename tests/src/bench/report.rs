@@ -125,7 +125,16 @@ fn bars_table(results: &Results) -> String {
 
 fn grants_table(results: &Results) -> String {
     let heads = [
-        "back-end", "family", "there", "alone", "range", "times", "of 256", "times", "withdrawn", "",
+        "back-end",
+        "family",
+        "there",
+        "alone",
+        "range",
+        "times",
+        "of 256",
+        "times",
+        "withdrawn",
+        "",
     ];
     of_backends(results, &heads, |figures| figures.grants.iter().map(grant_row).collect())
 }
@@ -152,8 +161,7 @@ fn grant_row(cost: &GrantCost) -> Vec<String> {
 }
 
 fn bursts_table(results: &Results) -> String {
-    let heads =
-        ["back-end", "family", "grants", "seconds", "read back", "seconds for reading", ""];
+    let heads = ["back-end", "family", "grants", "seconds", "read back", "seconds for reading", ""];
     of_backends(results, &heads, |figures| {
         let rows = figures.bursts.iter().map(|burst| {
             vec![
@@ -171,8 +179,17 @@ fn bursts_table(results: &Results) -> String {
 
 fn packets_table(results: &Results) -> String {
     let heads = [
-        "back-end", "packet", "family", "grants", "no gate, ns", "none, ns", "grants, ns",
-        "a second", "rate left", "control", "answered",
+        "back-end",
+        "packet",
+        "family",
+        "grants",
+        "no gate, ns",
+        "none, ns",
+        "grants, ns",
+        "a second",
+        "rate left",
+        "control",
+        "answered",
     ];
     of_backends(results, &heads, |figures| {
         let mut rows = Vec::new();
@@ -263,9 +280,11 @@ fn named<T>(
     let mut missing = String::new();
     for (name, outcome) in all {
         match outcome {
-            Outcome::Measured(figures) => measured.extend(rows(figures).into_iter().map(|row| {
-                std::iter::once(name.to_owned()).chain(row).collect::<Vec<_>>()
-            })),
+            Outcome::Measured(figures) => measured.extend(
+                rows(figures)
+                    .into_iter()
+                    .map(|row| std::iter::once(name.to_owned()).chain(row).collect::<Vec<_>>()),
+            ),
             Outcome::NotRun(why) => {
                 let _ = write!(missing, "\nNot run: {name}: {why}.\n");
             }
@@ -311,7 +330,8 @@ mod tests {
     #[test]
     fn a_grid_is_aligned_and_filled_up() {
         let rows = [vec!["a".into(), "12,345".into()], vec!["bcde".into()]];
-        let expected = "| x    | number |\n| ---- | ------ |\n| a    | 12,345 |\n| bcde |        |\n";
+        let expected =
+            "| x    | number |\n| ---- | ------ |\n| a    | 12,345 |\n| bcde |        |\n";
         assert_eq!(grid(&["x", "number"], &rows), expected);
     }
 }

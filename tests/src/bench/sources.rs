@@ -46,12 +46,7 @@ fn element(source: IpAddr) -> Result<Element> {
 }
 
 /// The changes that admit so many addresses, from the `first` on.
-pub(super) fn admit(
-    pool: Pool,
-    family: Family,
-    first: usize,
-    count: usize,
-) -> Result<Vec<Change>> {
+pub(super) fn admit(pool: Pool, family: Family, first: usize, count: usize) -> Result<Vec<Change>> {
     (first..first + count)
         .map(|n| Ok(Change::Admit { element: element(source(pool, family, n))?, seconds: SECONDS }))
         .collect()

@@ -49,7 +49,8 @@ impl Station {
         });
         let mut station = Self { host, link, orders: Some(orders), thread: Some(thread) };
         let plan = plan()?;
-        let installed = station.run(move |gate, runtime| Ok(runtime.block_on(gate.install(&plan))?));
+        let installed =
+            station.run(move |gate, runtime| Ok(runtime.block_on(gate.install(&plan))?));
         match installed {
             Ok(_report) => Ok(station),
             // A thread that has ended knows better why.

@@ -106,8 +106,11 @@ impl Contender for Fwknopd {
             host.sh(&format!("iptables -A INPUT -p udp --dport {KNOCK_PORT} -j ACCEPT"))?;
         }
         let run = run.to_string_lossy();
-        let ready =
-            if self.listens { "Kicking off UDP server" } else { "Starting fwknopd main event loop" };
+        let ready = if self.listens {
+            "Kicking off UDP server"
+        } else {
+            "Starting fwknopd main event loop"
+        };
         let (pid_file, digests) = (format!("{run}/pid"), format!("{run}/digests"));
         let words = [
             "fwknopd", "-f", "-c", &config, "-a", &access, "-r", &run, "-p", &pid_file, "-d",
@@ -194,7 +197,8 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_rfc_4648() {
-        let encoded = ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|t| base64(t.as_bytes()));
+        let encoded =
+            ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|t| base64(t.as_bytes()));
         assert_eq!(encoded, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]);
     }
 }

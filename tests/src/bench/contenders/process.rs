@@ -69,9 +69,11 @@ impl Daemon {
 /// The firewall that a host of the others has: it refuses all but what is established, and what
 /// they open.
 pub(super) fn base_rules(host: &Host) -> Result<()> {
-    for rule in
-        ["-P INPUT DROP", "-A INPUT -i lo -j ACCEPT", "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT"]
-    {
+    for rule in [
+        "-P INPUT DROP",
+        "-A INPUT -i lo -j ACCEPT",
+        "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+    ] {
         host.sh(&format!("iptables {rule}"))?;
     }
     Ok(())

@@ -16,6 +16,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
 
 /// Among whom the knocks are shared out: the replay window of one holds 4,096 of them.
 const CLIENTS: usize = 10;
@@ -133,8 +134,7 @@ impl Contender for SpaServer {
     fn granted(&self, host: &Host) -> Result<usize> {
         let candidate = self.candidate;
         host.inside(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
+            runtime()?.block_on(async {
                 match candidate.gate()?.snapshot().await {
                     Ok(elements) => Ok(elements.len()),
                     Err(GateError::NotInstalled) => Ok(0),
@@ -151,9 +151,14 @@ impl Contender for SpaServer {
     fn stop(&mut self, host: &Host) -> Result<()> {
         let Some(mut server) = self.server.take() else { return Ok(()) };
         server.stop()?;
-        server.admin(&["gate", "remove"])?.ok()?;
+        let candidate = self.candidate;
+        host.inside(move || Ok(runtime()?.block_on(async { candidate.gate()?.remove().await })?))?;
         let left = self.granted(host)?;
         ensure!(left == 0, "{left} grants are left without a gate");
         Ok(())
     }
+}
+
+fn runtime() -> Result<Runtime> {
+    Ok(Builder::new_current_thread().enable_all().build()?)
 }
