@@ -101,6 +101,7 @@ impl Subject {
             backend: self.backend,
             always_admit: Vec::new(),
             tools,
+            hook: None,
         }
     }
 }

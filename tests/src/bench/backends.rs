@@ -67,7 +67,7 @@ impl Candidate {
     pub(super) fn gate(&self) -> Result<AnyGate, GateError> {
         let tools = self.tools();
         let path = |name| tools.iter().find(|(of, _)| *of == name).map(|(_, path)| path.into());
-        AnyGate::choose(&GateSettings {
+        let settings = GateSettings {
             mode: spa_server::gate::Mode::Guard,
             refuse: spa_server::gate::Refusal::Drop,
             backend: self.backend,
@@ -80,6 +80,7 @@ impl Candidate {
                 ..ToolOverrides::default()
             },
             hook: None,
-        })
+        };
+        AnyGate::of(self.backend, &settings)
     }
 }
