@@ -9,6 +9,8 @@ use crate::config::GateSettings;
 pub enum AnyGate {
     /// iptables and ip6tables rules over ipset sets.
     Ipset(IptablesGate),
+    /// iptables and ip6tables rules alone.
+    Iptables(IptablesGate),
     /// Commands of the administrator's.
     Hook(HookGate),
     /// A table of nftables.
@@ -19,7 +21,7 @@ pub enum AnyGate {
 macro_rules! each {
     ($gate:expr, $one:ident => $call:expr) => {
         match $gate {
-            AnyGate::Ipset($one) => $call,
+            AnyGate::Ipset($one) | AnyGate::Iptables($one) => $call,
             AnyGate::Hook($one) => $call,
             AnyGate::Nftables($one) => $call,
         }
@@ -37,12 +39,15 @@ impl AnyGate {
             Backend::Auto | Backend::Ipset => {
                 Ok(Self::Ipset(IptablesGate::new(Tools::find(&settings.tools)?)))
             }
+            Backend::Iptables => {
+                Ok(Self::Iptables(IptablesGate::without_sets(Tools::find(&settings.tools)?)))
+            }
             Backend::Hook => match &settings.hook {
                 Some(hook) => Ok(Self::Hook(HookGate::new(hook.clone())?)),
                 None => Err(GateError::NotConfigured(Backend::Hook)),
             },
             Backend::Nftables => Ok(Self::Nftables(NftablesGate::new(&settings.tools)?)),
-            other => Err(GateError::NoSuchBackend(other)),
+            Backend::DryRun => Err(GateError::NoSuchBackend(Backend::DryRun)),
         }
     }
 }
