@@ -162,12 +162,12 @@ impl fmt::Display for Refusal {
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
 const EBUSY: i32 = 16;
-const EEXIST: i32 = 17;
+pub(super) const EEXIST: i32 = 17;
 const ENFILE: i32 = 23;
-const ENOTEMPTY: i32 = 39;
+pub(super) const ENOTEMPTY: i32 = 39;
 const EOPNOTSUPP: i32 = 95;
 
-/// The error numbers of ipset: linux/include/uapi/linux/netfilter/ipset/ip_set.h and ip_set_hash.h.
+/// The error numbers of ipset, and what they and others mean to sets: linux/include/uapi/linux/netfilter/ipset/ip_set.h and ip_set_hash.h.
 mod ipset {
     pub(super) const PROTOCOL: i32 = 4097;
     pub(super) const FIND_TYPE: i32 = 4098;
@@ -206,6 +206,7 @@ mod ipset {
             HASH_ELEM => "the set doesn't take an element of all zeros",
             INVALID_PROTO => "the set doesn't take this transport protocol",
             MISSING_PROTO => "the set wants a transport protocol",
+            super::ENOTEMPTY => "it overlaps with another element",
             _ => return None,
         })
     }

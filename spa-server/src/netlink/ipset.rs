@@ -9,7 +9,7 @@ use self::message::{
     write_type,
 };
 use super::error::{NetlinkError, Reason, Refusal};
-use super::socket::{Channel, Doing, Head, Subsystem};
+use super::socket::{Channel, Doing, Head, Numbers, Subsystem};
 use super::{Family, wire};
 use ipnet::IpNet;
 use spa_proto::Port;
@@ -275,7 +275,7 @@ impl Ipset {
                         break;
                     }
                 }
-                sequence
+                Numbers { last: sequence, whole: None }
             })?;
             for one in refused {
                 let at = usize::try_from(one.sequence.wrapping_sub(begin)).unwrap_or(usize::MAX);

@@ -9,7 +9,9 @@
 
 pub mod conntrack;
 mod error;
+pub mod events;
 pub mod ipset;
+pub mod nft;
 pub mod sock_diag;
 mod socket;
 mod wire;
@@ -19,7 +21,8 @@ pub use error::{NetlinkError, Reason, Refusal};
 /// The fixed header of everything of netfilter, in bytes (`struct nfgenmsg`).
 const NETFILTER_HEADER: usize = 4;
 
-/// `AF_INET` and `AF_INET6`, as netlink spells them.
+/// `AF_UNSPEC`, `AF_INET` and `AF_INET6`, as netlink spells them.
+const FAMILY_ANY: u8 = 0;
 const FAMILY_V4: u8 = 2;
 const FAMILY_V6: u8 = 10;
 

@@ -62,6 +62,14 @@ pub(super) struct Channel {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Head(pub(super) u16, pub(super) u16);
 
+/// The sequence numbers of a parcel.
+pub(super) struct Numbers {
+    /// Of the message that is answered last, and asks for an acknowledgement.
+    pub(super) last: u32,
+    /// Of the one whose refusal is that of all, after which no other answer may come.
+    pub(super) whole: Option<u32>,
+}
+
 /// What came of one message of several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failed {
@@ -175,21 +183,21 @@ impl Channel {
                 None => return Ok(found),
             }
         }
-        Err(NetlinkError::Restless { doing: doing.text() })
+        Err(doing.restless())
     }
 
-    /// Sends what `write` writes, as one parcel, and reads until the message with the sequence
-    /// number that `write` returns is answered. Says which messages were refused, in order.
+    /// Sends what `write` writes, as one parcel, and reads until its last message is answered.
+    /// Says which messages were refused, in order.
     ///
     /// `write` gets the first sequence number, and must number its messages upwards from it.
     pub(super) fn parcel(
         &mut self,
         doing: &Doing<'_>,
-        write: impl FnOnce(&mut Writer, u32) -> u32,
+        write: impl FnOnce(&mut Writer, u32) -> Numbers,
     ) -> Result<Vec<Failed>, NetlinkError> {
         let first = self.next_sequence();
         self.writer.clear();
-        let last = write(&mut self.writer, first);
+        let Numbers { last, whole } = write(&mut self.writer, first);
         self.sequence = last;
         self.send(doing)?;
         let mut failed = Vec::new();
@@ -198,8 +206,10 @@ impl Channel {
             let ours = message.sequence.wrapping_sub(first) <= last.wrapping_sub(first);
             if ours && message.kind == ERROR {
                 let sequence = message.sequence;
-                failed.extend(refusal(&message).map(|refusal| Failed { sequence, refusal }));
-                if message.sequence == last {
+                let refusal = refusal(&message);
+                let ended = sequence == last || (whole == Some(sequence) && refusal.is_some());
+                failed.extend(refusal.map(|refusal| Failed { sequence, refusal }));
+                if ended {
                     return Progress::Finished;
                 }
             }
@@ -263,6 +273,10 @@ impl Doing<'_> {
 
     fn refused(&self, refusal: Refusal) -> NetlinkError {
         NetlinkError::Refused { doing: self.text(), refusal }
+    }
+
+    pub(super) fn restless(&self) -> NetlinkError {
+        NetlinkError::Restless { doing: self.text() }
     }
 
     pub(super) fn unreadable(&self, missing: &'static str) -> NetlinkError {

@@ -15,6 +15,9 @@ const NESTED: u16 = 0x8000;
 /// `NLA_TYPE_MASK`
 const ATTRIBUTE_KIND: u16 = 0x3fff;
 
+/// How much memory is kept between requests.
+const KEPT_BYTES: usize = 1 << 20;
+
 /// `NLM_F_REQUEST`
 pub(super) const REQUEST: u16 = 0x01;
 /// `NLM_F_ACK`
@@ -116,7 +119,9 @@ impl Writer {
 
     /// Begins anew.
     pub(super) fn clear(&mut self) {
+        // One large transaction is no reason to keep so much memory.
         self.0.clear();
+        self.0.shrink_to(KEPT_BYTES);
     }
 
     fn align(&mut self) {
@@ -241,6 +246,11 @@ impl<'a> Attributes<'a> {
         self.get(kind)?.first_chunk().copied().map(u32::from_be_bytes)
     }
 
+    /// A number in network byte order.
+    pub(super) fn be64(self, kind: u16) -> Option<u64> {
+        self.get(kind)?.first_chunk().copied().map(u64::from_be_bytes)
+    }
+
     /// Text up to a zero byte.
     pub(super) fn text(self, kind: u16) -> Option<String> {
         self.get(kind).map(text)
@@ -354,7 +364,7 @@ mod tests {
                 rest = next;
             }
             let attributes = Attributes::new(&bytes);
-            let _ = (attributes.address(1), attributes.text(1), attributes.be32(1));
+            let _ = (attributes.address(1), attributes.text(1), attributes.be64(1));
             prop_assert!(attributes.each().count() <= bytes.len());
         }
 

@@ -1,6 +1,6 @@
 //! Sets: made and filled here, looked at by the `ipset` tool, and the other way round.
 
-use crate::place::Place;
+use crate::place::{Place, processor_time};
 use spa_proto::Port;
 use spa_server::netlink::Family;
 use spa_server::netlink::ipset::{Entry, Ipset, SetChange, SetKind};
@@ -245,9 +245,9 @@ fn ten_thousand_changes_at_once_are_made_in_under_a_second() {
             Entry::AddressPort(address, port("tcp/22"))
         };
         let changes: Vec<_> = (1..=10_000).map(|n| add("spa4", entry(n), 600)).collect();
-        let begun = Instant::now();
+        let begun = processor_time();
         ipset.apply(&changes).unwrap();
-        let took = begun.elapsed();
+        let took = processor_time().checked_sub(begun).unwrap();
         assert!(took < Duration::from_secs(1), "{took:?}");
         assert_eq!(ipset.info("spa4").unwrap().unwrap().entries, 10_000);
         let mut entries: Vec<_> =

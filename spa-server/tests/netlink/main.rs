@@ -4,7 +4,11 @@
 #[cfg(test)]
 mod conntrack;
 #[cfg(test)]
+mod events;
+#[cfg(test)]
 mod ipset;
+#[cfg(test)]
+mod nft;
 #[cfg(test)]
 mod place;
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! A network namespace of a test's own.
 
 use nix::sched::{CloneFlags, setns};
+use nix::time::{ClockId, clock_gettime};
 use std::fs::File;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// A network namespace in which only loopback is up; it goes with this value.
 pub(crate) struct Place(String);
@@ -44,6 +46,12 @@ impl Place {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
+}
+
+/// What this thread has cost so far, the kernel's work for it included: what else the machine does
+/// doesn't count.
+pub(crate) fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
 }
 
 impl Drop for Place {
