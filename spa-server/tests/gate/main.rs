@@ -14,4 +14,6 @@ mod packets;
 #[cfg(test)]
 mod services;
 #[cfg(test)]
+mod sets;
+#[cfg(test)]
 mod standing;
