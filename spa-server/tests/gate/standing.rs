@@ -1,8 +1,8 @@
 //! How long the gate stands, what notices that it doesn't, and how connections are cut.
 
 use crate::lab::{
-    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, block_on, hears,
-    plan, uninterrupted, with_all_gates,
+    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, hears, plan,
+    uninterrupted, with_all_gates,
 };
 use spa_proto::Transport;
 use spa_server::gate::{Connection, Doubt, Gate as _, GateError, Guarded, Mode, Plan, Refusal};
