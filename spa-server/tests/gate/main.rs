@@ -10,6 +10,8 @@ mod lab;
 #[cfg(test)]
 mod packets;
 #[cfg(test)]
+mod rules;
+#[cfg(test)]
 mod services;
 #[cfg(test)]
 mod sets;
