@@ -35,14 +35,24 @@ pub struct Gate {
     pub mode: String,
     pub refuse: String,
     pub always_admit: Vec<String>,
+    /// The server's own choice, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
     pub tools: BTreeMap<String, PathBuf>,
 }
 
 /// `[services.NAME]`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the fields are those of the manual")]
 pub struct Service {
     pub ports: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
 }
 
 /// `clients.d/NAME.toml`.
@@ -88,7 +98,7 @@ impl Configuration {
     /// A configuration under `directory` that guards `ssh` (tcp/22), `web` (tcp/8080) and `dns`
     /// (udp/8053) and knows no client. State and socket lie beside it.
     pub fn new(directory: &Path) -> Self {
-        let service = |ports: &str| Service { ports: vec![ports.to_owned()] };
+        let service = |ports: &str| Service { ports: vec![ports.to_owned()], ..Service::default() };
         Self {
             interfaces: vec!["eth0".into()],
             knock_ports: vec![62201],
@@ -101,6 +111,7 @@ impl Configuration {
                 mode: "guard".into(),
                 refuse: "drop".into(),
                 always_admit: Vec::new(),
+                backend: Some("ipset".into()),
                 tools: BTreeMap::default(),
             },
             services: BTreeMap::from([

@@ -8,10 +8,11 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use std::ffi::OsStr;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -41,6 +42,15 @@ pub enum Family {
 impl Family {
     /// Both of them: what holds for one has to hold for the other.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 /// One machine of the lab: a network namespace with the interface `eth0`.
@@ -117,6 +127,30 @@ impl Host {
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// From now on, `iptables` and its likes stand for the legacy variant on this host.
+    pub fn use_iptables_legacy(&self) -> Result<()> {
+        let (from, to) = (Path::new("/etc/alternatives"), self.overlay().join("alternatives"));
+        fs::create_dir_all(&to)?;
+        for name in names(from) {
+            // There is a README, too.
+            let Ok(target) = fs::read_link(from.join(&name)) else { continue };
+            let is_tables = name.starts_with("iptables") || name.starts_with("ip6tables");
+            let target = match target.to_str() {
+                Some(path) if is_tables => path.replacen("tables-nft", "tables-legacy", 1).into(),
+                _ => target,
+            };
+            symlink(target, to.join(&name))?;
+        }
+        let version = self.sh("iptables --version")?;
+        ensure!(version.contains("legacy"), "iptables is not the legacy variant: {version}");
+        Ok(())
+    }
+
+    /// The directory that lies over `/etc` for the programs of this host.
+    pub(crate) fn overlay(&self) -> PathBuf {
+        Path::new(OVERLAYS).join(self.namespace())
     }
 
     /// The index of an interface of this namespace.
@@ -235,6 +269,43 @@ impl Lab {
         ))?;
         self.server.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
         Ok(container)
+    }
+
+    /// A further server, on a link of its own with the owner: 10.80.N.1 and fd80::N:1, by the owner's
+    /// interface `stationN`. All other addresses are the owner's, as it sees them.
+    pub fn station(&self, number: u8) -> Result<Host> {
+        let last = u16::from(number);
+        let station = Host(Arc::new(Inner {
+            namespace: format!("{}-station{number}", self.tag),
+            v4: Ipv4Addr::new(10, 80, number, 1),
+            v6: Ipv6Addr::new(0xfd80, 0, 0, 0, 0, 0, last, 1),
+            mac: [2, 0x5a, 0x5a, 1, number, 1],
+        }));
+        self.add(&station)?;
+        station
+            .sh("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 \
+             net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0")?;
+        let link = station_link(number);
+        let owner = mac_text([2, 0x5a, 0x5a, 1, number, 2]);
+        self.owner.ip(&format!(
+            "link add {link} address {owner} type veth peer name eth0 address {} netns {}\n\
+             link set {link} up\n",
+            mac_text(station.mac()),
+            station.namespace()
+        ))?;
+        station.ip(&format!(
+            "addr add {v4}/24 dev eth0\n\
+             addr add {v6}/112 dev eth0 nodad\n\
+             link set lo up\n\
+             link set eth0 up\n\
+             neigh replace 10.80.{number}.2 lladdr {owner} dev eth0 nud permanent\n\
+             neigh replace fd80::{last:x}:2 lladdr {owner} dev eth0 nud permanent\n\
+             route add default via 10.80.{number}.2\n\
+             route add default via fd80::{last:x}:2\n",
+            v4 = station.address(Family::V4),
+            v6 = station.address(Family::V6),
+        ))?;
+        Ok(station)
     }
 
     /// Puts a second link between the server (10.68.0.1) and the owner (10.68.0.2): a new
@@ -376,11 +447,16 @@ impl Drop for Lab {
     }
 }
 
+/// The owner's interface to a [`Lab::station`].
+pub(crate) fn station_link(number: u8) -> String {
+    format!("station{number}")
+}
+
 /// Removes what tests that were killed have left behind.
 fn sweep() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        crate::systemd::sweep();
+        crate::cgroup::sweep();
         for namespace in names(Path::new(NAMESPACES)).filter(|name| stale(name)) {
             remove(&namespace);
         }

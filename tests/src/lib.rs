@@ -13,10 +13,14 @@
 //!   refused it, or by something later that did happen (a positive control).
 //! - What the machine lacks is an error that names the Debian package; nothing is skipped.
 
+mod backend;
+pub mod bench;
 mod capture;
+mod cgroup;
 mod command;
 mod config;
 mod device;
+mod firewalls;
 mod frames;
 mod lab;
 mod laptop;
@@ -24,19 +28,26 @@ mod measure;
 mod nmap;
 mod probe;
 mod programs;
+mod ruleset;
 mod scene;
 mod server;
 mod ssh;
 mod state;
 mod systemd;
+mod talk;
 mod talker;
 mod wait;
 mod watch;
 
+pub use backend::Backend;
 pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_within};
 pub use config::{Client, Configuration, Gate, Rate, Service};
 pub use device::{Ask, Device, Identity, now};
+pub use firewalls::{
+    ALLOWED_PORT, CONTAINER_PORT, Docker, Firewalld, Neighbour, NftablesService, Podman, Room,
+    SavedRules, Ssh, Ufw,
+};
 pub use frames::{Frame, Ipv4, Ipv6};
 pub use lab::{Family, Host, Lab};
 pub use laptop::Laptop;
@@ -44,11 +55,13 @@ pub use measure::{Latencies, report, time_to_open};
 pub use nmap::{Scan, Scanned};
 pub use probe::{Listener, PortState};
 pub use programs::{interop_python, our_binary, program};
+pub use ruleset::Ruleset;
 pub use scene::{SSH_PORT, Scene, WEB_PORT};
 pub use server::{Clock, Server};
 pub use ssh::{Session, Sshd};
 pub use state::TinyDisk;
 pub use systemd::Machine;
+pub use talk::{Chatterbox, Heard, Talks};
 pub use talker::{Hearer, Talker};
 pub use wait::{DEADLINE, at_once, eventually, eventually_within};
 pub use watch::Watch;

@@ -3,43 +3,35 @@
 //!
 //! The machine has namespaces of its own and a file system that is made for it: Debian as it is
 //! installed here, with everything that is written to it in memory (see `machine.sh`). Its network
-//! is that of the lab's server. Whatever becomes of the test, the machine ends: a guard kills
-//! all of it when the test is gone, and after [`LIMIT`] in any case.
+//! is that of the lab's server. Whatever becomes of the test, the machine ends ([`Cgroup`]).
 
+use crate::cgroup::Cgroup;
 use crate::command::{Finished, finish};
-use crate::lab::{Host, Lab, names, stale};
+use crate::lab::{Host, Lab};
 use crate::programs::{our_binary, program, workspace};
-use crate::wait::{DEADLINE, eventually, eventually_within};
+use crate::wait::{eventually, eventually_within};
 use anyhow::{Context, Result, bail, ensure};
 use spa_server::control::{ControlRequest, ControlResponse, GrantView, Status, call};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SCRIPT: &str = include_str!("systemd/machine.sh");
-/// No test takes this long.
-const LIMIT: Duration = Duration::from_secs(600);
 /// A boot takes a fraction of a second.
 const BOOT: Duration = Duration::from_secs(60);
-/// Waits for the end of its standard input, which is that of the test, and kills the cgroup.
-const GUARD: &str = r#"timeout "$1" cat >/dev/null; echo 1 >"$0/cgroup.kill""#;
-/// Goes into the cgroup, and becomes the program that follows.
-const ENTER: &str = r#"echo $$ >"$0/cgroup.procs"; exec "$@""#;
 /// Where the tests find the control socket, as `spa-server init` has it.
 const CONTROL_SOCKET: &str = "/run/spa/control.sock";
 
 /// See the module's text. It goes with the value.
 pub struct Machine {
     host: Host,
-    cgroup: PathBuf,
+    cgroup: Cgroup,
     console: PathBuf,
     /// `unshare`: the parent of the machine's first process. It is in all of the machine's
     /// namespaces but that of the processes.
     keeper: Child,
-    guard: Child,
 }
 
 impl Machine {
@@ -55,27 +47,13 @@ impl Machine {
         let host = lab.server().clone();
         let root = lab.directory().join("machine");
         fs::create_dir(&root)?;
-        let cgroup = cgroups()?.join(host.namespace());
-        fs::create_dir(&cgroup).with_context(|| {
-            format!("cannot create {}; systemd needs a cgroup of its own", cgroup.display())
-        })?;
-        let guard = Command::new(program("sh")?)
-            .args(["-c", GUARD])
-            .arg(&cgroup)
-            .arg(LIMIT.as_secs().to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            // A Ctrl-C is not for the guard.
-            .process_group(0)
-            .spawn()?;
+        let cgroup = Cgroup::new(host.namespace()).context("systemd needs a cgroup of its own")?;
 
         let console = lab.directory().join("console");
         let log = File::create(&console)?;
         let inside = host.command("unshare")?;
-        let keeper = Command::new(program("sh")?)
-            .args(["-eu", "-c", ENTER])
-            .arg(&cgroup)
-            .arg(inside.get_program())
+        let keeper = cgroup
+            .command(inside.get_program())?
             .args(inside.get_args())
             .args(["--mount", "--propagation", "private", "--uts", "--ipc", "--cgroup"])
             .args(["--pid", "--fork", "--kill-child"])
@@ -89,7 +67,7 @@ impl Machine {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let mut machine = Self { host, cgroup, console, keeper, guard };
+        let mut machine = Self { host, cgroup, console, keeper };
         machine.await_boot()?;
         Ok(machine)
     }
@@ -214,52 +192,10 @@ impl Drop for Machine {
         if std::thread::panicking() {
             eprintln!("the journal:\n{}", self.journal("*").unwrap_or_default());
         }
-        // The guard, whose input ends, kills what is left of the cgroup.
         let _ = self.keeper.kill();
-        drop(self.guard.stdin.take());
-        let _ = self.guard.wait();
+        self.cgroup.end();
         let _ = self.keeper.wait();
-        remove(&self.cgroup);
     }
-}
-
-/// Where the cgroups (version 2) are mounted.
-fn cgroups() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let found = mounts.lines().find_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let path = words.next()?;
-        (words.next()? == "cgroup2").then(|| path.into())
-    });
-    found.context("systemd needs cgroups of version 2, and none are mounted here")
-}
-
-/// Removes the machines that killed tests have left behind.
-pub(crate) fn sweep() {
-    let Ok(cgroups) = cgroups() else { return };
-    for name in names(&cgroups).filter(|name| stale(name)) {
-        remove(&cgroups.join(name));
-    }
-}
-
-/// Ends the processes in the cgroup, and removes it. A clean-up has nobody to report to.
-fn remove(cgroup: &Path) {
-    let _ = fs::write(cgroup.join("cgroup.kill"), "1");
-    let start = Instant::now();
-    while cgroup.exists() && start.elapsed() < DEADLINE {
-        remove_directories(cgroup);
-        sleep(Duration::from_millis(5));
-    }
-}
-
-/// The files in a cgroup's directory are none: it goes as soon as it has no process and no child.
-fn remove_directories(directory: &Path) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_directories(&entry.path());
-        }
-    }
-    let _ = fs::remove_dir(directory);
 }
 
 #[cfg(test)]
@@ -282,7 +218,7 @@ mod tests {
         }
         assert!(!machine.run("touch /proc/sys/kernel/hostname").unwrap().success());
 
-        let (cgroup, keeper) = (machine.cgroup.clone(), machine.keeper.id());
+        let (cgroup, keeper) = (machine.cgroup.path().to_owned(), machine.keeper.id());
         assert!(cgroup.exists() && Path::new(&format!("/proc/{keeper}")).exists());
         drop(machine);
         assert!(!cgroup.exists() && !Path::new(&format!("/proc/{keeper}")).exists());
@@ -293,7 +229,7 @@ mod tests {
         let lab = Lab::new().unwrap();
         let mut machine = Machine::boot(&lab).unwrap();
         // As it happens when the process of the test is killed.
-        drop(machine.guard.stdin.take());
+        machine.cgroup.abandon();
         let status = eventually("the machine is to end", || Ok(machine.keeper.try_wait()?));
         assert!(!status.unwrap().success());
     }
