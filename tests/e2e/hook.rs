@@ -56,7 +56,7 @@ impl Place {
             configuration.gate.hook = Some(Hook {
                 open: vec![path.clone(), "open".into()],
                 close: vec![path, "close".into()],
-                time_limit: "1s".into(),
+                time_limit: "5s".into(),
             });
         })?;
         scene.server.start()?;
@@ -87,6 +87,12 @@ impl Place {
     fn owner_sees(&self, family: Family, port: u16, wanted: PortState) -> Result<()> {
         self.scene.ensure_sees(self.scene.lab.owner(), family, port, wanted)
     }
+}
+
+/// A zombie is dead, whoever has not swept it up yet.
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, state)| !state.starts_with(" Z"))
 }
 
 fn rules(scene: &Scene) -> Result<String> {
@@ -169,17 +175,23 @@ fn the_next_daemon_closes_what_a_killed_one_had_open() -> Result<()> {
     ensure!(grants.len() == 1 && grants[0].seconds_left > 500, "{grants:?}");
     ensure!(place.done()?.iter().filter(|line| line.starts_with("open")).count() == 2);
 
-    // Killed while a command runs: it may have opened, so it is closed.
-    fs::write(place.beside(".trouble"), "echo hangs >>\"$0.hangs\"\nsleep 0.9\n")?;
+    // Killed while a command runs: it may have opened, so it is closed; and it must not open later.
+    fs::write(
+        place.beside(".trouble"),
+        "echo $$ >\"$0.pid.new\"; mv \"$0.pid.new\" \"$0.pid\"; sleep 600\n",
+    )?;
     place.open(Family::V6, "ssh", 600)?;
-    let hangs = place.beside(".hangs");
-    eventually("the command is to begin", || Ok(hangs.exists().then_some(())))?;
+    let pid = place.beside(".pid");
+    eventually("the command is to begin", || Ok(pid.exists().then_some(())))?;
     place.scene.server.kill9()?;
     fs::remove_file(place.beside(".trouble"))?;
+    let pid: u32 = fs::read_to_string(pid)?.trim().parse()?;
+    ensure!(is_alive(pid), "the command died with the daemon");
     let closed = place.done()?.iter().filter(|line| *line == "close fd66::2 22").count();
     place.scene.server.start()?;
     let now = place.done()?.iter().filter(|line| *line == "close fd66::2 22").count();
     ensure!(now == closed + 1, "{:#?}", place.done()?);
+    ensure!(!is_alive(pid), "the command of the killed daemon goes on");
     // Removed, all is closed.
     let removed = place.scene.server.admin(&["gate", "remove"])?;
     ensure!(removed.success(), "{removed}");
