@@ -8,6 +8,8 @@ use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, NftablesGate, d
 pub enum AnyGate {
     /// iptables and ip6tables rules over ipset sets.
     Ipset(IptablesGate),
+    /// iptables and ip6tables rules alone.
+    Iptables(IptablesGate),
     /// Commands of the administrator's.
     Hook(HookGate),
     /// A table of nftables.
@@ -20,7 +22,7 @@ pub enum AnyGate {
 macro_rules! each {
     ($gate:expr, $one:ident => $call:expr) => {
         match $gate {
-            AnyGate::Ipset($one) => $call,
+            AnyGate::Ipset($one) | AnyGate::Iptables($one) => $call,
             AnyGate::Hook($one) => $call,
             AnyGate::Nftables($one) => $call,
             AnyGate::DryRun($one) => $call,
@@ -34,6 +36,7 @@ impl AnyGate {
     pub fn script(&self, plan: &Plan) -> Vec<String> {
         match self {
             Self::Ipset(_) | Self::DryRun(_) => dry_run::script(plan),
+            Self::Iptables(_) => dry_run::script_without_sets(plan),
             Self::Nftables(_) => nftables::script(plan),
             Self::Hook(_) => Vec::new(),
         }

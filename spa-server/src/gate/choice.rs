@@ -71,13 +71,16 @@ impl AnyGate {
     pub fn of(backend: Backend, settings: &GateSettings) -> Result<Self, GateError> {
         match backend {
             Backend::Ipset => Ok(Self::Ipset(IptablesGate::new(Tools::find(&settings.tools)?))),
+            Backend::Iptables => {
+                Ok(Self::Iptables(IptablesGate::without_sets(Tools::find(&settings.tools)?)))
+            }
             Backend::Hook => match &settings.hook {
                 Some(hook) => Ok(Self::Hook(HookGate::new(hook.clone())?)),
                 None => Err(GateError::NotConfigured(Backend::Hook)),
             },
             Backend::Nftables => Ok(Self::Nftables(NftablesGate::new(&settings.tools)?)),
             Backend::DryRun => Ok(Self::DryRun(DryRunGate::new())),
-            other => Err(GateError::NoSuchBackend(other)),
+            Backend::Auto => Err(GateError::NoSuchBackend(Backend::Auto)),
         }
     }
 

@@ -8,7 +8,7 @@ use super::types::{
     Backend, Change, Connection, Doubt, Element, Family, InstallReport, LiveElement, Look, Plan,
 };
 use super::{Gate, GateError, sets};
-use crate::clock::BootMicros;
+use crate::clock::{BootMicros, Now};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,22 +52,29 @@ impl DryRunGate {
 /// The rules and sets that the default back-end makes for this plan where there are none: what its
 /// tools would be given, line by line.
 pub(super) fn script(plan: &Plan) -> Vec<String> {
+    let armed = if plan.trial_seconds.is_some() { Armed::BySet } else { Armed::ForGood };
+    lines(plan, Grants::InSets, armed)
+}
+
+/// The same of the back-end that has no sets.
+pub(super) fn script_without_sets(plan: &Plan) -> Vec<String> {
+    let until =
+        |seconds: u32| Armed::Until(Now::read().realtime.as_secs().saturating_add(seconds.into()));
+    lines(plan, Grants::InRules(&[]), plan.trial_seconds.map_or(Armed::ForGood, until))
+}
+
+fn lines(plan: &Plan, grants: Grants<'_>, armed: Armed) -> Vec<String> {
     let mut lines = Vec::new();
     for family in Family::ALL {
         let (restore, empty) = (restore_name(family), SavedTable::default());
-        lines.extend(sets::wanted(family, plan).iter().map(|set| {
-            let (kind, size) = (set.kind().as_str(), set.size(plan));
-            format!("ipset: create {set} {kind} maxelem {size} timeout 0")
-        }));
-        let armed = if plan.trial_seconds.is_some() { Armed::BySet } else { Armed::ForGood };
-        let layout = Layout {
-            family,
-            plan,
-            knock_ports: &plan.knock_ports,
-            grants: Grants::InSets,
-            armed,
-            cut: &[],
-        };
+        if let Grants::InSets = grants {
+            lines.extend(sets::wanted(family, plan).iter().map(|set| {
+                let (kind, size) = (set.kind().as_str(), set.size(plan));
+                format!("ipset: create {set} {kind} maxelem {size} timeout 0")
+            }));
+        }
+        let layout =
+            Layout { family, plan, knock_ports: &plan.knock_ports, grants, armed, cut: &[] };
         for table in TableName::ALL {
             let wanted = render::wanted(table, &layout);
             let text = render::transition(table, &empty, &wanted).unwrap_or_default();
