@@ -258,6 +258,7 @@ async fn the_next_process_closes_what_is_over_and_keeps_what_is_not() {
             phase,
             boot_id: boot_id.clone(),
             expires,
+            running: None,
             failure: None,
         };
         ledger.write(&record).unwrap();
