@@ -9,7 +9,7 @@ use spa_keys::{
 };
 use spa_proto::{
     ClientId, DropReason, Epoch, Freshness, Item, MaskKey, MessageType, Nonce, PacketLength,
-    PairSecret, Port, Receiver, Request, Settings, Tag, UnixMicros, Verdict, masked, seal,
+    PairSecret, PortRange, Receiver, Request, Settings, Tag, UnixMicros, Verdict, masked, seal,
 };
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -139,7 +139,7 @@ fn psk(hex: Option<&String>) -> Option<PreSharedKey> {
     hex.map(|hex| PreSharedKey::from_bytes(Zeroizing::new(array(hex))).unwrap())
 }
 
-fn ports(texts: &[String]) -> Vec<Port> {
+fn ports(texts: &[String]) -> Vec<PortRange> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 

@@ -14,6 +14,7 @@
 //! - What the machine lacks is an error that names the Debian package; nothing is skipped.
 
 mod backend;
+pub mod bench;
 mod capture;
 mod cgroup;
 mod command;

@@ -17,7 +17,7 @@ pub(crate) struct LiveGate {
 }
 
 impl LiveGate {
-    /// As [`AnyGate::choose`], on this machine.
+    /// As [`AnyGate::of`], on this machine.
     pub(crate) fn new(space: &Space, settings: GateSettings) -> Result<Self, GateError> {
         let space = space.clone();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -26,7 +26,7 @@ impl LiveGate {
             .enable_all()
             .build()
             .unwrap();
-        let choose = runtime.spawn(async move { AnyGate::choose(&settings) });
+        let choose = runtime.spawn(async move { AnyGate::of(settings.backend, &settings) });
         let gate = Arc::new(runtime.block_on(choose).unwrap()?);
         Ok(Self { gate, runtime })
     }

@@ -99,6 +99,11 @@ impl Keeper {
         Ok(damaged)
     }
 
+    /// Writes down everything that is known.
+    pub(super) fn write_anew(&self) -> Result<(), LedgerError> {
+        self.records().iter().try_for_each(|record| self.ledger.write(record))
+    }
+
     /// What is open, in this process or in whichever looks after it.
     pub(super) fn live(&self, is_held: bool) -> Result<Vec<LiveElement>, LedgerError> {
         let now = BootMicros::now();

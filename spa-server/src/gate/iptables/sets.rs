@@ -147,6 +147,9 @@ impl Sets {
     }
 
     pub(super) fn change(&self, placed: &[Placed]) -> Result<(), GateError> {
+        if placed.is_empty() {
+            return Ok(());
+        }
         let changes: Vec<_> = placed.iter().map(Placed::as_change).collect();
         let made = self.with(|ipset| ipset.apply(&changes));
         if let Err(GateError::Netlink(NetlinkError::Changes { failed, .. })) = &made

@@ -200,6 +200,13 @@ impl NftablesGate {
     }
 }
 
+/// What an installation writes where there is no table yet, line by line.
+pub(super) fn script(plan: &Plan) -> Vec<String> {
+    let hidden = Family::ALL.map(|family| (family, plan.knock_ports.clone()));
+    let ruleset = Ruleset::new(plan, &hidden, &shapes(plan, None), plan.max_elements);
+    ruleset.to_string().lines().map(|line| format!("nft: {line}")).collect()
+}
+
 /// The shapes of the sets to have: those of the plan, and those of networks that are there already.
 fn shapes(plan: &Plan, listing: Option<&Listing>) -> BTreeSet<Shape> {
     let there = listing.iter().flat_map(|one| one.shapes());
