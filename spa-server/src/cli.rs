@@ -246,14 +246,28 @@ pub(crate) struct RevokeArgs {
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum GateCommand {
     /// Put the rules and sets in place, as the daemon does when it starts.
-    #[command(after_help = "Example:\n  spa-server gate install")]
-    Install(Output),
+    Install(GateInstallArgs),
     /// Show whether the gate is in place, and what it admits.
     #[command(after_help = "Example:\n  spa-server gate show")]
     Show(Output),
     /// Take all rules and sets away; needs no configuration.
     #[command(after_help = "Example:\n  spa-server gate remove")]
     Remove,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+#[command(after_help = "\
+Example:
+  spa-server gate install --dry-run
+
+Without the daemon nothing opens the ports. It takes the place of what another back-end
+has installed before.")]
+pub(crate) struct GateInstallArgs {
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 /// Runs the program with the arguments of this process.
@@ -297,7 +311,7 @@ fn run(cli: Cli) -> u8 {
         }
         Command::Reload(output) => commands::daemon::reload(&config, output),
         Command::Gate(command) => match command {
-            GateCommand::Install(output) => commands::gate::install(&config, output),
+            GateCommand::Install(args) => commands::gate::install(&config, args),
             GateCommand::Show(output) => commands::gate::show(&config, output),
             GateCommand::Remove => commands::gate::remove(&config),
         },

@@ -39,7 +39,7 @@ fn prepared(backend: Backend, refuse: &str) -> Result<Scene> {
         backend.choose(configuration);
         configuration.gate.refuse = refuse.into();
         let ports = vec![format!("tcp/{CONTAINER_PORT}")];
-        configuration.services.insert(SHOP.into(), Service { ports });
+        configuration.services.insert(SHOP.into(), Service { ports, ..Service::default() });
         configuration.clients[0].allow.push(SHOP.into());
     })
 }

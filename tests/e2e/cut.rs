@@ -12,7 +12,7 @@ const TALK_PORT: u16 = 9022;
 fn scene(change: impl FnOnce(&mut spa_tests::Configuration)) -> Result<(Scene, Device)> {
     let mut scene = Scene::prepared(|configuration| {
         let ports = vec![format!("tcp/{TALK_PORT}"), format!("udp/{TALK_PORT}")];
-        configuration.services.insert("talk".into(), Service { ports });
+        configuration.services.insert("talk".into(), Service { ports, ..Service::default() });
         for client in &mut configuration.clients {
             client.allow.push("talk".into());
         }
@@ -77,6 +77,115 @@ fn a_revocation_with_cut_ends_the_sessions_and_one_without_does_not() -> Result<
     Ok(())
 }
 
+/// Where the talker sits, and how packets get there.
+enum Place {
+    /// On the server itself.
+    Here,
+    /// In a container, whose engine publishes the port.
+    Published,
+    /// On a host behind the server, to which the gate forwards.
+    Behind,
+    /// On the server, on another port than the one that is asked for.
+    OtherPort,
+}
+
+/// A talker there, heard by the owner, is cut off: it hears nothing of him, and he nothing of it.
+fn is_cut_off(place: &Place, transport: &str) -> Result<()> {
+    let other_port = TALK_PORT + 1;
+    let (scene, _) = scene(|configuration| {
+        let ports = vec![format!("{transport}/{TALK_PORT}")];
+        let mut service = Service { ports, ..Service::default() };
+        match place {
+            Place::Behind => {
+                service.forward = Some(vec!["10.77.0.2".into(), "fd77::2".into()]);
+            }
+            Place::OtherPort => service.local_port = Some(other_port),
+            Place::Here | Place::Published => {}
+        }
+        configuration.services.insert("talk".into(), service);
+    })?;
+    let owner = scene.lab.owner().clone();
+    let server = scene.server.host().clone();
+    let (host, port) = match place {
+        Place::Here => (server.clone(), TALK_PORT),
+        Place::OtherPort => (server.clone(), other_port),
+        Place::Behind | Place::Published => (scene.lab.container()?, TALK_PORT),
+    };
+    if matches!(place, Place::Published) {
+        for (tables, to) in [("iptables", "10.77.0.2"), ("ip6tables", "[fd77::2]")] {
+            server.sh(&format!(
+                "{tables} -t nat -A PREROUTING -p {transport} --dport {TALK_PORT} -m addrtype --dst-type LOCAL -j DNAT --to-destination {to}:{TALK_PORT}"
+            ))?;
+        }
+    }
+    let is_tcp = transport == "tcp";
+    let talker = if is_tcp { Talker::tcp(&host, port)? } else { Talker::udp(&host, port)? };
+    for (round, family) in (0..).zip(Family::BOTH) {
+        let to = server.at(family, TALK_PORT);
+        open(&scene, &scene.laptop, family, "talk")?;
+        let hear = if is_tcp { Hearer::tcp } else { Hearer::udp };
+        let mut hearer = hear(&owner, to)?;
+        // The control: a revocation alone ends nothing.
+        scene.revoke_all()?;
+        hearer.ensure_hears()?;
+        cut(&scene, &["grants", "revoke", "laptop", "--cut"], 1)?;
+        hearer.await_silence().with_context(|| scene.server.account())?;
+        if is_tcp {
+            talker.await_lost(2 * round + 1)?;
+        }
+        let heard = talker.heard();
+        hearer.say();
+        hearer.await_silence()?;
+        ensure!(talker.heard() == heard, "he is still heard");
+        // Who knocks again comes in again, from the same port at once.
+        open(&scene, &scene.laptop, family, "talk")?;
+        if is_tcp {
+            Hearer::tcp(&owner, to)?;
+        } else {
+            eventually("the same flow is to work again", || {
+                hearer.say();
+                Ok((talker.heard() > heard).then_some(()))
+            })?;
+            hearer.ensure_hears()?;
+        }
+        ensure!(scene.server.admin(&["grants", "revoke", "--all", "--cut"])?.success());
+        if is_tcp {
+            talker.await_lost(2 * round + 2)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_of_this_host_that_talks_over_udp_is_cut_off() -> Result<()> {
+    is_cut_off(&Place::Here, "udp")
+}
+
+#[test]
+fn a_server_on_another_port_of_this_host_is_cut_off() -> Result<()> {
+    is_cut_off(&Place::OtherPort, "tcp")
+}
+
+#[test]
+fn a_container_that_talks_is_cut_off() -> Result<()> {
+    is_cut_off(&Place::Published, "tcp")
+}
+
+#[test]
+fn a_container_that_talks_over_udp_is_cut_off() -> Result<()> {
+    is_cut_off(&Place::Published, "udp")
+}
+
+#[test]
+fn a_host_behind_this_one_that_talks_is_cut_off() -> Result<()> {
+    is_cut_off(&Place::Behind, "tcp")
+}
+
+#[test]
+fn a_host_behind_this_one_that_talks_over_udp_is_cut_off() -> Result<()> {
+    is_cut_off(&Place::Behind, "udp")
+}
+
 #[test]
 fn a_neighbour_behind_the_same_address_keeps_his_session_while_his_grant_lives() -> Result<()> {
     let (scene, neighbour) = scene(|_| {})?;
@@ -116,7 +225,9 @@ fn a_client_that_is_locked_out_with_cut_is_out() -> Result<()> {
 
 #[test]
 fn who_slips_in_while_the_gate_is_flushed_is_thrown_out_and_nobody_else() -> Result<()> {
-    let (scene, _) = scene(|_| {})?;
+    let (scene, _) = scene(|configuration| {
+        configuration.gate.always_admit = vec!["10.66.0.4".into()];
+    })?;
     let (owner, stranger) = (scene.lab.owner().clone(), scene.lab.other().clone());
     let talker = Talker::tcp(scene.server.host(), TALK_PORT)?;
     let to = scene.lab.server().at(Family::V4, TALK_PORT);
@@ -133,6 +244,7 @@ fn who_slips_in_while_the_gate_is_flushed_is_thrown_out_and_nobody_else() -> Res
     scene.server.host().sh("ip6tables -t mangle -F PREROUTING")?;
     let mut slipped_in = Hearer::tcp(&stranger, to)?;
     let mut granted = Hearer::tcp(&owner, to_v6)?;
+    let mut admitted = Hearer::tcp(scene.lab.third(), to)?;
     eventually("the gate is to be put back", || {
         Ok((scene.server.status()?.restored > 0).then_some(()))
     })
@@ -140,7 +252,9 @@ fn who_slips_in_while_the_gate_is_flushed_is_thrown_out_and_nobody_else() -> Res
     slipped_in.await_silence().with_context(|| scene.server.account())?;
     talker.await_lost(1)?;
     ensure!(stranger.tcp(to)? == PortState::Filtered);
-    for (who, hearer) in [("before", &mut before), ("granted", &mut granted)] {
+    for (who, hearer) in
+        [("before", &mut before), ("granted", &mut granted), ("admitted", &mut admitted)]
+    {
         hearer.ensure_hears().with_context(|| format!("{who}\n{}", scene.server.account()))?;
     }
     let cut: usize = scene

@@ -322,7 +322,7 @@ fn prepared(disturber: &Disturber, backend: Backend, refuse: &str) -> Result<(Sc
         backend.choose(configuration);
         configuration.gate.refuse = refuse.into();
         let ports = vec![format!("tcp/{ALLOWED_PORT}")];
-        configuration.services.insert(TALK.into(), Service { ports });
+        configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
         configuration.clients[0].allow.push(TALK.into());
     })?;
     if disturber.legacy {
@@ -509,7 +509,7 @@ fn a_rejecting_gate_hides_within_a_second_what_docker_publishes_before_it() -> R
             backend.choose(configuration);
             configuration.gate.refuse = "reject".into();
             let ports = vec![format!("tcp/{CONTAINER_PORT}")];
-            configuration.services.insert(TALK.into(), Service { ports });
+            configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
         })?;
         let room = Room::new(&scene.lab)?;
         let docker = Docker::start(&room)?;

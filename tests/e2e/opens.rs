@@ -173,7 +173,8 @@ fn an_administrator_revokes_one_client_and_the_other_stays_in() -> Result<()> {
 #[test]
 fn a_single_port_of_a_service_opens_alone() -> Result<()> {
     let scene = Scene::with(|configuration| {
-        let both = Service { ports: vec!["tcp/22".into(), "tcp/8080".into()] };
+        let both =
+            Service { ports: vec!["tcp/22".into(), "tcp/8080".into()], ..Service::default() };
         configuration.services.insert("both".into(), both);
         configuration.clients[0].allow = vec!["both".into()];
     })?;
@@ -300,7 +301,9 @@ fn granted_traffic_passes_the_hosts_own_default_drop() -> Result<()> {
 #[test]
 fn a_published_port_of_a_container_is_guarded_before_nat() -> Result<()> {
     let mut scene = Scene::prepared(|configuration| {
-        configuration.services.insert("app".into(), Service { ports: vec!["tcp/8443".into()] });
+        configuration
+            .services
+            .insert("app".into(), Service { ports: vec!["tcp/8443".into()], ..Service::default() });
         configuration.clients[0].allow.push("app".into());
     })?;
     let server = scene.lab.server();

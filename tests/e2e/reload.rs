@@ -161,7 +161,8 @@ fn a_service_that_is_added_is_hidden_and_opens() -> Result<()> {
     let _late = spa_tests::Listener::tcp(scene.lab.server(), 9443)?;
     scene.ensure_sees(&owner, Family::V4, 9443, PortState::Open)?;
     scene.server.reconfigure(|configuration| {
-        let late = spa_tests::Service { ports: vec!["tcp/9443".into()] };
+        let late =
+            spa_tests::Service { ports: vec!["tcp/9443".into()], ..spa_tests::Service::default() };
         configuration.services.insert("late".into(), late);
         configuration.clients[0].allow.push("late".into());
     })?;

@@ -39,13 +39,32 @@ pub struct Gate {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     pub tools: BTreeMap<String, PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
+}
+
+/// `[gate.hook]`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the fields are those of the manual")]
+pub struct Hook {
+    pub open: Vec<String>,
+    pub close: Vec<String>,
+    pub time_limit: String,
 }
 
 /// `[services.NAME]`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the fields are those of the manual")]
 pub struct Service {
     pub ports: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
 }
 
 /// `clients.d/NAME.toml`.
@@ -91,7 +110,7 @@ impl Configuration {
     /// A configuration under `directory` that guards `ssh` (tcp/22), `web` (tcp/8080) and `dns`
     /// (udp/8053) and knows no client. State and socket lie beside it.
     pub fn new(directory: &Path) -> Self {
-        let service = |ports: &str| Service { ports: vec![ports.to_owned()] };
+        let service = |ports: &str| Service { ports: vec![ports.to_owned()], ..Service::default() };
         Self {
             interfaces: vec!["eth0".into()],
             knock_ports: vec![62201],
@@ -104,8 +123,9 @@ impl Configuration {
                 mode: "guard".into(),
                 refuse: "drop".into(),
                 always_admit: Vec::new(),
-                backend: None,
+                backend: Some("ipset".into()),
                 tools: BTreeMap::default(),
+                hook: None,
             },
             services: BTreeMap::from([
                 ("ssh".into(), service("tcp/22")),

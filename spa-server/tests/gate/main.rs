@@ -12,6 +12,10 @@ mod nftables;
 #[cfg(test)]
 mod packets;
 #[cfg(test)]
+mod rules;
+#[cfg(test)]
 mod services;
+#[cfg(test)]
+mod sets;
 #[cfg(test)]
 mod standing;

@@ -618,7 +618,6 @@ fn a_hundred_thousand_grants_cost_each_what_the_first_did() {
                 let some: Vec<_> = (held..more.min(held + 10_000)).map(grant).collect();
                 let began = Instant::now();
                 gate.apply(&some).await.unwrap();
-                println!("{} at once: {:?}", some.len(), began.elapsed());
                 held += u32::try_from(some.len()).unwrap();
             }
             // The best of some: the machine has other things to do, too.
@@ -629,13 +628,11 @@ fn a_hundred_thousand_grants_cost_each_what_the_first_did() {
                 best = best.min(began.elapsed());
             }
             held += 7;
-            println!("with {held}: {best:?}");
             costs.push(best);
         }
         assert!(costs[3] < costs[0] * 2, "{costs:?}");
         let began = Instant::now();
         assert_eq!(gate.look(Doubt::Elements).await.unwrap().elements, u64::from(held));
-        println!("a look: {:?}", began.elapsed());
         assert_eq!(gate.snapshot().await.unwrap().len(), usize::try_from(held).unwrap());
     });
 }

@@ -185,6 +185,20 @@ impl NftablesGate {
         }
     }
 
+    /// Takes out the elements that this plan has no use for: a later one that guards their ports
+    /// would admit them again.
+    async fn forget(&self, plan: &Plan) -> Result<(), GateError> {
+        let listing = self.listing().await?;
+        let found = self.all_elements(listing.as_ref()).await?;
+        let strays = found
+            .into_iter()
+            .filter(|(shape, live)| shape::under(plan, live.element) != Some(*shape));
+        let changes: Vec<_> = strays
+            .map(|(shape, live)| (shape, Change::Withdraw { element: live.element }))
+            .collect();
+        if changes.is_empty() { Ok(()) } else { self.elements.apply(changes).await }
+    }
+
     /// Brings back what was there before.
     async fn undo(&self, before: Option<String>) -> Result<(), GateError> {
         let script = script::remove() + &before.unwrap_or_default();
@@ -203,6 +217,13 @@ impl NftablesGate {
         installed.shapes = shapes;
         Ok(())
     }
+}
+
+/// What an installation writes where there is no table yet, line by line.
+pub(super) fn script(plan: &Plan) -> Vec<String> {
+    let hidden = Family::ALL.map(|family| (family, plan.knock_ports.clone()));
+    let ruleset = Ruleset::new(plan, &hidden, &shapes(plan, None), plan.max_elements);
+    ruleset.to_string().lines().map(|line| format!("nft: {line}")).collect()
 }
 
 /// The shapes of the sets to have: those of the plan, and those of networks that are there already.
@@ -275,6 +296,7 @@ impl Gate for NftablesGate {
                 let text = self.nft.table_as_script().await?;
                 let made = async {
                     report.connections_kept = self.put_in_place(plan, &wanted, before).await?;
+                    self.forget(plan).await?;
                     self.complete(&wanted).await
                 };
                 match made.await {
