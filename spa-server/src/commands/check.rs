@@ -371,7 +371,7 @@ async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findin
 /// Without a configuration it can't be said which are needed.
 fn find_tools(findings: &mut Findings) {
     match Tools::find(&ToolOverrides::default()) {
-        Ok(_) => findings.ok("tools", "iptables, ip6tables, ipset and conntrack are there"),
+        Ok(_) => findings.ok("tools", "iptables and ip6tables are there"),
         Err(missing) => findings.warning("tools", missing.to_string()),
     }
 }

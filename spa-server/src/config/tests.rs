@@ -194,7 +194,7 @@ fn what_is_said_is_read() {
         [gate]
         mode = "open"
         refuse = "reject"
-        tools.ipset = "/opt/ipset"
+        tools.nft = "/opt/nft"
         [services.ssh]
         ports = ["tcp/22", "tcp/2222"]
         [services.dns]
@@ -224,7 +224,7 @@ fn what_is_said_is_read() {
     assert_eq!(settings.packet_length.plaintext(), 256);
     assert_eq!(settings.freshness.get(), Duration::from_secs(120));
     assert_eq!(settings.default_lifetime, Duration::from_secs(90));
-    assert_eq!(settings.gate.tools.ipset, Some("/opt/ipset".into()));
+    assert_eq!(settings.gate.tools.nft, Some("/opt/nft".into()));
     let plan = settings.gate_plan();
     let ports: Vec<_> = plan.guarded.iter().map(|one| one.ports.to_string()).collect();
     assert_eq!(ports, ["tcp/22", "tcp/53", "tcp/2222"]);
@@ -293,8 +293,8 @@ fn errors_of_server_toml() {
             "state-directory: \"state\" is a relative path; write it out from the root, beginning with /",
         ),
         (
-            "gate.tools.ipset = \"ipset\"",
-            "gate.tools.ipset: \"ipset\" is a relative path; write it out from the root, beginning with /",
+            "gate.tools.nft = \"nft\"",
+            "gate.tools.nft: \"nft\" is a relative path; write it out from the root, beginning with /",
         ),
         (
             "services.Web.ports = [\"tcp/80\"]",

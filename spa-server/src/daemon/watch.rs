@@ -209,6 +209,8 @@ impl<G: Gate> Watcher<G> {
                 list_again = Instant::now() + pause;
             }
             doubt = tokio::select! {
+                // After a time in which nothing ran both are due, and the first one sees more.
+                biased;
                 doubt = self.gate.disturbed() => doubt,
                 () = tokio::time::sleep(EVERY) => Doubt::Elements,
             };

@@ -272,9 +272,9 @@ mod tests {
     #[tokio::test]
     async fn a_tool_that_was_named_and_is_missing_is_told_and_not_passed_over() {
         let mut settings = settings(Backend::Auto);
-        settings.tools.ipset = Some("/nowhere/ipset".into());
+        settings.tools.iptables_save = Some("/nowhere/iptables-save".into());
         let error = AnyGate::choose(&settings, &plan()).await.unwrap_err();
-        assert!(error.to_string().contains("/nowhere/ipset"), "{error}");
+        assert!(error.to_string().contains("/nowhere/iptables-save"), "{error}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub enum GateError {
     NoSuchBackend(Backend),
     /// No back-end at all.
     #[error(
-        "no back-end of the gate works here; {}. Install one of them, as with 'apt install iptables ipset conntrack', or write backend = \"hook\" and your own commands",
+        "no back-end of the gate works here; {}. Install one of them, as with 'apt install iptables', or write backend = \"hook\" and your own commands",
         list(.0)
     )]
     NoBackend(Vec<PassedOver>),

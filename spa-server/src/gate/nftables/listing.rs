@@ -7,13 +7,11 @@
 
 use super::render::{MARK, Ruleset, TABLE};
 use super::shape::Shape;
-use crate::gate::types::LiveElement;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use spa_proto::{Port, PortRange, Transport};
+use spa_proto::{PortRange, Transport};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 /// The version of what is in the table. A table of another one is made anew.
@@ -285,34 +283,6 @@ fn transport_of(value: &Value) -> Option<Transport> {
 
 fn number(value: &Value) -> Option<NonZeroU16> {
     value.as_u64().and_then(|number| u16::try_from(number).ok()).and_then(NonZeroU16::new)
-}
-
-/// The elements in the sets of the table, from what `nft -j list table` prints. One without an end has no
-/// seconds left.
-pub(super) fn elements(json: &str) -> Result<Vec<(Shape, LiveElement)>, String> {
-    let mut found = Vec::new();
-    for object in objects(json)? {
-        let Some(set) = object.get("set") else { continue };
-        let Some(shape) = Shape::parse(text(set, "name")) else { continue };
-        let elements = set.get("elem").and_then(Value::as_array).into_iter().flatten();
-        found.extend(elements.filter_map(|one| Some((shape, live(shape, one)?))));
-    }
-    Ok(found)
-}
-
-fn live(shape: Shape, value: &Value) -> Option<LiveElement> {
-    let value = value.get("elem").unwrap_or(value);
-    let key = value.get("val").unwrap_or(value);
-    let address = |value: &Value| value.as_str()?.parse::<IpAddr>().ok();
-    let element = match key.get("concat").and_then(Value::as_array).map(Vec::as_slice) {
-        Some([source, transport, port]) => {
-            let port = Port { transport: transport_of(transport)?, number: number(port)? };
-            shape.element(address(source)?, Some(port))
-        }
-        _ => shape.element(address(key)?, None),
-    }?;
-    let seconds = value.get("expires").and_then(Value::as_u64).unwrap_or(0);
-    Some(LiveElement { element, seconds_left: u32::try_from(seconds).ok()? })
 }
 
 #[cfg(test)]
