@@ -1,7 +1,7 @@
 //! `spa-server check`: looks for whatever is wrong with an installation, and says how to mend it.
 
 use super::output::{print, print_json};
-use super::{CONFIG, CommandError, Done, FAILED, client, gate, host};
+use super::{CONFIG, CommandError, Done, FAILED, client, gate, host, trial};
 use crate::capture::{Capture, CaptureSettings, Interfaces};
 use crate::causes::with_causes;
 use crate::cli::Output;
@@ -310,11 +310,14 @@ fn look_at_control(settings: &Settings, findings: &mut Findings) -> Daemon {
 async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findings) {
     let check = "gate";
     let Some(tools) = find_tools(&settings.gate.tools, findings) else { return };
-    let report = match IptablesGate::new(tools).examine(&settings.gate_plan()).await {
+    let report = match IptablesGate::new(tools).examine(&trial::plan(settings)).await {
         Ok(report) => report,
         Err(error) => return findings.error(check, with_causes(&error as &GateError)),
     };
     let warnings = gate::warnings(&report);
+    if let Some(warning) = trial::warning(settings) {
+        findings.warning(check, warning);
+    }
     match (report.changed, daemon) {
         (false, _) => findings.ok(check, "the gate is installed"),
         (true, Daemon::Absent) => findings.ok(check, "the gate can be installed"),

@@ -1,9 +1,10 @@
 //! Commands that handle the gate, with the daemon or without.
 
 use super::output::{print, print_json, table};
+use super::trial::{self, Order};
 use super::{CommandError, Done, daemon, host};
 use crate::causes::with_causes;
-use crate::cli::Output;
+use crate::cli::{InstallArgs, Output};
 use crate::config::{Settings, format_duration};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
 use crate::gate::{
@@ -28,25 +29,46 @@ struct Shown {
 }
 
 /// `spa-server gate install`: by the daemon, if it runs; it then watches over what it installed.
-pub(crate) fn install(config: &Path, output: Output) -> Done {
+pub(crate) fn install(config: &Path, args: &InstallArgs) -> Done {
     let settings = Settings::load(config)?;
-    let (report, runs) = match call(&settings.control_socket, &ControlRequest::GateInstall) {
+    let length = args.trial.as_deref().map(trial::length).transpose()?;
+    let request = if args.boot {
+        ControlRequest::Status
+    } else {
+        ControlRequest::GateInstall { trial: length.map(|length| length.as_secs()) }
+    };
+    let (report, runs) = match call(&settings.control_socket, &request) {
+        Ok(_) if args.boot => {
+            eprintln!("the daemon runs, and sees to the gate itself");
+            return Ok(());
+        }
         Ok(ControlResponse::GateInstalled { report, reloaded }) => {
             eprint!("{}", daemon::render_reloaded(&reloaded));
             (report, true)
         }
         Ok(other) => return Err(daemon::unexpected(&other)),
         Err(CallError::NotRunning { .. }) => {
-            (wait(gate(&settings)?.install(&settings.gate_plan()))?, false)
+            let order = match length {
+                _ if args.boot => Order::AsItWas,
+                Some(length) => Order::OnTrial(length),
+                None => Order::ForGood,
+            };
+            let gate = gate(&settings)?;
+            let put_up = trial::put_up(&settings, order, |plan| wait(gate.install(&plan)))?;
+            let Some(report) = put_up else { return Ok(()) };
+            (report, false)
         }
         Err(error) => return Err(error.into()),
     };
-    if output.json {
+    if args.output.json {
         print_json(&report)?;
     } else {
         print(&render_report(&report))?;
     }
-    if !runs {
+    if let Some(length) = length {
+        eprintln!("{}", trial::what_to_do(length));
+    }
+    if !runs && !args.boot {
         eprintln!(
             "the daemon does not run: nothing opens the ports now. `spa-server gate remove` takes the gate away"
         );
@@ -63,12 +85,12 @@ pub(crate) fn show(config: &Path, output: Output) -> Done {
         Err(GateError::NotInstalled) => None,
         Err(error) => return Err(failed(&error)),
     };
-    let examined = wait(gate.examine(&settings.gate_plan()))?;
+    let examined = wait(gate.examine(&trial::plan(&settings)))?;
     let shown = Shown {
         installed: admitted.is_some(),
         up_to_date: admitted.is_some() && !examined.changed,
         admitted: admitted.unwrap_or_default(),
-        warnings: warnings(&examined),
+        warnings: trial::warning(&settings).into_iter().chain(warnings(&examined)).collect(),
     };
     if output.json { print_json(&shown) } else { print(&render(&shown)) }
 }
@@ -105,15 +127,20 @@ pub(crate) fn remove(config: &Path) -> Done {
         ToolOverrides::default()
     };
     wait(IptablesGate::new(Tools::find_some(&overrides)).remove())?;
+    if let Ok(settings) = Settings::load(config) {
+        trial::removed(&settings);
+    }
     eprintln!("the gate is removed: all ports are as they were without it");
     Ok(())
 }
 
-fn gate(settings: &Settings) -> Result<AnyGate, CommandError> {
+pub(super) fn gate(settings: &Settings) -> Result<AnyGate, CommandError> {
     AnyGate::choose(&settings.gate).map_err(|error| failed(&error))
 }
 
-fn wait<T>(future: impl Future<Output = Result<T, GateError>>) -> Result<T, CommandError> {
+pub(super) fn wait<T>(
+    future: impl Future<Output = Result<T, GateError>>,
+) -> Result<T, CommandError> {
     wait_for(future)?.map_err(|error| failed(&error))
 }
 
