@@ -65,6 +65,14 @@ vm: needs ## Clock steps and suspend, in a small virtual machine. Takes minutes,
 	PYTHONDONTWRITEBYTECODE=1 python3 -W error tests/vm/test_judge.py
 	tests/vm/run
 
+.PHONY: bench
+bench: needs ## What a grant and a packet cost, beside other programs. Minutes, is not in `test`.
+	@tests/install-needs fwknop-server fwknop-client knockd strace
+	cargo build --locked --release -p spa-tests -p spa-server --bin spa-bench --bin spa-server
+	@mkdir -p $(TARGET)/bench
+	$(SUDO) $(TARGET)/release/spa-bench --json $(TARGET)/bench/gate.json --page $(TARGET)/bench/benchmarks.md
+	cp $(TARGET)/bench/benchmarks.md docs/benchmarks.md
+
 .PHONY: deny
 deny: $(CARGO_DENY) ## Licences, sources and known faults of what we depend on.
 	PATH="$(abspath $(TOOLS))/bin:$$PATH" cargo deny --locked check bans licenses sources

@@ -6,15 +6,17 @@
 mod edit;
 
 use crate::duration::Lifetime;
-use crate::server::{DEFAULT_KNOCK_PORT, Server, ServerName};
+use crate::server::{Connections, DEFAULT_KNOCK_PORT, Server, ServerName, Service};
 use crate::source::BindSource;
 use core::fmt::Display;
 use core::num::NonZeroU16;
 use core::ops::Range;
 use core::str::FromStr;
 use etcetera::BaseStrategy as _;
-use serde::Deserialize;
-use spa_proto::{PacketLength, Port, ServiceName};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use spa_proto::{PacketLength, PortRange, ServiceName};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -159,7 +161,59 @@ struct RawServer {
     lifetime: Option<Spanned<String>>,
     bind_source: Option<Spanned<String>>,
     #[serde(default)]
-    services: BTreeMap<Spanned<String>, Vec<Spanned<String>>>,
+    services: BTreeMap<Spanned<String>, RawService>,
+}
+
+/// A list of ports, or a table when there is more to say.
+struct RawService(RawServiceTable);
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawServiceTable {
+    ports: Vec<Spanned<String>>,
+    connections: Option<Spanned<i64>>,
+}
+
+/// By hand: an untagged enum would forget where in the file it is.
+impl<'de> Deserialize<'de> for RawService {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawService;
+
+            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str("a list of ports, as in [\"tcp/22\"], or a table with ports in it")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+                let ports = Vec::deserialize(SeqAccessDeserializer::new(list))?;
+                Ok(RawService(RawServiceTable { ports, connections: None }))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Self::Value, A::Error> {
+                RawServiceTable::deserialize(MapAccessDeserializer::new(table)).map(RawService)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl RawService {
+    fn check(self, name: &Spanned<String>) -> Result<(ServiceName, Service), Bad> {
+        let Self(RawServiceTable { ports, connections }) = self;
+        let service: ServiceName = value(name)?;
+        let ports: Vec<PortRange> = ports.iter().map(value).collect::<Result<_, _>>()?;
+        let connections = match connections {
+            None => Connections::Any,
+            Some(number) if *number.get_ref() == 1 => Connections::One,
+            Some(number) => {
+                return Err(Bad::at(&number, "connections is 1, or not there for as many as come"));
+            }
+        };
+        Ok((service, Service { ports, connections }))
+    }
 }
 
 impl RawServer {
@@ -182,10 +236,7 @@ impl RawServer {
         let services = self
             .services
             .into_iter()
-            .map(|(service, ports)| {
-                let ports: Vec<Port> = ports.iter().map(value).collect::<Result<_, _>>()?;
-                Ok((value::<ServiceName>(&service)?, ports))
-            })
+            .map(|(name, service)| service.check(&name))
             .collect::<Result<_, Bad>>()?;
         let identity = self.identity.unwrap_or_else(|| DEFAULT_IDENTITY.into());
         Ok(Server {

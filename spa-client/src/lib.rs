@@ -33,11 +33,11 @@ pub use config::{Config, ConfigError};
 pub use duration::{Lifetime, LifetimeError};
 pub use knock::{Asked, Family, KnockError, Knocker, Options, Sent, knock};
 pub use probe::{Failure, Probe, Probed, Progress, until_open};
-pub use server::{Host, HostError, Server, ServerName, ServerNameError};
+pub use server::{Connections, Host, HostError, Server, ServerName, ServerNameError, Service};
 pub use source::{BindSource, BindSourceError};
 pub use target::{Target, TargetError};
 
 pub use spa_keys::PublicKey;
 pub use spa_proto::{
-    Item, ItemError, Items, MessageType, PacketLength, Port, ServiceName, Transport,
+    Item, ItemError, Items, MessageType, PacketLength, Port, PortRange, ServiceName, Transport,
 };

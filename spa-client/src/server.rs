@@ -7,8 +7,10 @@ use core::fmt;
 use core::net::Ipv6Addr;
 use core::num::NonZeroU16;
 use core::str::FromStr;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 use spa_keys::PublicKey;
-use spa_proto::{Item, PacketLength, Port, ServiceName, Transport};
+use spa_proto::{Item, PacketLength, Port, PortRange, ServiceName, Transport};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -44,7 +46,55 @@ pub struct Server {
     /// Whether knocks are bound to a source address.
     pub bind_source: BindSource,
     /// Where services listen: what is probed after a knock. The well-known ones need no entry.
-    pub services: BTreeMap<ServiceName, Vec<Port>>,
+    pub services: BTreeMap<ServiceName, Service>,
+}
+
+/// Where a service listens, and how many connections a knock opens it for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// The ports.
+    pub ports: Vec<PortRange>,
+    /// How many connections.
+    pub connections: Connections,
+}
+
+/// How many connections a knock opens a service for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Connections {
+    /// As many as come while it is open.
+    #[default]
+    Any,
+    /// One: a probe would use it up.
+    One,
+}
+
+impl Service {
+    /// Ports, with as many connections as come.
+    pub fn plain(ports: impl IntoIterator<Item = PortRange>) -> Self {
+        Self { ports: ports.into_iter().collect(), connections: Connections::Any }
+    }
+
+    /// The ports that can be probed: those of TCP that stand alone.
+    pub fn probed(&self) -> impl Iterator<Item = Port> + '_ {
+        let probed = self.ports.iter().filter(|_| self.connections == Connections::Any);
+        let single = probed.filter_map(|ports| ports.single());
+        single.filter(|port| port.transport == Transport::Tcp)
+    }
+}
+
+/// As `config.toml` has it: the ports alone, where there is nothing else to say.
+impl Serialize for Service {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.connections {
+            Connections::Any => self.ports.serialize(serializer),
+            Connections::One => {
+                let mut map = serializer.serialize_map(Some(2))?;
+                map.serialize_entry("ports", &self.ports)?;
+                map.serialize_entry("connections", &1)?;
+                map.end()
+            }
+        }
+    }
 }
 
 impl Server {
@@ -69,11 +119,16 @@ impl Server {
         }
     }
 
-    /// The ports behind an item, as far as the client knows: those configured, those of `ssh`,
-    /// `http` and `https`, and a port asked for by number.
-    pub fn ports_of(&self, item: &Item) -> Option<Vec<Port>> {
+    /// What is behind an item, as far as the client knows: a service that is configured, `ssh`,
+    /// `http` and `https`, or a port asked for by number, which shares the limits of its service.
+    pub fn service_of(&self, item: &Item) -> Option<Service> {
         match item {
-            Item::Port(port) => Some(vec![*port]),
+            Item::Port(port) => {
+                let has_it = |service: &&Service| service.ports.iter().any(|it| it.contains(*port));
+                let service = self.services.values().find(has_it);
+                let connections = service.map(|service| service.connections).unwrap_or_default();
+                Some(Service { ports: vec![PortRange::from(*port)], connections })
+            }
             Item::Service(name) => {
                 self.services.get(name).cloned().or_else(|| well_known(name.as_str()))
             }
@@ -81,7 +136,7 @@ impl Server {
     }
 
     /// All services whose ports are known here.
-    pub fn known_services(&self) -> BTreeMap<ServiceName, Vec<Port>> {
+    pub fn known_services(&self) -> BTreeMap<ServiceName, Service> {
         let well_known = WELL_KNOWN
             .iter()
             .filter_map(|(name, _)| Some((name.parse::<ServiceName>().ok()?, well_known(name)?)));
@@ -89,9 +144,10 @@ impl Server {
     }
 }
 
-fn well_known(name: &str) -> Option<Vec<Port>> {
+fn well_known(name: &str) -> Option<Service> {
     let (_, number) = WELL_KNOWN.iter().find(|(known, _)| *known == name)?;
-    Some(vec![Port { transport: Transport::Tcp, number: NonZeroU16::new(*number)? }])
+    let port = Port { transport: Transport::Tcp, number: NonZeroU16::new(*number)? };
+    Some(Service::plain([port.into()]))
 }
 
 /// Where a server is: a name to resolve, or an address.
@@ -188,16 +244,36 @@ mod tests {
     fn well_known_services_need_no_entry_and_yield_to_one() {
         let mut server = server();
         let ports = |server: &Server, item: &str| {
-            server
-                .ports_of(&item.parse().unwrap())
-                .map(|ports| ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+            let service = server.service_of(&item.parse().unwrap())?;
+            Some(service.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
         };
         assert_eq!(ports(&server, "ssh").as_deref(), Some("tcp/22"));
         assert_eq!(ports(&server, "udp/53").as_deref(), Some("udp/53"));
         assert_eq!(ports(&server, "admin"), None);
-        server.services.insert("ssh".parse().unwrap(), vec!["tcp/2222".parse().unwrap()]);
+        let other = Service::plain(["tcp/2222".parse().unwrap()]);
+        server.services.insert("ssh".parse().unwrap(), other);
         assert_eq!(ports(&server, "ssh").as_deref(), Some("tcp/2222"));
         assert_eq!(server.known_services().len(), 3);
+    }
+
+    #[test]
+    fn what_a_probe_would_use_up_or_could_not_see_is_not_probed() {
+        let mut server = server();
+        let ports = ["tcp/443", "tcp/5000-5010", "udp/443", "udp/10000-10100"];
+        let mut service = Service::plain(ports.map(|ports| ports.parse().unwrap()));
+        let probed = |server: &Server, item: &str| {
+            let service = server.service_of(&item.parse().unwrap()).unwrap();
+            service.probed().map(|port| port.to_string()).collect::<Vec<_>>()
+        };
+        server.services.insert("media".parse().unwrap(), service.clone());
+        assert_eq!(probed(&server, "media"), ["tcp/443"]);
+        assert_eq!(probed(&server, "tcp/5003"), ["tcp/5003"]);
+        service.connections = Connections::One;
+        server.services.insert("media".parse().unwrap(), service);
+        for item in ["media", "tcp/443", "tcp/5003"] {
+            assert!(probed(&server, item).is_empty(), "{item}");
+        }
+        assert_eq!(probed(&server, "tcp/5011"), ["tcp/5011"]);
     }
 
     #[test]

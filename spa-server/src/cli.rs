@@ -246,7 +246,7 @@ pub(crate) struct RevokeArgs {
 #[derive(Debug, Clone, Subcommand)]
 enum GateCommand {
     /// Put the rules and sets in place, as the daemon does when it starts.
-    Install(InstallArgs),
+    Install(GateInstallArgs),
     /// Have a gate on trial stand for good.
     Confirm(ConfirmArgs),
     /// Show whether the gate is in place, and what it admits.
@@ -265,14 +265,18 @@ Examples:
 
 On trial, the kernel itself stops refusing when the time is over, whatever becomes of
 the daemon and of this connection. `spa-server gate confirm` makes the gate stand for good.
-Without --trial it does from the start.")]
-pub(crate) struct InstallArgs {
+Without --trial it does from the start. It takes the place of what another back-end has
+installed before.")]
+pub(crate) struct GateInstallArgs {
     /// Undo it after this time, unless it is confirmed.
     #[arg(long, value_name = "TIME")]
     pub(crate) trial: Option<String>,
     /// As the boot does: not if a trial was not confirmed.
     #[arg(long, conflicts_with = "trial")]
     pub(crate) boot: bool,
+    /// Say what would be done, and do nothing.
+    #[arg(long, conflicts_with_all = ["trial", "boot"])]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: Output,
 }

@@ -15,7 +15,7 @@ use crate::clock::{BootMicros, Now};
 use crate::config::{Config, Settings};
 use crate::control::{ControlRequest, ControlResponse};
 use crate::counters::Counters;
-use crate::gate::AnyGate;
+use crate::gate::{AnyGate, Backend};
 use crate::grants::FileGrantStore;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
@@ -74,6 +74,7 @@ struct Daemon {
     judge: SharedJudge,
     counters: Arc<Counters>,
     authorizer: Authorizer<Arc<AnyGate>, FileStore, FileGrantStore>,
+    backend: Backend,
     watch: Watch<Arc<AnyGate>>,
     alarms: mpsc::Receiver<Alarm>,
     cutter: Cutter<Arc<AnyGate>>,

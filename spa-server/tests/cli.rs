@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what is not as a test expects it has to fail the test")]
 
+#[path = "cli/backends.rs"]
+mod backends;
 mod host;
 
 use host::{Daemon, Host, PROGRAM, grant, key, status};
@@ -122,6 +124,26 @@ fn a_client_with_all_options_is_added() {
     host.run(&["client", "remove", "b.ckup-1"]).done();
     let files = host.files();
     assert!(!files.iter().any(|file| file.contains("clients.d/")), "{files:?}");
+}
+
+#[test]
+fn the_client_is_told_of_ranges_and_of_what_lets_one_connection_in() {
+    let host = Host::new();
+    host.edit("server.toml", |text| {
+        format!(
+            "{text}[services.media]\nports = [\"udp/10000-10100\", \"tcp/443\"]\n\
+            [services.desk]\nports = [\"tcp/5900\"]\nconnections = 1\n\
+            [services.http]\nports = [\"tcp/80\"]\nconnections = 1\n"
+        )
+    });
+    let words = ["client", "add", "laptop", "--allow", "ssh,media,desk,http"];
+    let added = host.run(&words).done();
+    let told: Vec<_> = added.out.trim().split("--service ").skip(1).map(str::trim).collect();
+    assert_eq!(
+        told,
+        ["desk=tcp/5900,once", "http=tcp/80,once", "media=tcp/443,udp/10000-10100"],
+        "{added:#?}"
+    );
 }
 
 #[test]
@@ -361,7 +383,7 @@ fn check_finds_nothing_wrong_with_what_init_and_add_wrote() {
     host.run(&["client", "add", "laptop", "--allow", "ssh"]).done();
     let checked = host.script_in_namespace("% check").done();
     for check in
-        ["configuration", "keys", "capabilities", "capture", "state", "control", "tools", "gate"]
+        ["configuration", "keys", "capabilities", "capture", "state", "control", "backend", "gate"]
     {
         let line = format!("ok       {check}");
         assert!(checked.out.lines().any(|l| l.starts_with(&line)), "{check}: {checked:#?}");
@@ -441,8 +463,9 @@ fn the_gate_is_installed_shown_and_removed_without_a_daemon() {
             % gate install; % gate show; iptables-save | grep -c SPA",
         )
         .done();
-    let begin = "the gate is not installed\nthe gate is installed\n\
-        the gate was in place already\nthe gate is installed\nSOURCE     PORT    LEFT\n\
+    let begin = "the gate is not installed (back-end ipset)\nthe gate is installed\n\
+        the gate was in place already\nthe gate is installed (back-end ipset)\n\
+        SOURCE     PORT    LEFT\n\
         192.0.2.7  tcp/22  1m";
     assert!(installed.out.starts_with(begin), "{installed:#?}");
     assert!(installed.err.contains("the daemon does not run: nothing opens the ports now"));

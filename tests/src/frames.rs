@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// An Ethernet frame.
@@ -37,6 +38,30 @@ impl Frame {
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 Ok(Ipv6 { source, destination, ..Ipv6::default() }.around(to, &datagram))
+            }
+            _ => bail!("{source} and {destination} are of different families"),
+        }
+    }
+
+    /// The first packet of a TCP connection from `source`, whoever that is, to `destination`, an
+    /// address of `to`.
+    pub fn syn(to: &Host, source: SocketAddr, destination: SocketAddr) -> Result<Self> {
+        let mut segment = Vec::new();
+        segment.extend_from_slice(&source.port().to_be_bytes());
+        segment.extend_from_slice(&destination.port().to_be_bytes());
+        // Any sequence number; nothing is acknowledged; five words, SYN; a window; no checksum
+        // yet; nothing urgent.
+        segment.extend_from_slice(&[0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0]);
+        segment.extend_from_slice(&[0x50, 0x02, 0xfa, 0xf0, 0, 0, 0, 0]);
+        let sum = transport_checksum(source, destination, TCP, &segment)?;
+        segment.splice(16..18, sum.to_be_bytes());
+        match (source.ip(), destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let header = Ipv4 { source, destination, protocol: TCP, ..Ipv4::default() };
+                Ok(header.around(to, &segment))
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                Ok(Ipv6 { source, destination, next: TCP, ..Ipv6::default() }.around(to, &segment))
             }
             _ => bail!("{source} and {destination} are of different families"),
         }
@@ -154,6 +179,18 @@ pub(crate) fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -
     datagram.extend_from_slice(&[0, 0]);
     datagram.extend_from_slice(payload);
 
+    let sum = transport_checksum(source, destination, UDP, &datagram)?;
+    datagram.splice(6..8, sum.to_be_bytes());
+    Ok(datagram)
+}
+
+/// The checksum of a UDP datagram or a TCP segment, over the pseudo header too.
+fn transport_checksum(
+    source: SocketAddr,
+    destination: SocketAddr,
+    protocol: u8,
+    bytes: &[u8],
+) -> Result<u16> {
     let mut pseudo = Vec::new();
     for address in [source.ip(), destination.ip()] {
         match address {
@@ -161,15 +198,14 @@ pub(crate) fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -
             IpAddr::V6(v6) => pseudo.extend_from_slice(&v6.octets()),
         }
     }
-    pseudo.extend_from_slice(&[0, UDP]);
-    pseudo.extend_from_slice(&length.to_be_bytes());
-    pseudo.extend_from_slice(&datagram);
-    let sum = match checksum(&pseudo) {
-        0 => 0xffff,
+    pseudo.extend_from_slice(&[0, protocol]);
+    pseudo.extend_from_slice(&u16::try_from(bytes.len()).context("too long")?.to_be_bytes());
+    pseudo.extend_from_slice(bytes);
+    Ok(match checksum(&pseudo) {
+        // Nought says that there is none.
+        0 if protocol == UDP => 0xffff,
         sum => sum,
-    };
-    datagram.splice(6..8, sum.to_be_bytes());
-    Ok(datagram)
+    })
 }
 
 /// The Internet checksum (RFC 1071).
@@ -192,8 +228,17 @@ fn checksum(bytes: &[u8]) -> u16 {
 impl Host {
     /// Puts frames on the wire from this host's `eth0`, whatever they say about their sender.
     pub fn inject<'a>(&self, frames: impl IntoIterator<Item = &'a Frame> + Send) -> Result<()> {
+        self.inject_on("eth0", frames)
+    }
+
+    /// The same from another interface.
+    pub fn inject_on<'a>(
+        &self,
+        interface: &str,
+        frames: impl IntoIterator<Item = &'a Frame> + Send,
+    ) -> Result<()> {
         self.inside(|| {
-            let mut handle = pcap::Capture::from_device("eth0")?.open()?;
+            let mut handle = pcap::Capture::from_device(interface)?.open()?;
             // It is opened for sending only.
             handle.filter("less 1", true)?;
             for frame in frames {

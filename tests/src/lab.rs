@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use std::ffi::OsStr;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -42,6 +42,15 @@ pub enum Family {
 impl Family {
     /// Both of them: what holds for one has to hold for the other.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 /// One machine of the lab: a network namespace with the interface `eth0`.
@@ -262,6 +271,43 @@ impl Lab {
         Ok(container)
     }
 
+    /// A further server, on a link of its own with the owner: 10.80.N.1 and fd80::N:1, by the owner's
+    /// interface `stationN`. All other addresses are the owner's, as it sees them.
+    pub fn station(&self, number: u8) -> Result<Host> {
+        let last = u16::from(number);
+        let station = Host(Arc::new(Inner {
+            namespace: format!("{}-station{number}", self.tag),
+            v4: Ipv4Addr::new(10, 80, number, 1),
+            v6: Ipv6Addr::new(0xfd80, 0, 0, 0, 0, 0, last, 1),
+            mac: [2, 0x5a, 0x5a, 1, number, 1],
+        }));
+        self.add(&station)?;
+        station
+            .sh("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 \
+             net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0")?;
+        let link = station_link(number);
+        let owner = mac_text([2, 0x5a, 0x5a, 1, number, 2]);
+        self.owner.ip(&format!(
+            "link add {link} address {owner} type veth peer name eth0 address {} netns {}\n\
+             link set {link} up\n",
+            mac_text(station.mac()),
+            station.namespace()
+        ))?;
+        station.ip(&format!(
+            "addr add {v4}/24 dev eth0\n\
+             addr add {v6}/112 dev eth0 nodad\n\
+             link set lo up\n\
+             link set eth0 up\n\
+             neigh replace 10.80.{number}.2 lladdr {owner} dev eth0 nud permanent\n\
+             neigh replace fd80::{last:x}:2 lladdr {owner} dev eth0 nud permanent\n\
+             route add default via 10.80.{number}.2\n\
+             route add default via fd80::{last:x}:2\n",
+            v4 = station.address(Family::V4),
+            v6 = station.address(Family::V6),
+        ))?;
+        Ok(station)
+    }
+
     /// Puts a second link between the server (10.68.0.1) and the owner (10.68.0.2): a new
     /// interface `name` on both.
     pub fn add_link(&self, name: &str) -> Result<()> {
@@ -399,6 +445,11 @@ impl Drop for Lab {
             remove(namespace);
         }
     }
+}
+
+/// The owner's interface to a [`Lab::station`].
+pub(crate) fn station_link(number: u8) -> String {
+    format!("station{number}")
 }
 
 /// Removes what tests that were killed have left behind.

@@ -3,15 +3,13 @@
 use super::open::Settings;
 use crate::duration::{Lifetime, LifetimeError};
 use crate::knock::Family;
-use crate::server::{Host, ServerName};
+use crate::server::{Connections, Host, ServerName, Service};
 use crate::source::BindSource;
 use crate::target::Target;
 use clap::{Args, Parser, Subcommand};
 use core::num::NonZeroU16;
 use core::time::Duration;
-use spa_proto::{
-    DurationError, ItemError, PacketLength, Port, ServiceName, parse_duration_or_seconds,
-};
+use spa_proto::{DurationError, ItemError, PacketLength, ServiceName, parse_duration_or_seconds};
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
@@ -99,7 +97,7 @@ Examples:
 
 A server never answers a knock. --wait probes the services' TCP ports (those in the
 configuration; ssh, http and https are known) until they are open, and knocks again
-after 1, 3, 5 ... seconds. UDP ports can't be probed.")]
+after 1, 3, 5 ... seconds. Not probed: UDP, ranges, what lets one connection in.")]
 pub(super) struct OpenArgs {
     #[command(flatten)]
     pub(super) common: CommonArgs,
@@ -123,7 +121,7 @@ impl OpenArgs {
         // and below `ssh`, which hands its terminal on.
         let on_terminal = || io::stdout().is_terminal() || io::stderr().is_terminal();
         let wait = self.wait || (!self.no_wait && on_terminal());
-        Settings { lifetime: self.lifetime, wait: wait.then_some(self.timeout) }
+        Settings { lifetime: self.lifetime, wait: wait.then_some(self.timeout), insists: self.wait }
     }
 }
 
@@ -172,7 +170,8 @@ pub(super) enum ServerCommand {
 Examples:
   spa-client server add work --host gw.example.org --public-key spa-public-...
   spa-client server add home --host 192.0.2.7 --public-key spa-public-... \\
-      --service ssh=tcp/2222 --service mail=tcp/465,tcp/993
+      --service ssh=tcp/2222 --service media=tcp/443,udp/10000-10100 \\
+      --service desk=tcp/5900,once
 
 `spa-server client add` prints the line to run.")]
 pub(super) struct AddArgs {
@@ -189,9 +188,10 @@ pub(super) struct AddArgs {
     /// A UDP port to knock at, the preferred one first [default: 62201].
     #[arg(long = "knock-port", value_name = "PORT")]
     pub(super) knock_ports: Vec<NonZeroU16>,
-    /// Where a service listens, which --wait probes; ssh (tcp/22), http and https are known.
-    #[arg(long = "service", value_name = "NAME=PORT[,PORT...]", value_parser = service)]
-    pub(super) services: Vec<ServicePorts>,
+    /// Where a service listens, which --wait probes, with commas between; ssh (tcp/22), http and
+    /// https are known. `once`: it lets one connection in.
+    #[arg(long = "service", value_name = "NAME=PORTS[,once]", value_parser = service)]
+    pub(super) services: Vec<NamedService>,
     /// The file of this client's private key [default: identity.key].
     #[arg(long, value_name = "FILE")]
     pub(super) identity: Option<PathBuf>,
@@ -211,20 +211,25 @@ fn length(text: &str) -> Result<PacketLength, String> {
     PacketLength::try_from(bytes).map_err(|error| error.to_string())
 }
 
-/// A service, and where it listens.
+/// A service, and what it is called.
 #[derive(Debug, Clone)]
-pub(super) struct ServicePorts {
+pub(super) struct NamedService {
     pub(super) name: ServiceName,
-    pub(super) ports: Vec<Port>,
+    pub(super) service: Service,
 }
 
-fn service(text: &str) -> Result<ServicePorts, String> {
+fn service(text: &str) -> Result<NamedService, String> {
     let (name, ports) = text
         .split_once('=')
         .ok_or("write a name and ports, as in ssh=tcp/2222 or mail=tcp/465,tcp/993")?;
     let name = name.parse().map_err(|error: ItemError| error.to_string())?;
+    let (ports, connections) = match ports.strip_suffix(",once") {
+        Some(ports) => (ports, Connections::One),
+        None => (ports, Connections::Any),
+    };
     let ports = ports.split(',').map(str::parse).collect::<Result<_, ItemError>>();
-    Ok(ServicePorts { name, ports: ports.map_err(|error| error.to_string())? })
+    let ports = ports.map_err(|error| error.to_string())?;
+    Ok(NamedService { name, service: Service { ports, connections } })
 }
 
 #[derive(Debug, Args)]

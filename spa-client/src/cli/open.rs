@@ -8,10 +8,10 @@ use crate::config::Config;
 use crate::duration::Lifetime;
 use crate::knock::{Asked, KnockError, Knocker, Options};
 use crate::probe::{Probe, Probed, Progress, until_open};
-use crate::server::ServerName;
+use crate::server::{Connections, Server, ServerName};
 use crate::target::by_server;
 use core::time::Duration;
-use spa_proto::{MessageType, Transport};
+use spa_proto::{Item, MessageType};
 use std::io::{self, Write as _};
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -23,6 +23,8 @@ pub(super) struct Settings {
     pub(super) lifetime: Option<Lifetime>,
     /// How long to wait, when at all.
     pub(super) wait: Option<Duration>,
+    /// Whether the user has asked for it.
+    pub(super) insists: bool,
 }
 
 pub(super) fn run(
@@ -39,6 +41,9 @@ pub(super) fn run(
     let default = args.server.as_ref().or(config.default_server().map(|server| &server.name));
     for (name, items) in by_server(&args.targets, default) {
         let server = config.server(name.map(ServerName::as_str))?;
+        if settings.insists {
+            refuse_to_probe(server, &items)?;
+        }
         let asked = Asked::new(message_type, items)?;
         visits.push(Knocker::prepare(server, &asked, &options)?);
     }
@@ -60,6 +65,19 @@ pub(super) fn run(
         print_json(&report)?;
     }
     report.failure().map_or(Ok(()), |text| Err(CliError::Failed(text)))
+}
+
+/// What lets one connection in can't be waited for: the probe that saw it open would be that one.
+fn refuse_to_probe(server: &Server, items: &[Item]) -> Result<(), CliError> {
+    let is_one = |item: &&Item| {
+        server.service_of(item).is_some_and(|service| service.connections == Connections::One)
+    };
+    items.iter().find(is_one).map_or(Ok(()), |item| {
+        Err(CliError::Usage(format!(
+            "{item} on {} lets one connection in, and --wait would use it up by looking; leave --wait out and connect right away (`spa-client proxy`, which is to come, will do both in one)",
+            server.name
+        )))
+    })
 }
 
 /// Knocks on one server and waits for what was asked of it.
@@ -119,13 +137,14 @@ fn wait(
     })
 }
 
-/// The TCP ports behind what was asked for.
+/// The ports behind what was asked for that can be probed.
 fn probes(knocker: &Knocker<'_>) -> Vec<Probe> {
     let mut probes = Vec::new();
     for item in &knocker.request().items {
-        for port in knocker.server().ports_of(item).unwrap_or_default() {
+        let Some(service) = knocker.server().service_of(item) else { continue };
+        for port in service.probed() {
             let probe = Probe { item: item.clone(), port: port.number };
-            if port.transport == Transport::Tcp && !probes.contains(&probe) {
+            if !probes.contains(&probe) {
                 probes.push(probe);
             }
         }

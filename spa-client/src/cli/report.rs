@@ -5,7 +5,7 @@ use crate::config::closest;
 use crate::duration::{Lifetime, spoken};
 use crate::knock::{KnockError, Knocker, Sent, plain};
 use crate::probe::{Failure, Probe, Probed};
-use crate::server::ServerName;
+use crate::server::{Connections, ServerName};
 use core::fmt::Write as _;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
@@ -292,9 +292,18 @@ pub(super) fn not_yet(server: &ServerName, closed: &[Probe], timeout: Duration) 
 /// A line for each item that was asked for and can't be watched.
 pub(super) fn not_probed(knocker: &Knocker<'_>) -> Vec<String> {
     let server = knocker.server();
-    let text = |item: &Item| match server.ports_of(item) {
-        Some(ports) if ports.iter().any(|port| port.transport == Transport::Tcp) => None,
-        Some(_) => Some(format!("asked {} to open {item}; UDP ports can't be probed", server.name)),
+    let text = |item: &Item| match server.service_of(item) {
+        Some(service) if service.probed().next().is_some() => None,
+        Some(service) => {
+            let why = if service.connections == Connections::One {
+                "it lets one connection in, so it is not probed"
+            } else if service.ports.iter().any(|ports| ports.transport() == Transport::Tcp) {
+                "ranges of ports are not probed"
+            } else {
+                "UDP ports can't be probed"
+            };
+            Some(format!("asked {} to open {item}; {why}", server.name))
+        }
         None => {
             let known = server.known_services();
             let names = known.keys().map(spa_proto::ServiceName::as_str);

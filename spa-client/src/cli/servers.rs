@@ -1,14 +1,14 @@
 //! `spa-client list`, `spa-client server add` and `server remove`.
 
-use super::args::{AddArgs, ListArgs, RemoveArgs, ServicePorts};
+use super::args::{AddArgs, ListArgs, NamedService, RemoveArgs};
 use super::{CliError, print, print_json};
 use crate::config::Config;
 use crate::knock::{KnockError, Secrets};
-use crate::server::Server;
+use crate::server::{Connections, Server, Service};
 use core::fmt::Write as _;
 use serde::Serialize;
 use spa_keys::PublicKey;
-use spa_proto::{Port, ServiceName};
+use spa_proto::ServiceName;
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ struct Listed<'a> {
     plaintext_length: usize,
     lifetime_seconds: Option<u32>,
     bind_source: String,
-    services: BTreeMap<ServiceName, Vec<Port>>,
+    services: BTreeMap<ServiceName, Service>,
 }
 
 #[derive(Serialize)]
@@ -81,8 +81,12 @@ impl<'a> Listed<'a> {
     fn text(&self, is_default: bool) -> String {
         let joined = |parts: Vec<String>| parts.join(", ");
         let ports = joined(self.knock_ports.iter().map(ToString::to_string).collect());
-        let services = self.services.iter().map(|(name, ports)| {
-            format!("{name} ({})", joined(ports.iter().map(ToString::to_string).collect()))
+        let services = self.services.iter().map(|(name, service)| {
+            let mut parts: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
+            if service.connections == Connections::One {
+                parts.push("one connection".into());
+            }
+            format!("{name} ({})", joined(parts))
         });
         let mut text = String::new();
         let mark = if is_default { " (default)" } else { "" };
@@ -108,8 +112,8 @@ pub(super) fn add(directory: &Path, args: AddArgs) -> Result<(), CliError> {
     }
     server.pre_shared_key_file = args.pre_shared_key_file.map(here);
     server.length = args.plaintext_length.unwrap_or_default();
-    for ServicePorts { name, ports } in args.services {
-        if server.services.insert(name.clone(), ports).is_some() {
+    for NamedService { name, service } in args.services {
+        if server.services.insert(name.clone(), service).is_some() {
             return Err(CliError::Usage(format!(
                 "--service names {name} twice; name all its ports at once, with commas between"
             )));

@@ -1,14 +1,14 @@
 //! Changes to `config.toml` that leave everything else in it as the user wrote it.
 
 use super::{Config, ConfigError};
-use crate::server::{DEFAULT_KNOCK_PORT, Server};
+use crate::server::{Connections, DEFAULT_KNOCK_PORT, Server};
 use crate::source::BindSource;
 use spa_proto::PacketLength;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
-use toml_edit::{Array, DocumentMut, Item, Table, value};
+use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, value};
 
 impl Config {
     /// Writes `server` into the configuration in `directory`, which is made when it is not
@@ -99,9 +99,18 @@ fn table(directory: &Path, server: &Server) -> Table {
     }
     if !server.services.is_empty() {
         let mut services = Table::new();
-        for (service, ports) in &server.services {
-            let ports: Array = ports.iter().map(ToString::to_string).collect();
-            services.insert(service.as_str(), value(ports));
+        for (name, service) in &server.services {
+            let ports: Array = service.ports.iter().map(ToString::to_string).collect();
+            let entry = match service.connections {
+                Connections::Any => value(ports),
+                Connections::One => {
+                    let mut table = InlineTable::new();
+                    table.insert("ports", ports.into());
+                    table.insert("connections", 1.into());
+                    value(table)
+                }
+            };
+            services.insert(name.as_str(), entry);
         }
         table.insert("services", Item::Table(services));
     }

@@ -46,6 +46,10 @@ fn everything_that_can_be_configured_arrives() {
         [server.home.services]
         ssh = ["tcp/2222"]
         dns = ["udp/53", "tcp/53"]
+        media = { ports = ["udp/10000-10100"] }
+        [server.home.services.desk]
+        ports = ["tcp/5900"]
+        connections = 1
         [server.work]
         host = "gw.example.org"
         public-key = "KEY"
@@ -62,7 +66,15 @@ fn everything_that_can_be_configured_arrives() {
     assert_eq!(home.length.packet(), 256 + 88);
     assert_eq!(home.lifetime.unwrap().to_string(), "5m");
     assert_eq!(home.bind_source, BindSource::Observed);
-    assert_eq!(home.services.len(), 2);
+    let shown = |name: &str| {
+        let service = &home.services[&name.parse::<ServiceName>().unwrap()];
+        let ports: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
+        (ports.join(" "), service.connections)
+    };
+    assert_eq!(home.services.len(), 4);
+    assert_eq!(shown("dns"), ("udp/53 tcp/53".into(), Connections::Any));
+    assert_eq!(shown("media"), ("udp/10000-10100".into(), Connections::Any));
+    assert_eq!(shown("desk"), ("tcp/5900".into(), Connections::One));
     let work = config.server(Some("work")).unwrap();
     assert_eq!(work.bind_source.to_string(), "192.0.2.7");
 }
@@ -72,7 +84,7 @@ fn the_example_is_a_configuration() {
     let text = include_str!("../../config.example.toml");
     let config = Config::parse(text, "/etc/me/config.toml".into()).unwrap();
     assert_eq!(config.server(None).unwrap().name.as_str(), "work");
-    assert_eq!(config.server(Some("home")).unwrap().services.len(), 2);
+    assert_eq!(config.server(Some("home")).unwrap().services.len(), 4);
 }
 
 #[test]
@@ -105,6 +117,27 @@ fn what_is_wrong_is_told_with_file_and_line() {
             "services.ssh = [\"22\"]",
             4,
             "\"22\" is not a port; write tcp/ or udp/ and a number from 1 to 65535, as in tcp/22",
+        ),
+        (
+            "services.ssh = [\n\"udp/2-1\"]",
+            5,
+            "\"udp/2-1\" is not a range of ports; write the lower number first, as in udp/10000-10100",
+        ),
+        (
+            "[server.work.services.ssh]\nports = [\"tcp/22\"]\nconnections = 2",
+            6,
+            "connections is 1, or not there for as many as come",
+        ),
+        (
+            "[server.work.services.ssh]\nports = [\"tcp/22\"]\nonce = true",
+            6,
+            "unknown field `once`, expected `ports` or `connections`",
+        ),
+        ("services.ssh = { connections = 1 }", 4, "missing field `ports`"),
+        (
+            "services.ssh = \"tcp/22\"",
+            4,
+            "invalid type: string \"tcp/22\", expected a list of ports, as in [\"tcp/22\"], or a table with ports in it",
         ),
         (
             "services.SSH = [\"tcp/22\"]",
@@ -239,7 +272,11 @@ fn a_server_is_read_as_it_was_added() {
     server.length = PacketLength::try_from(200).unwrap();
     server.lifetime = Some("5m".parse().unwrap());
     server.bind_source = BindSource::Observed;
-    server.services.insert("ssh".parse().unwrap(), vec!["tcp/2222".parse().unwrap()]);
+    let ports = ["tcp/2222", "udp/10000-10100"].map(|ports| ports.parse().unwrap());
+    let mut service = Service::plain(ports);
+    server.services.insert("ssh".parse().unwrap(), service.clone());
+    service.connections = Connections::One;
+    server.services.insert("desk".parse().unwrap(), service);
     Config::add_server(&directory, &server, false).unwrap();
     let config = Config::load(&directory).unwrap();
     assert_eq!(config.servers().collect::<Vec<_>>(), [&server]);

@@ -157,6 +157,10 @@ fn a_server_is_added_with_the_ports_of_its_services() {
         (&["ssh=2222"], "\"2222\" is not a port; "),
         (&["ssh=tcp/22,"], "\"\" is not a port; "),
         (&["SSH=tcp/22"], "\"SSH\" is not a service name; "),
+        (&["ssh=once"], "\"once\" is not a port; "),
+        (&["ssh=,once"], "\"\" is not a port; "),
+        (&["ssh=once,tcp/22"], "\"once\" is not a port; "),
+        (&["ssh=tcp/22-21"], "\"tcp/22-21\" is not a range of ports; "),
         (&["ssh=tcp/22", "ssh=tcp/2222"], "--service names ssh twice; "),
     ] {
         let ran = add(services);
@@ -164,13 +168,23 @@ fn a_server_is_added_with_the_ports_of_its_services() {
         assert!(ran.stderr.contains(told), "{services:?}: {}", ran.stderr);
         assert!(!home.file("config.toml").exists(), "{services:?}");
     }
-    assert_eq!(add(&["ssh=tcp/2222", "web.admin=tcp/8443,udp/8443"]).status, 0);
+    assert_eq!(
+        add(&[
+            "ssh=tcp/2222",
+            "web.admin=tcp/8443,udp/8443",
+            "media=udp/10000-10100",
+            "desk=tcp/5900,once",
+        ])
+        .status,
+        0
+    );
     assert_eq!(
         fs::read_to_string(home.file("config.toml")).unwrap(),
         format!(
             "default = \"work\"\n\n\
              [server.work]\nhost = \"gw\"\npublic-key = \"{key}\"\n\n\
-             [server.work.services]\nssh = [\"tcp/2222\"]\n\
+             [server.work.services]\ndesk = {{ ports = [\"tcp/5900\"], connections = 1 }}\n\
+             media = [\"udp/10000-10100\"]\nssh = [\"tcp/2222\"]\n\
              \"web.admin\" = [\"tcp/8443\", \"udp/8443\"]\n"
         )
     );
@@ -179,6 +193,11 @@ fn a_server_is_added_with_the_ports_of_its_services() {
     let services = &listed["servers"][0]["services"];
     assert_eq!(services["ssh"], serde_json::json!(["tcp/2222"]));
     assert_eq!(services["web.admin"], serde_json::json!(["tcp/8443", "udp/8443"]));
+    assert_eq!(services["desk"], serde_json::json!({"ports": ["tcp/5900"], "connections": 1}));
+    let shown = home.run(&["list"]).stdout;
+    let line = "  services    desk (tcp/5900, one connection), http (tcp/80), https (tcp/443), \
+                media (udp/10000-10100), ssh (tcp/2222), web.admin (tcp/8443, udp/8443)\n";
+    assert!(shown.contains(line), "{shown}");
 }
 
 #[test]

@@ -215,6 +215,38 @@ fn waiting_is_over_at_once_when_the_port_is_open() {
     drop(listener);
 }
 
+/// The positive control is the test above: there the port is open too, and the probe sees it.
+#[test]
+fn what_lets_one_connection_in_is_not_probed_and_not_waited_for() {
+    let ear = Ear::v4();
+    let listener = Shut::new();
+    let port = listener.port();
+    let listener = listener.open();
+    let home = home(&[&ear]);
+    let config = std::fs::read_to_string(home.file("config.toml")).unwrap();
+    let service = format!(
+        "services.desk = {{ ports = [\"tcp/{port}\"], connections = 1 }}\n\
+         services.media = [\"udp/7-9\"]\nservices.far = [\"tcp/7-9\"]\n"
+    );
+    std::fs::write(home.file("config.toml"), format!("{config}{service}")).unwrap();
+    for item in ["desk".to_owned(), format!("tcp/{port}")] {
+        let ran = home.run(&["open", "media", &item, "--wait"]);
+        assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{}", ran.stderr);
+        let told =
+            format!("error: {item} on work lets one connection in, and --wait would use it up");
+        assert!(ran.stderr.starts_with(&told), "{}", ran.stderr);
+    }
+    assert!(!ear.has_more());
+    let ran = home.run(&["open", "desk"]);
+    assert_eq!(ran, Ran::said(0, "asked work to open desk (127.0.0.1)"));
+    ear.hear();
+    let ran = home.run(&["open", "far", "--wait"]);
+    assert_eq!(ran, Ran::said(0, "asked work to open far; ranges of ports are not probed"));
+    listener.set_nonblocking(true).unwrap();
+    let nobody = listener.accept().unwrap_err();
+    assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock, "somebody connected: {nobody}");
+}
+
 #[test]
 fn a_port_that_stays_closed_is_told_with_the_likely_reasons() {
     let (ear, shut) = (Ear::v4(), Shut::new());

@@ -1,13 +1,13 @@
 //! `spa-server check`: looks for whatever is wrong with an installation, and says how to mend it.
 
 use super::output::{print, print_json};
-use super::{CONFIG, CommandError, Done, FAILED, client, gate, host, trial};
+use super::{CONFIG, CommandError, Done, FAILED, client, gate as commands_gate, host, trial};
 use crate::capture::{Capture, CaptureSettings, Interfaces};
 use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::{Config, ConfigError, Settings, format_timestamp};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
-use crate::gate::{Gate as _, GateError, IptablesGate, Mode, ToolOverrides, Tools};
+use crate::gate::{AnyGate, Backend, Choice, Gate as _, GateError, Mode, ToolOverrides, Tools};
 use serde::Serialize;
 use spa_proto::{Port, Transport};
 use std::fs::{self, OpenOptions};
@@ -113,7 +113,7 @@ pub(crate) fn run(config: &Path, output: Output) -> Done {
                 look_at_gate(settings, daemon, &mut findings).await;
                 look_at_sshd(settings, &mut findings).await;
             }
-            None => drop(find_tools(&ToolOverrides::default(), &mut findings)),
+            None => find_tools(&mut findings),
         }
         look_at_clock(&mut findings).await;
     })
@@ -307,18 +307,57 @@ fn look_at_control(settings: &Settings, findings: &mut Findings) -> Daemon {
     Daemon::Absent
 }
 
+/// Which back-end it is and why, and who closes when the daemon is dead.
+async fn look_at_backend(settings: &Settings, findings: &mut Findings) -> Option<AnyGate> {
+    let check = "backend";
+    let Choice { gate, passed_over } =
+        match AnyGate::choose(&settings.gate, &settings.gate_plan()).await {
+            Ok(choice) => choice,
+            Err(error) => {
+                findings.error(check, with_causes(&error));
+                return None;
+            }
+        };
+    let backend = gate.backend();
+    let why = if settings.gate.backend != Backend::Auto {
+        "as configured".to_owned()
+    } else if passed_over.is_empty() {
+        "the first choice, and it works here".to_owned()
+    } else {
+        let reasons: Vec<_> = passed_over.iter().map(|one| format!("not {one}")).collect();
+        format!("the first that works here; {}", reasons.join("; "))
+    };
+    findings.ok(check, format!("{backend} ({why}): {}", backend.closing()));
+    match backend {
+        Backend::Hook => findings.warning(
+            check,
+            "hook commands hide and refuse nothing: the firewall that they change has to, and the knock ports answer like any closed port unless it drops them",
+        ),
+        Backend::DryRun => {
+            findings.warning(check, "a dry run guards nothing: the ports are as open as they are");
+        }
+        _ => {}
+    }
+    if let Some(warning) = settings.abandoned_hook() {
+        findings.warning(check, warning);
+    }
+    Some(gate)
+}
+
 async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findings) {
     let check = "gate";
-    let Some(tools) = find_tools(&settings.gate.tools, findings) else { return };
-    let report = match IptablesGate::new(tools).examine(&trial::plan(settings)).await {
+    let Some(gate) = look_at_backend(settings, findings).await else { return };
+    let report = match gate.examine(&trial::plan(settings)).await {
         Ok(report) => report,
         Err(error) => return findings.error(check, with_causes(&error as &GateError)),
     };
-    let warnings = gate::warnings(&report);
+    let warnings = commands_gate::warnings(&report);
     if let Some(warning) = trial::warning(settings) {
         findings.warning(check, warning);
     }
     match (report.changed, daemon) {
+        // There is nothing that could be looked at.
+        _ if gate.backend() == Backend::DryRun => {}
         (false, _) => findings.ok(check, "the gate is installed"),
         (true, Daemon::Absent) => findings.ok(check, "the gate can be installed"),
         (true, Daemon::RunsWithoutGate(why)) => findings.warning(check, format!("the gate is {why}")),
@@ -332,16 +371,11 @@ async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findin
     }
 }
 
-fn find_tools(overrides: &ToolOverrides, findings: &mut Findings) -> Option<Tools> {
-    match Tools::find(overrides) {
-        Ok(tools) => {
-            findings.ok("tools", "iptables, ip6tables, ipset and conntrack are there");
-            Some(tools)
-        }
-        Err(missing) => {
-            findings.error("tools", missing.to_string());
-            None
-        }
+/// Without a configuration it can't be said which are needed.
+fn find_tools(findings: &mut Findings) {
+    match Tools::find(&ToolOverrides::default()) {
+        Ok(_) => findings.ok("tools", "iptables, ip6tables, ipset and conntrack are there"),
+        Err(missing) => findings.warning("tools", missing.to_string()),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::config::{
     self, ClientSettings, ConfigError, Settings, client_file, client_files, clients_directory,
     format_duration, format_timestamp, parse_duration, parse_duration_or_seconds,
 };
+use crate::service::Connections;
 use ring::rand::SystemRandom;
 use serde::Serialize;
 use spa_keys::{Overwrite, PreSharedKey, PrivateKey, PublicKey};
@@ -202,12 +203,16 @@ fn client_command(
     if settings.packet_length != PacketLength::default() {
         words.push(format!("--plaintext-length {}", settings.packet_length.plaintext()));
     }
-    for service in &client.rules.allow {
-        let ports = settings.services.get(service).map(|service| &service.ports);
-        let ports: Vec<_> = ports.into_iter().flatten().map(ToString::to_string).collect();
-        let ports = ports.join(",");
-        if !USUAL_SERVICES.contains(&(service.as_str(), ports.as_str())) {
-            words.push(format!("--service {service}={ports}"));
+    for name in &client.rules.allow {
+        let Some(service) = settings.services.get(name) else { continue };
+        let mut parts: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
+        if service.connections == Connections::One {
+            // A client that looked whether it is open would use it up.
+            parts.push("once".into());
+        }
+        let parts = parts.join(",");
+        if !USUAL_SERVICES.contains(&(name.as_str(), parts.as_str())) {
+            words.push(format!("--service {name}={parts}"));
         }
     }
     if has_pre_shared {

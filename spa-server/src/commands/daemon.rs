@@ -7,6 +7,7 @@ use crate::config::{Settings, format_duration, format_timestamp};
 use crate::control::{
     CallError, ControlRequest, ControlResponse, CutView, GrantView, Reloaded, Status, call,
 };
+use crate::gate::Backend;
 use serde::Serialize;
 use spa_keys::PublicKey;
 use spa_proto::ClientId;
@@ -219,6 +220,14 @@ pub(super) fn render_reloaded(reloaded: &Reloaded) -> String {
     text
 }
 
+/// How the ports are guarded; hook commands and a dry run refuse nothing themselves.
+fn guarding(status: &Status) -> String {
+    match status.backend {
+        Backend::Hook | Backend::DryRun => status.backend.to_string(),
+        backend => format!("{backend}, {}, {}", status.mode, status.refuse),
+    }
+}
+
 fn render_status(status: &Status) -> String {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let interfaces: Vec<_> = status
@@ -248,7 +257,7 @@ fn render_status(status: &Status) -> String {
         ),
         row("capture", interfaces.join(", ")),
         row("knock ports", ports.join(", ")),
-        row("gate", format!("{} ({}, {})", status.gate, status.mode, status.refuse)),
+        row("gate", format!("{} ({})", status.gate, guarding(status))),
         row("replay store", status.replay_store.clone()),
         row("clients", format!("{}, {disabled} disabled", status.clients.total)),
         row("grants", format!("{} open", status.grants)),
@@ -326,6 +335,7 @@ mod tests {
             uptime: 3723,
             interfaces: vec![InterfaceStatus { name: "any".into(), state: "running".into() }],
             knock_ports: vec![53, 62_201],
+            backend: Backend::Ipset,
             mode: "guard".into(),
             refuse: "drop".into(),
             guards: true,
@@ -350,7 +360,7 @@ mod tests {
         daemon        spa-server 0.1.0, pid 123, for 1h2m3s (since 2026-12-31T23:00:00Z)
         capture       any: running
         knock ports   udp/53, udp/62201
-        gate          installed (guard, drop)
+        gate          installed (ipset, guard, drop)
         replay store  writable
         clients       3, 1 disabled
         grants        1 open
@@ -358,6 +368,8 @@ mod tests {
         dropped       2 mac, 4 replay
         lost          0 before the daemon saw them
         ");
+        status.backend = Backend::Hook;
+        assert!(render_status(&status).contains("gate          installed (hook)\n"));
         status.dropped.clear();
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
         (status.restored, status.last_restored) = (2, Some(UnixMicros::from_secs(1_798_758_030)));

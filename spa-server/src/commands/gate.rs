@@ -4,11 +4,11 @@ use super::output::{print, print_json, table};
 use super::trial::{self, Order};
 use super::{CommandError, Done, daemon, host};
 use crate::causes::with_causes;
-use crate::cli::{InstallArgs, Output};
-use crate::config::{Settings, format_duration};
+use crate::cli::{GateInstallArgs, Output};
+use crate::config::{GateSettings, Settings, format_duration};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
 use crate::gate::{
-    AnyGate, Gate as _, GateError, InstallReport, IptablesGate, LiveElement, ToolOverrides, Tools,
+    AnyGate, Backend, Choice, Gate as _, GateError, InstallReport, LiveElement, Plan,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -18,10 +18,14 @@ use std::time::Duration;
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Shown {
+    /// What guards the ports.
+    backend: Backend,
     /// Whether rules and sets are there.
     installed: bool,
     /// Whether they are as the configuration wants them.
     up_to_date: bool,
+    /// In what they differ from that.
+    differences: Vec<String>,
     /// What the kernel admits.
     admitted: Vec<LiveElement>,
     /// What the administrator should know.
@@ -29,8 +33,11 @@ struct Shown {
 }
 
 /// `spa-server gate install`: by the daemon, if it runs; it then watches over what it installed.
-pub(crate) fn install(config: &Path, args: &InstallArgs) -> Done {
+pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
     let settings = Settings::load(config)?;
+    if args.dry_run {
+        return preview(&settings, args.output);
+    }
     let length = args.trial.as_deref().map(trial::length).transpose()?;
     let request = if args.boot {
         ControlRequest::Status
@@ -53,8 +60,9 @@ pub(crate) fn install(config: &Path, args: &InstallArgs) -> Done {
                 Some(length) => Order::OnTrial(length),
                 None => Order::ForGood,
             };
-            let gate = gate(&settings)?;
-            let put_up = trial::put_up(&settings, order, |plan| wait(gate.install(&plan)))?;
+            let put_up = trial::put_up(&settings, order, |plan| {
+                wait_for(install_without_daemon(&settings, &plan))?
+            })?;
             let Some(report) = put_up else { return Ok(()) };
             (report, false)
         }
@@ -76,23 +84,93 @@ pub(crate) fn install(config: &Path, args: &InstallArgs) -> Done {
     Ok(())
 }
 
+/// Puts the gate in place by this plan, instead of that of any other back-end.
+pub(super) async fn install_without_daemon(
+    settings: &Settings,
+    plan: &Plan,
+) -> Result<InstallReport, CommandError> {
+    let Choice { gate, .. } = choose(settings, plan).await?;
+    let mut report = gate.install(plan).await.map_err(|error| failed(&error))?;
+    // Only now, so that there is no moment without one.
+    let left = gate.replace_others(&settings.gate, plan).await;
+    report.warnings.extend(left.into_iter().chain(settings.abandoned_hook()));
+    Ok(report)
+}
+
+/// What `gate install --dry-run` prints.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Preview {
+    backend: Backend,
+    /// Whether anything would be made or mended.
+    would_change: bool,
+    /// What.
+    differences: Vec<String>,
+    /// What its tools would be given where there is nothing yet.
+    script: Vec<String>,
+    warnings: Vec<String>,
+}
+
+fn preview(settings: &Settings, output: Output) -> Done {
+    let plan = settings.gate_plan();
+    let preview = wait_for(async {
+        let Choice { gate, .. } = choose(settings, &plan).await?;
+        let stands = gate.snapshot().await.is_ok();
+        let report = gate.examine(&plan).await.map_err(|error| failed(&error))?;
+        Ok::<_, CommandError>(Preview {
+            backend: gate.backend(),
+            would_change: report.changed,
+            script: if stands { Vec::new() } else { gate.script(&plan) },
+            warnings: warnings(&report),
+            differences: report.differences,
+        })
+    })??;
+    if output.json { print_json(&preview) } else { print(&render_preview(&preview)) }
+}
+
+fn render_preview(preview: &Preview) -> String {
+    let Preview { backend, would_change, differences, script, warnings } = preview;
+    let mut lines = vec![if *would_change {
+        format!("the back-end {backend} would install the gate; nothing is done")
+    } else {
+        format!("the gate of the back-end {backend} is in place; nothing would be done")
+    }];
+    if script.is_empty() {
+        lines.extend(differences.iter().map(|difference| format!("to mend: {difference}")));
+    }
+    lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
+    lines.extend(script.iter().cloned());
+    lines.push(String::new());
+    lines.join("\n")
+}
+
 /// `spa-server gate show`.
 pub(crate) fn show(config: &Path, output: Output) -> Done {
     let settings = Settings::load(config)?;
-    let gate = gate(&settings)?;
-    let admitted = match wait_for(gate.snapshot())? {
+    let shown = wait_for(look(&settings))??;
+    if output.json { print_json(&shown) } else { print(&render(&shown)) }
+}
+
+async fn look(settings: &Settings) -> Result<Shown, CommandError> {
+    let plan = trial::plan(settings);
+    let Choice { gate, .. } = choose(settings, &plan).await?;
+    let admitted = match gate.snapshot().await {
         Ok(admitted) => Some(admitted),
         Err(GateError::NotInstalled) => None,
         Err(error) => return Err(failed(&error)),
     };
-    let examined = wait(gate.examine(&trial::plan(&settings)))?;
-    let shown = Shown {
-        installed: admitted.is_some(),
-        up_to_date: admitted.is_some() && !examined.changed,
+    let mut examined = gate.examine(&plan).await.map_err(|error| failed(&error))?;
+    examined.warnings.extend(trial::warning(settings).into_iter().chain(settings.abandoned_hook()));
+    let is_there = admitted.is_some();
+    Ok(Shown {
+        backend: gate.backend(),
+        installed: is_there,
+        up_to_date: is_there && !examined.changed,
         admitted: admitted.unwrap_or_default(),
-        warnings: trial::warning(&settings).into_iter().chain(warnings(&examined)).collect(),
-    };
-    if output.json { print_json(&shown) } else { print(&render(&shown)) }
+        warnings: warnings(&examined),
+        // Where there is nothing, everything differs.
+        differences: if is_there { examined.differences } else { Vec::new() },
+    })
 }
 
 /// `spa-server gate remove`: for the day when everything else is wrong. A daemon that runs is asked
@@ -117,16 +195,19 @@ pub(crate) fn remove(config: &Path) -> Done {
             );
         }
     }
-    let overrides = if let Ok(settings) = Settings::load(config) {
-        settings.gate.tools
+    let settings = if let Ok(settings) = Settings::load(config) {
+        if let Some(warning) = settings.abandoned_hook() {
+            eprintln!("warning: {warning}");
+        }
+        settings.gate
     } else {
         eprintln!(
-            "no usable configuration at {}: the tools are looked for in the usual places",
+            "no usable configuration at {}: the tools are looked for in the usual places, and what hook commands have opened stays open",
             config.display()
         );
-        ToolOverrides::default()
+        GateSettings::default()
     };
-    wait(IptablesGate::new(Tools::find_some(&overrides)).remove())?;
+    wait_for(AnyGate::remove_all(&settings))?.map_err(|error| failed(&error))?;
     if let Ok(settings) = Settings::load(config) {
         trial::removed(&settings);
     }
@@ -134,17 +215,11 @@ pub(crate) fn remove(config: &Path) -> Done {
     Ok(())
 }
 
-pub(super) fn gate(settings: &Settings) -> Result<AnyGate, CommandError> {
-    AnyGate::choose(&settings.gate).map_err(|error| failed(&error))
+async fn choose(settings: &Settings, plan: &Plan) -> Result<Choice, CommandError> {
+    AnyGate::choose(&settings.gate, plan).await.map_err(|error| failed(&error))
 }
 
-pub(super) fn wait<T>(
-    future: impl Future<Output = Result<T, GateError>>,
-) -> Result<T, CommandError> {
-    wait_for(future)?.map_err(|error| failed(&error))
-}
-
-fn wait_for<F: Future>(future: F) -> Result<F::Output, CommandError> {
+pub(super) fn wait_for<F: Future>(future: F) -> Result<F::Output, CommandError> {
     host::block_on(future).map_err(|source| {
         CommandError::Failed(format!("the runtime could not be started: {source}"))
     })
@@ -173,14 +248,16 @@ fn render_report(report: &InstallReport) -> String {
 }
 
 fn render(shown: &Shown) -> String {
+    let backend = shown.backend;
     let state = match (shown.installed, shown.up_to_date) {
-        (false, _) => "the gate is not installed",
-        (true, false) => {
-            "the gate is installed, but not as the configuration wants it; `spa-server gate install` or a restart of the daemon mends it"
-        }
-        (true, true) => "the gate is installed",
+        (false, _) => format!("the gate is not installed (back-end {backend})"),
+        (true, false) => format!(
+            "the gate is installed (back-end {backend}), but not as the configuration wants it; `spa-server gate install` or a restart of the daemon mends it"
+        ),
+        (true, true) => format!("the gate is installed (back-end {backend})"),
     };
-    let mut lines = vec![state.to_owned()];
+    let mut lines = vec![state];
+    lines.extend(shown.differences.iter().map(|difference| format!("differs: {difference}")));
     lines.extend(shown.warnings.iter().map(|warning| format!("warning: {warning}")));
     if shown.installed && shown.admitted.is_empty() {
         lines.push("nothing is admitted".to_owned());
@@ -227,24 +304,55 @@ mod tests {
     #[test]
     fn a_gate_is_shown() {
         let mut shown = Shown {
+            backend: Backend::Ipset,
+            differences: Vec::new(),
             installed: false,
             up_to_date: false,
             admitted: Vec::new(),
             warnings: Vec::new(),
         };
-        assert_eq!(render(&shown), "the gate is not installed\n");
+        assert_eq!(render(&shown), "the gate is not installed (back-end ipset)\n");
         (shown.installed, shown.up_to_date) = (true, true);
-        assert_eq!(render(&shown), "the gate is installed\nnothing is admitted\n");
+        assert_eq!(render(&shown), "the gate is installed (back-end ipset)\nnothing is admitted\n");
         shown.up_to_date = false;
+        shown.differences = vec!["set spa6 is missing".into()];
         shown.warnings.push(busy().to_string());
-        let element =
-            Element { source: "192.0.2.7".parse().unwrap(), ports: "tcp/22".parse().unwrap() };
-        shown.admitted.push(LiveElement { element, seconds_left: 29 });
+        for (source, ports) in [("192.0.2.7", "tcp/22"), ("2001:db8::/64", "udp/10000-10100")] {
+            let element =
+                Element { source: source.parse().unwrap(), ports: ports.parse().unwrap() };
+            shown.admitted.push(LiveElement { element, seconds_left: 29 });
+        }
         insta::assert_snapshot!(render(&shown), @"
-        the gate is installed, but not as the configuration wants it; `spa-server gate install` or a restart of the daemon mends it
+        the gate is installed (back-end ipset), but not as the configuration wants it; `spa-server gate install` or a restart of the daemon mends it
+        differs: set spa6 is missing
         warning: knock port udp/53 is left alone over IPv4: a service listens on 0.0.0.0:53
-        SOURCE     PORT    LEFT
-        192.0.2.7  tcp/22  29s
+        SOURCE         PORT             LEFT
+        192.0.2.7      tcp/22           29s
+        2001:db8::/64  udp/10000-10100  29s
         ");
+    }
+
+    #[test]
+    fn what_would_be_done_is_told() {
+        let mut preview = Preview {
+            backend: Backend::Nftables,
+            would_change: true,
+            differences: vec!["table inet spa is missing".into()],
+            script: vec!["nft: add table inet spa".into()],
+            warnings: vec!["this kernel has no IPv6".into()],
+        };
+        insta::assert_snapshot!(render_preview(&preview), @"
+        the back-end nftables would install the gate; nothing is done
+        warning: this kernel has no IPv6
+        nft: add table inet spa
+        ");
+        preview.script.clear();
+        preview.warnings.clear();
+        insta::assert_snapshot!(render_preview(&preview), @"
+        the back-end nftables would install the gate; nothing is done
+        to mend: table inet spa is missing
+        ");
+        (preview.would_change, preview.differences) = (false, Vec::new());
+        insta::assert_snapshot!(render_preview(&preview), @"the gate of the back-end nftables is in place; nothing would be done");
     }
 }

@@ -1,13 +1,13 @@
 //! The trial of a gate, as the commands have it: begun and confirmed without the daemon, where none
 //! runs.
 
-use super::gate::{gate, wait};
+use super::gate::{install_without_daemon, wait_for};
 use super::{CommandError, Done, daemon};
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::config::{Settings, format_duration};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
-use crate::gate::{Gate as _, Plan};
+use crate::gate::Plan;
 use crate::origin::Origin;
 use crate::replay_store::BootId;
 use crate::trial::{LONGEST, SHORTEST, Trial, TrialFile, TrialState};
@@ -46,7 +46,7 @@ pub(crate) fn confirm(config: &Path, from_console: bool) -> Done {
         Ok(ControlResponse::Done) => {}
         Ok(other) => return Err(daemon::unexpected(&other)),
         Err(CallError::NotRunning { .. }) => {
-            wait(gate(&settings)?.install(&settings.gate_plan()))?;
+            wait_for(install_without_daemon(&settings, &settings.gate_plan()))??;
             file.clear().map_err(|error| CommandError::Failed(with_causes(&error)))?;
         }
         Err(error) => return Err(error.into()),

@@ -28,6 +28,8 @@ const MAX_GRANTS: i64 = 1_048_576;
 /// How long a hook command may take, at least and at most: knocks wait for it.
 const HOOK_TIME_LIMITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 const HOOK_TIME_LIMIT: Duration = Duration::from_secs(10);
+/// Where below the state directory is kept what hook commands have open.
+const HOOK_DIRECTORY: &str = "hook";
 /// The largest sets that the gate makes.
 const MAX_ELEMENTS: u32 = 16 * 1024 * 1024;
 /// The longest interface name that Linux has.
@@ -61,7 +63,7 @@ pub struct Settings {
 }
 
 /// How the ports are guarded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GateSettings {
     /// Whether the gate refuses what is not granted, or leaves that to another firewall.
     pub mode: Mode,
@@ -117,6 +119,18 @@ impl Settings {
 }
 
 impl Settings {
+    /// What is wrong when hook commands have been opening ports and are configured no more: nobody
+    /// knows how to close what they opened.
+    pub fn abandoned_hook(&self) -> Option<String> {
+        let directory = self.state_directory.join(HOOK_DIRECTORY);
+        (self.gate.hook.is_none() && directory.exists()).then(|| {
+            format!(
+                "hook commands may have left ports open, which {} tells; put [gate.hook] back and run `spa-server gate remove`, or close them by hand and delete that directory",
+                directory.display()
+            )
+        })
+    }
+
     /// What the gate is to guard.
     pub fn gate_plan(&self) -> Plan {
         let mut guarded = BTreeMap::new();
@@ -254,7 +268,7 @@ impl Judge {
         let RawGate { mode, refuse, backend, always_admit, tools, hook } = raw;
         let hook = match hook {
             None if backend != Backend::Hook => None,
-            hook => self.hook(hook.unwrap_or_default(), state_directory.join("hook")),
+            hook => self.hook(hook.unwrap_or_default(), state_directory.join(HOOK_DIRECTORY)),
         };
         let always_admit = self.always_admit(&always_admit);
         for (tool, path) in [

@@ -1,6 +1,6 @@
 //! What is asked and answered over the control socket.
 
-use crate::gate::InstallReport;
+use crate::gate::{Backend, InstallReport};
 use crate::source::Source;
 use serde::{Deserialize, Serialize};
 use spa_proto::{Item, PortRange, UnixMicros};
@@ -125,6 +125,9 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The UDP ports whose datagrams are looked at.
     pub knock_ports: Vec<u16>,
+    /// What guards the ports; never [`Backend::Auto`], but for a daemon of an older version.
+    #[serde(default)]
+    pub backend: Backend,
     /// `guard` or `open`.
     pub mode: String,
     /// `drop` or `reject`.

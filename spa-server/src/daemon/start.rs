@@ -12,7 +12,7 @@ use crate::config::{Config, Problem, Settings, judge_directory};
 use crate::connections::{Connections, KernelConnections};
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
-use crate::gate::{AnyGate, Gate as _, InstallReport};
+use crate::gate::{AnyGate, Choice, Gate as _, InstallReport};
 use crate::grants::{FileGrantStore, Grant};
 use crate::pipeline::{Judge, Pipeline, SharedJudge};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
@@ -37,7 +37,14 @@ impl Daemon {
         let settings = config.settings.clone();
         let lock = lock_state(&settings.state_directory)?;
         let boot = BootId::read().with_context(|| format!("cannot read {}", BootId::SOURCE))?;
-        let gate = Arc::new(AnyGate::choose(&settings.gate)?);
+        let Choice { gate, passed_over } =
+            AnyGate::choose(&settings.gate, &settings.gate_plan()).await?;
+        let backend = gate.backend();
+        for one in passed_over {
+            tracing::info!("this back-end of the gate is passed over: {one}");
+        }
+        tracing::info!("the back-end of the gate is {backend}: {}", backend.closing());
+        let gate = Arc::new(gate);
 
         let mut receiver = Receiver::new(
             ReceiverSettings {
@@ -101,6 +108,12 @@ impl Daemon {
         }
         authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
 
+        // Only now: what is admitted by the new gate too is admitted without a gap.
+        let left = gate.remove_others(&settings.gate).await;
+        for complaint in left.into_iter().chain(settings.abandoned_hook()) {
+            tracing::warn!("{complaint}");
+        }
+
         let connections: Arc<dyn Connections> = Arc::new(KernelConnections);
         let (watch, alarms) =
             Watch::start(Arc::clone(&gate), authorizer.needed(), Arc::clone(&connections), &plan);
@@ -129,6 +142,7 @@ impl Daemon {
             judge,
             counters,
             authorizer,
+            backend,
             capture,
             knocks,
             commands,

@@ -56,6 +56,7 @@ impl Daemon {
             uptime: self.started.1.elapsed().as_secs(),
             interfaces: interfaces.collect(),
             knock_ports: self.settings.knock_ports.clone(),
+            backend: self.backend,
             mode: match self.settings.gate.mode {
                 Mode::Guard => "guard".into(),
                 Mode::Open => "open".into(),

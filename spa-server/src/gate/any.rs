@@ -1,48 +1,44 @@
-//! The back-end that the configuration names, or the first that works.
+//! One gate, whichever back-end it has.
 
 use super::types::{Backend, Change, Connection, Doubt, InstallReport, LiveElement, Look, Plan};
-use super::{Gate, GateError, HookGate, IptablesGate, NftablesGate, Tools};
-use crate::config::GateSettings;
+use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, NftablesGate, dry_run, nftables};
 
 /// One of the back-ends.
 #[derive(Debug)]
 pub enum AnyGate {
     /// iptables and ip6tables rules over ipset sets.
     Ipset(IptablesGate),
+    /// iptables and ip6tables rules alone.
+    Iptables(IptablesGate),
     /// Commands of the administrator's.
     Hook(HookGate),
     /// A table of nftables.
     Nftables(NftablesGate),
+    /// Nothing.
+    DryRun(DryRunGate),
 }
 
 /// Calls a method of whichever it is.
 macro_rules! each {
     ($gate:expr, $one:ident => $call:expr) => {
         match $gate {
-            AnyGate::Ipset($one) => $call,
+            AnyGate::Ipset($one) | AnyGate::Iptables($one) => $call,
             AnyGate::Hook($one) => $call,
             AnyGate::Nftables($one) => $call,
+            AnyGate::DryRun($one) => $call,
         }
     };
 }
 
 impl AnyGate {
-    /// The back-end that the settings ask for. Nothing is touched yet.
-    ///
-    /// # Errors
-    ///
-    /// It can't work here, and the error says what is missing.
-    pub fn choose(settings: &GateSettings) -> Result<Self, GateError> {
-        match settings.backend {
-            Backend::Auto | Backend::Ipset => {
-                Ok(Self::Ipset(IptablesGate::new(Tools::find(&settings.tools)?)))
-            }
-            Backend::Hook => match &settings.hook {
-                Some(hook) => Ok(Self::Hook(HookGate::new(hook.clone())?)),
-                None => Err(GateError::NotConfigured(Backend::Hook)),
-            },
-            Backend::Nftables => Ok(Self::Nftables(NftablesGate::new(&settings.tools)?)),
-            other => Err(GateError::NoSuchBackend(other)),
+    /// What the back-end makes for this plan where there is nothing of it yet, line by line as its
+    /// tools would read it; nothing, where that is for somebody else to say.
+    pub fn script(&self, plan: &Plan) -> Vec<String> {
+        match self {
+            Self::Ipset(_) | Self::DryRun(_) => dry_run::script(plan),
+            Self::Iptables(_) => dry_run::script_without_sets(plan),
+            Self::Nftables(_) => nftables::script(plan),
+            Self::Hook(_) => Vec::new(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Why the gate could not do what was asked.
 
+use super::choice::PassedOver;
 use super::hook::LedgerError;
 use super::tools::MissingTool;
 use super::types::{Backend, Element, Family, MAX_ELEMENT_SECONDS};
@@ -17,6 +18,12 @@ pub enum GateError {
     /// A back-end that isn't there.
     #[error("there is no back-end {0} here")]
     NoSuchBackend(Backend),
+    /// No back-end at all.
+    #[error(
+        "no back-end of the gate works here; {}. Install one of them, as with 'apt install iptables ipset conntrack', or write backend = \"hook\" and your own commands",
+        list(.0)
+    )]
+    NoBackend(Vec<PassedOver>),
     /// A back-end that the configuration doesn't describe.
     #[error("backend = \"{0}\" needs its section [gate.{0}] in the configuration")]
     NotConfigured(Backend),
@@ -186,4 +193,8 @@ pub enum GateError {
     /// The kernel's answer over netlink.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+}
+
+fn list(passed_over: &[PassedOver]) -> String {
+    passed_over.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

@@ -55,12 +55,14 @@ pub fn in_nft(json: &str, but_filter_input: bool) -> Result<Vec<Dropper>, String
     nft_droppers(json, &["input", "prerouting"], if but_filter_input { &ours } else { &[] })
 }
 
-/// The droppers among the base chains for packets that are forwarded.
-pub fn forwarding_in_nft(json: &str) -> Result<Vec<Dropper>, String> {
-    nft_droppers(json, &["forward"], &[])
+/// The droppers among the base chains for packets that are forwarded; but not the filter FORWARD
+/// chains of iptables-nft, if those are read by their own tool.
+pub fn forwarding_in_nft(json: &str, but_filter_forward: bool) -> Result<Vec<Dropper>, String> {
+    let known = ["ip filter FORWARD", "ip6 filter FORWARD"];
+    nft_droppers(json, &["forward"], if but_filter_forward { &known } else { &[] })
 }
 
-fn nft_droppers(json: &str, hooks: &[&str], ours: &[&str]) -> Result<Vec<Dropper>, String> {
+fn nft_droppers(json: &str, hooks: &[&str], but: &[&str]) -> Result<Vec<Dropper>, String> {
     let ruleset: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
     let objects = ruleset
         .get("nftables")
@@ -82,7 +84,7 @@ fn nft_droppers(json: &str, hooks: &[&str], ours: &[&str]) -> Result<Vec<Dropper
         if !hooks.contains(&text("hook")) || text("type") != "filter" {
             continue;
         }
-        if ours.contains(&format!("{family} {table} {name}").as_str()) {
+        if but.contains(&format!("{family} {table} {name}").as_str()) {
             continue;
         }
         let of_table: Vec<_> = rules
@@ -257,12 +259,12 @@ fn nft_ports(rule: &Value, ports: &mut Vec<(u16, u16)>) {
     }
 }
 
-/// `ct status dnat`, or what iptables-nft makes of `--ctstate DNAT`.
+/// `ct status dnat`
 fn nft_speaks_of_translated(rule: &Value) -> bool {
     let statements = rule.get("expr").and_then(Value::as_array).into_iter().flatten();
     statements.filter_map(|statement| statement.get("match")).any(|matching| {
-        let is_of_connection = matching.to_string().contains("\"ct\"");
-        is_of_connection && matching.to_string().contains("dnat")
+        let text = matching.to_string();
+        text.contains("\"ct\"") && text.contains("dnat")
     })
 }
 

@@ -22,6 +22,8 @@
 
 mod any;
 mod bounds;
+mod choice;
+mod dry_run;
 mod error;
 pub mod foreign;
 pub mod hook;
@@ -35,6 +37,8 @@ mod tools;
 pub mod types;
 
 pub use any::AnyGate;
+pub use choice::{Choice, PassedOver};
+pub use dry_run::DryRunGate;
 pub use error::GateError;
 pub use hook::{CommandLine, CommandLineError, HookGate, HookSettings};
 pub use iptables::IptablesGate;

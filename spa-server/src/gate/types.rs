@@ -108,6 +108,23 @@ impl Backend {
             Self::DryRun => "dry-run",
         }
     }
+
+    /// Who closes what is open, and when nobody does.
+    pub const fn closing(self) -> &'static str {
+        match self {
+            Self::Auto => "who closes what is open depends on the back-end",
+            Self::Ipset | Self::Nftables => {
+                "the kernel closes what is open in time, also when the daemon is dead"
+            }
+            Self::Iptables => {
+                "the kernel closes what is open by the clock on the wall, also when the daemon is dead"
+            }
+            Self::Hook => {
+                "the daemon alone closes what is open: when it is dead or frozen, that stays open until it runs again"
+            }
+            Self::DryRun => "nothing is ever open",
+        }
+    }
 }
 
 impl fmt::Display for Backend {

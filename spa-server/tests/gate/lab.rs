@@ -87,6 +87,8 @@ pub(crate) const REFUSED: [Seen; 2] = [Seen::Refused; 2];
 pub(crate) struct Lab {
     name: String,
     pub(crate) variant: Variant,
+    /// Whether grants are held in sets, or else in rules.
+    pub(crate) in_sets: bool,
     scripts: TempDir,
     /// Sockets of the server and the inner host, which live as long as the lab.
     listeners: Vec<(&'static str, TcpListener)>,
@@ -96,11 +98,16 @@ impl Lab {
     /// A client (with the address of a stranger, too) and a server on one link; a host behind the
     /// server, to which it forwards. The server listens on TCP 22 and 80, the inner host on 22.
     pub(crate) fn new(variant: Variant) -> Self {
+        Self::holding(variant, true)
+    }
+
+    /// The same, with the grants in sets or in rules.
+    pub(crate) fn holding(variant: Variant, in_sets: bool) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("spag{}n{count}", std::process::id());
         let scripts = tempfile::tempdir().unwrap();
-        let mut lab = Self { name, variant, scripts, listeners: Vec::new() };
+        let mut lab = Self { name, variant, in_sets, scripts, listeners: Vec::new() };
         for place in ["c", "s", "i"] {
             run("ip", &format!("netns add {}", lab.ns(place)));
             lab.on(place, "ip link set lo up");
@@ -222,9 +229,13 @@ impl Lab {
         code: impl FnOnce(IptablesGate) -> F + Send,
     ) -> T {
         self.inside("s", || {
-            let gate = IptablesGate::new(Tools::find(overrides).unwrap());
-            block_on(code(gate))
+            let tools = Tools::find(overrides).unwrap();
+            block_on(code(self.gate(tools)))
         })
+    }
+
+    pub(crate) fn gate(&self, tools: Tools) -> IptablesGate {
+        if self.in_sets { IptablesGate::new(tools) } else { IptablesGate::without_sets(tools) }
     }
 
     /// Installs a plan with the tools of the lab's variant, and returns what the code returns.
@@ -545,3 +556,17 @@ macro_rules! with_both_variants {
     };
 }
 pub(crate) use with_both_variants;
+
+/// The same, for each place where grants are held, too.
+macro_rules! with_all_gates {
+    ($($name:ident),* $(,)?) => {
+        crate::lab::with_both_variants!($($name),*);
+        mod nft_rules {
+            $(#[test] fn $name() { super::$name(&crate::lab::Lab::holding(crate::lab::Variant::Nft, false)); })*
+        }
+        mod legacy_rules {
+            $(#[test] fn $name() { super::$name(&crate::lab::Lab::holding(crate::lab::Variant::Legacy, false)); })*
+        }
+    };
+}
+pub(crate) use with_all_gates;

@@ -1,28 +1,25 @@
 //! How long the gate stands, what notices that it doesn't, and how connections are cut.
 
 use crate::lab::{
-    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, block_on, hears,
-    plan, uninterrupted, with_both_variants,
+    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, Variant, admit, hears, plan,
+    uninterrupted, with_all_gates,
 };
 use spa_proto::Transport;
-use spa_server::gate::{
-    Connection, Doubt, Gate as _, GateError, Guarded, IptablesGate, Mode, Plan, Refusal, Tools,
-};
+use spa_server::gate::{Connection, Doubt, Gate as _, GateError, Guarded, Mode, Plan, Refusal};
 use spa_server::service::{Forward, ForwardTo, Target};
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-with_both_variants!(
+with_all_gates!(
     a_gate_on_trial_stops_refusing_by_itself,
-    an_installation_of_an_earlier_version_is_taken_over,
     what_is_missing_is_noticed_and_named,
+    a_disturbance_is_noticed_at_once_and_own_changes_are_none,
     connections_are_cut_and_others_are_not,
     a_cut_that_was_left_over_is_cleaned_up,
-    sets_of_others_are_left_alone,
 );
 
-fn led_elsewhere(refusal: Refusal) -> Plan {
+pub(crate) fn led_elsewhere(refusal: Refusal) -> Plan {
     let mut plan = plan(Mode::Guard, refusal);
     let to =
         |address: &str| ForwardTo { address: address.parse().unwrap(), port: 22.try_into().ok() };
@@ -59,70 +56,9 @@ fn a_gate_on_trial_stops_refusing_by_itself(lab: &Lab) {
         });
         assert_eq!([lab.both(STRANGER, 22), lab.both(CLIENT, 22)], [shut, OPEN]);
         let rules = lab.ruleset();
-        assert!(!rules.contains("armed") && !rules.contains("datestop"), "{rules}");
+        assert!(!rules.contains("armed") && !rules.contains("SPA-REFUSE -m"), "{rules}");
         lab.remove();
     }
-}
-
-/// What version 0.1 wrote for its default plan, but for the refusal.
-fn earlier(set: &str, elsewhere: &str, refuse: &str) -> String {
-    format!(
-        "*mangle\n\
-         :SPA-GUARD - [0:0]\n:SPA-JUDGE - [0:0]\n:SPA-REFUSE - [0:0]\n\
-         -A SPA-GUARD -i lo -j RETURN\n\
-         -A SPA-GUARD {elsewhere} -j RETURN\n\
-         -A SPA-GUARD -p tcp -m tcp --dport 22 -j SPA-JUDGE\n\
-         -A SPA-GUARD -p udp -m udp --dport 62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE\n\
-         -A SPA-JUDGE -m set --match-set {set} src,dst -j RETURN\n\
-         -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN\n\
-         -A SPA-JUDGE -j SPA-REFUSE\n\
-         -A SPA-REFUSE -j {refuse}\n\
-         -I PREROUTING 1 -j SPA-GUARD\n\
-         COMMIT\n\
-         *filter\n\
-         :SPA-INPUT - [0:0]\n\
-         -A SPA-INPUT -m set --match-set {set} src,dst -j ACCEPT\n\
-         -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
-         -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 22 -m conntrack ! --ctstate DNAT -j {refuse}\n\
-         -I INPUT 1 -j SPA-INPUT\n\
-         COMMIT\n"
-    )
-}
-
-fn an_installation_of_an_earlier_version_is_taken_over(lab: &Lab) {
-    let fresh = lab.ruleset();
-    let set_up = || {
-        lab.on("s", "ipset create spa4 hash:ip,port family inet maxelem 65536 timeout 0");
-        lab.on("s", "ipset create spa6 hash:ip,port family inet6 maxelem 65536 timeout 0");
-        lab.on("s", &format!("ipset add spa4 {},tcp:22 timeout 600", CLIENT[0]));
-        lab.on("s", &format!("ipset add spa6 {},tcp:22 timeout 600", CLIENT[1]));
-        let rules = [
-            earlier("spa4", "-m addrtype ! --dst-type LOCAL,BROADCAST,MULTICAST", "DROP"),
-            earlier("spa6", "! -d ff00::/8 -m addrtype ! --dst-type LOCAL,ANYCAST", "DROP"),
-        ];
-        for (command, rules) in lab.variant.commands().iter().zip(&rules) {
-            lab.feed("s", &format!("{command}-restore --noflush"), rules);
-        }
-    };
-    set_up();
-    assert_eq!([lab.both(CLIENT, 22), lab.both(STRANGER, 22)], [OPEN, SILENT]);
-    let mut session = lab.session(0, 22);
-    for plan in [plan(Mode::Guard, Refusal::Drop), led_elsewhere(Refusal::Reject)] {
-        lab.installed(&plan, |gate| async move {
-            let found = gate.snapshot().await.unwrap();
-            assert_eq!(found.len(), 2);
-            assert!(found.iter().all(|live| live.seconds_left > 500), "{found:?}");
-        });
-        assert_eq!(lab.both(CLIENT, 22), OPEN);
-        assert_ne!(lab.both(STRANGER, 22), OPEN);
-        assert!(hears(&mut session.0, &mut session.1) && hears(&mut session.1, &mut session.0));
-    }
-    lab.remove();
-    assert_eq!(lab.ruleset(), fresh);
-    // Nor does it have to be taken over to be taken away.
-    set_up();
-    lab.remove();
-    assert_eq!(lab.ruleset(), fresh);
 }
 
 fn what_is_missing_is_noticed_and_named(lab: &Lab) {
@@ -167,19 +103,66 @@ fn what_is_missing_is_noticed_and_named(lab: &Lab) {
         }
         lab.on("s", &format!("{four} -D INPUT -j ACCEPT"));
 
-        lab.on("s", "ipset flush spa4-net");
+        if lab.in_sets {
+            lab.on("s", "ipset flush spa4-net");
+        } else {
+            lab.on("s", &format!("{four} -t nat -F SPA-GRANTS"));
+        }
         assert_eq!(look(Doubt::Elements).await.elements, 5);
         lab.rules(lab.variant, &["-F", "-t mangle -F", "-t nat -F"]);
         lab.on("s", "ipset destroy");
         let found = look(Doubt::Elements).await;
         assert_eq!(found.elements, 0);
-        assert!(found.missing.contains(&"set spa6-udp-10000-10100 is missing".to_owned()));
+        let missing = if lab.in_sets {
+            "set spa6-udp-10000-10100 is missing"
+        } else {
+            "chain SPA-INPUT of filter (IPv6) has 0 rules of 3"
+        };
+        assert!(found.missing.iter().any(|what| what == missing), "{found:?}");
         gate.install(&plan).await.unwrap();
         let whole = look(Doubt::Everything).await;
         assert_eq!((whole.missing, whole.elements), (Vec::new(), 0));
         gate.remove().await.unwrap();
         let error = gate.look(Doubt::Elements).await.unwrap_err();
         assert!(matches!(error, GateError::NotInstalled), "{error}");
+    });
+}
+
+fn a_disturbance_is_noticed_at_once_and_own_changes_are_none(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    let [four, six] = lab.variant.commands();
+    let tells = lab.variant == Variant::Nft;
+    lab.installed(&plan, |gate| async {
+        let gate = gate;
+        let second = |future| tokio::time::timeout(Duration::from_secs(1), future);
+        // What the installation itself has made others hear.
+        while second(gate.disturbed()).await == Ok(Doubt::Everything) && tells {}
+        for mischief in [
+            format!("{four} -F"),
+            format!("{six} -t mangle -D SPA-JUDGE 1"),
+            format!("{four} -t mangle -I PREROUTING -j RETURN"),
+        ] {
+            lab.on("s", &mischief);
+            let mut missing = Vec::new();
+            // In the sets nothing has changed.
+            while missing.is_empty() {
+                let doubt = second(gate.disturbed()).await.expect("in time");
+                missing = gate.look(doubt).await.unwrap().missing;
+            }
+            gate.install(&plan).await.unwrap();
+        }
+        lab.on("s", &format!("{four} -t mangle -D PREROUTING -j RETURN"));
+        // Nobody waits for a change all the time, and it is heard of nevertheless.
+        while second(gate.disturbed()).await == Ok(Doubt::Everything) && tells {}
+        lab.on("s", &format!("{six} -F SPA-INPUT"));
+        drop(tokio::time::timeout(Duration::from_millis(10), gate.disturbed()).await);
+        while second(gate.disturbed()).await.expect("in time") != Doubt::Everything {}
+        gate.install(&plan).await.unwrap();
+        if lab.in_sets && tells {
+            while second(gate.disturbed()).await == Ok(Doubt::Everything) {}
+            gate.apply(&admit(CLIENT, "tcp/22", 600)).await.unwrap();
+            assert_eq!(second(gate.disturbed()).await, Ok(Doubt::Elements));
+        }
     });
 }
 
@@ -302,37 +285,4 @@ fn a_cut_that_was_left_over_is_cleaned_up(lab: &Lab) {
     lab.installed(&plan, |gate| async move { gate.sever(&[connection]).await.unwrap() });
     lab.remove();
     assert_eq!(lab.ruleset(), fresh);
-}
-
-fn sets_of_others_are_left_alone(lab: &Lab) {
-    for name in ["spa4-tcp-22", "spa7", "spa4-nets", "space"] {
-        lab.on("s", &format!("ipset create {name} hash:ip"));
-    }
-    // One that has a name which another plan would use, but is of another kind.
-    lab.on("s", "ipset create spa4-udp-1-2 hash:ip");
-    let before = lab.ruleset();
-    let range = Guarded::plain("udp/1-2".parse().unwrap());
-    let mut wanting = plan(Mode::Guard, Refusal::Drop);
-    wanting.guarded.push(range);
-    lab.inside("s", || {
-        let gate = IptablesGate::new(Tools::find(&lab.variant.overrides()).unwrap());
-        let error = block_on(gate.install(&wanting)).unwrap_err();
-        assert!(matches!(&error, GateError::ForeignSet { name, .. } if name == "spa4-udp-1-2"));
-        assert_eq!(lab.ruleset(), before, "what was made before is taken away");
-        let mut many = wanting.clone();
-        many.guarded.extend((0..100u16).map(|at| {
-            let first = 1000 + 10 * at;
-            Guarded::plain(format!("tcp/{first}-{}", first + 5).parse().unwrap())
-        }));
-        let error = block_on(gate.install(&many)).unwrap_err();
-        assert!(error.to_string().contains("more than 100 ranges"), "{error}");
-        many.guarded.remove(2);
-        many.guarded.pop();
-        block_on(gate.install(&many)).unwrap();
-        assert!(!block_on(gate.install(&many)).unwrap().changed);
-    });
-    assert_eq!(lab.both(CLIENT, 22), SILENT);
-    lab.install(&plan(Mode::Guard, Refusal::Drop));
-    lab.remove();
-    assert_eq!(lab.ruleset(), before);
 }

@@ -180,6 +180,7 @@ pub(crate) fn status() -> Status {
         uptime: 3723,
         interfaces: Vec::new(),
         knock_ports: vec![62_201],
+        backend: spa_server::gate::Backend::Ipset,
         mode: "guard".into(),
         refuse: "drop".into(),
         guards: true,

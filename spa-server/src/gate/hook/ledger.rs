@@ -4,6 +4,7 @@
 //! its port is opened, and goes when it is closed. After a crash, a kill or a power failure the
 //! next start finds in here what it has to close. It knows no command and no clock.
 
+use super::run::Running;
 use crate::clock::BootMicros;
 use crate::gate::types::Element;
 use crate::service::Target;
@@ -41,6 +42,9 @@ pub(super) struct Record {
     /// In which run of the machine `expires` counts.
     pub(super) boot_id: String,
     pub(super) expires: BootMicros,
+    /// The command that was begun last, if its end has not been seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) running: Option<Running>,
     /// Why `close` has failed, the last time that it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) failure: Option<String>,
@@ -55,6 +59,7 @@ impl Record {
             phase: Phase::Closing,
             boot_id: String::new(),
             expires: BootMicros(0),
+            running: None,
             failure: None,
         }
     }
@@ -158,8 +163,19 @@ impl Ledger {
         Ok((records, damaged))
     }
 
-    /// Writes a record in the place of the former one of its element.
+    /// Writes a record in the place of the former one of its element. What is to be opened is on the
+    /// disk afterwards, whatever happens: a firewall that is somewhere else outlives a power failure
+    /// of this machine.
     pub(super) fn write(&self, record: &Record) -> Result<(), LedgerError> {
+        self.put(record, record.phase == Phase::Opening)
+    }
+
+    /// The same for what only has to outlive this process.
+    pub(super) fn note(&self, record: &Record) -> Result<(), LedgerError> {
+        self.put(record, false)
+    }
+
+    fn put(&self, record: &Record, syncs: bool) -> Result<(), LedgerError> {
         let path = self.path(record.element);
         let mut text = serde_json::to_string(record)?;
         text.push('\n');
@@ -173,13 +189,11 @@ impl Ledger {
             .open(&beside)
             .and_then(|mut file| {
                 file.write_all(text.as_bytes())?;
-                // A firewall that is somewhere else outlives a power failure of this machine.
-                let is_new = record.phase == Phase::Opening;
-                if is_new {
+                if syncs {
                     file.sync_all()?;
                 }
                 fs::rename(&beside, &path)?;
-                if is_new { File::open(&self.directory)?.sync_all() } else { Ok(()) }
+                if syncs { File::open(&self.directory)?.sync_all() } else { Ok(()) }
             });
         written.map_err(failed("write", &path))
     }
@@ -258,6 +272,7 @@ mod tests {
             phase: Phase::Opening,
             boot_id: "a".into(),
             expires: BootMicros(7),
+            running: None,
             failure: None,
         }
     }

@@ -110,10 +110,16 @@ impl HookGate {
 
     /// Takes over what is open, if this process hasn't yet; says whether there was nothing at all.
     fn take_over(&self, state: &mut State) -> Result<bool, GateError> {
-        if state.held.is_some() {
+        if state.held.is_some() && self.keeper.ledger.exists() {
             return Ok(false);
         }
         let (hold, is_new) = self.keeper.ledger.hold()?;
+        if let Some(held) = &mut state.held {
+            // Somebody has deleted the directory; what was in it is known here.
+            held.hold = hold;
+            self.keeper.write_anew()?;
+            return Ok(true);
+        }
         let damaged = self.keeper.load()?;
         let tending = tokio::spawn(Arc::clone(&self.keeper).tend()).abort_handle();
         state.held = Some(Held { hold, tending, damaged });

@@ -258,6 +258,7 @@ async fn the_next_process_closes_what_is_over_and_keeps_what_is_not() {
             phase,
             boot_id: boot_id.clone(),
             expires,
+            running: None,
             failure: None,
         };
         ledger.write(&record).unwrap();
@@ -318,6 +319,21 @@ async fn a_removal_closes_everything_or_says_that_it_has_not() {
     gate.remove().await.unwrap();
     // The other one is free to take over now.
     assert!(other.install(&plan()).await.unwrap().changed);
+}
+
+#[tokio::test]
+async fn a_directory_that_was_deleted_comes_back_with_what_is_open() {
+    let place = Place::new();
+    let gate = place.gate().await;
+    gate.apply(&[admit("192.0.2.7", 600)]).await.unwrap();
+    fs::remove_dir_all(&place.settings.directory).unwrap();
+    let look = gate.look(Doubt::Everything).await.unwrap();
+    assert!(look.missing.len() == 1 && look.elements == 1, "{look:?}");
+    assert!(gate.install(&plan()).await.unwrap().changed);
+    assert_eq!(gate.look(Doubt::Everything).await.unwrap().missing, Vec::<String>::new());
+    assert_eq!((gate.snapshot().await.unwrap().len(), place.records()), (1, 1));
+    gate.apply(&[withdraw("192.0.2.7")]).await.unwrap();
+    assert_eq!(place.begun(), ["open tcp/22 192.0.2.7", "close tcp/22 192.0.2.7"]);
 }
 
 #[tokio::test]

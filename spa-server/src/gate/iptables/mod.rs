@@ -5,16 +5,20 @@
 //! what it should be is said by [`super::render`] and [`super::sets`].
 
 mod blueprint;
+mod changes;
 mod host;
 mod kernel;
+mod rules;
 mod sets;
 
 use self::blueprint::Blueprint;
+use self::changes::Changes;
 use self::host::{Host, KnockPorts};
-use self::kernel::Kernel;
+use self::kernel::{Kernel, Variant};
+use self::rules::Held;
 use self::sets::{Made, Sets};
 use super::bounds::{check_change, check_plan};
-use super::render::{self, Armed, OwnTable, TableName};
+use super::render::{self, Armed, HeldRule, OwnTable, TableName};
 use super::saved::Saved;
 use super::sets as set_names;
 use super::sockets;
@@ -28,14 +32,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
-/// How often is looked where the kernel tells of no change.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
-
-/// iptables and ip6tables rules over ipset sets.
+/// iptables and ip6tables rules, with the grants in ipset sets or in rules as well.
 #[derive(Debug)]
 pub struct IptablesGate {
     kernel: Kernel,
+    holding: Holding,
     sets: Sets,
+    changes: Changes,
     /// Held by who looks at the rules, and perhaps changes them.
     rules: Mutex<Rules>,
     /// The plan that is installed. Held by who changes rules or elements: looking at rules, which
@@ -56,14 +59,35 @@ struct Rules {
     armed_until: Option<Instant>,
 }
 
+/// Where grants are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holding {
+    /// In sets, which give each its time.
+    InSets,
+    /// Each in a rule of its own, which says itself until when it counts.
+    InRules,
+}
+
 type Standing = Vec<(Family, Vec<(TableName, OwnTable)>)>;
 
 impl IptablesGate {
     /// A gate that uses these tools, and holds grants in sets. Nothing is touched yet.
     pub fn new(tools: Tools) -> Self {
+        Self::holding(Holding::InSets, tools)
+    }
+
+    /// A gate that uses these tools, and holds grants in rules: for hosts whose kernel has no
+    /// sets. Nothing is touched yet.
+    pub fn without_sets(tools: Tools) -> Self {
+        Self::holding(Holding::InRules, tools)
+    }
+
+    fn holding(holding: Holding, tools: Tools) -> Self {
         Self {
             kernel: Kernel::new(tools),
+            holding,
             sets: Sets::default(),
+            changes: Changes::default(),
             rules: Mutex::default(),
             installed: Mutex::default(),
         }
@@ -84,22 +108,25 @@ impl IptablesGate {
     ) -> Result<(), GateError> {
         let plan = blueprint.plan;
         let families: Vec<_> = families().collect();
-        for set in families.iter().flat_map(|family| set_names::wanted(*family, plan)) {
-            made.extend(self.sets.make(set, set.size(plan))?);
-        }
-        if let Some(seconds) = plan.trial_seconds {
-            for family in &families {
-                self.sets.arm(*family, seconds)?;
+        let in_sets = self.holding == Holding::InSets;
+        if in_sets {
+            for set in families.iter().flat_map(|family| set_names::wanted(*family, plan)) {
+                made.extend(self.sets.make(set, set.size(plan))?);
+            }
+            if let Some(seconds) = plan.trial_seconds {
+                for family in &families {
+                    self.sets.arm(*family, seconds)?;
+                }
             }
         }
         let batches = blueprint.batches(&host.rules);
         host.report.changed = !batches.is_empty() || !made.is_empty();
         if !batches.is_empty() {
-            let misplaced = self.sets.relocate(&families, plan)?;
+            let misplaced = if in_sets { self.sets.relocate(&families, plan)? } else { Vec::new() };
             self.write_rules(host, blueprint, &batches).await?;
             self.sets.change(&misplaced)?;
         }
-        match self.sets.tidy(&families, Some(plan)) {
+        match self.sets.tidy(&families, in_sets.then_some(plan)) {
             Ok(any) => host.report.changed |= any,
             Err(GateError::Netlink(error)) if error.reason() == Some(Reason::InUse) => {
                 let why = with_causes(&error);
@@ -189,6 +216,30 @@ impl IptablesGate {
         self.sets.tidy(&[family], None).map(drop)
     }
 
+    /// What holds the gate shut.
+    fn armed(&self, plan: &Plan) -> Armed {
+        match (self.holding, plan.trial_seconds) {
+            (_, None) => Armed::ForGood,
+            (Holding::InSets, Some(_)) => Armed::BySet,
+            (Holding::InRules, Some(_)) => rules::armed(plan),
+        }
+    }
+
+    /// The grants that are rules, as this plan wants them written, if grants are rules.
+    fn held(&self, rules: &[(Family, Saved)], plan: &Plan) -> Option<Vec<(Family, Vec<HeldRule>)>> {
+        let fitting = |(family, saved): &(Family, Saved)| {
+            (*family, Held::in_saved(*family, saved.clone()).fitting(plan))
+        };
+        (self.holding == Holding::InRules).then(|| rules.iter().map(fitting).collect())
+    }
+
+    fn differences_of_sets(&self, plan: &Plan) -> Result<Vec<String>, GateError> {
+        match self.holding {
+            Holding::InSets => self.sets.differences(&families().collect::<Vec<_>>(), plan),
+            Holding::InRules => Ok(Vec::new()),
+        }
+    }
+
     /// Refuses these connections instead of those that are refused now.
     async fn cut(&self, connections: &[Connection]) -> Result<(), GateError> {
         let mut rules = self.rules.lock().await;
@@ -230,25 +281,41 @@ async fn remove_rules(kernel: &Kernel, family: Family) -> Result<(), GateError> 
 
 impl Gate for IptablesGate {
     fn backend(&self) -> Backend {
-        Backend::Ipset
+        match self.holding {
+            Holding::InSets => Backend::Ipset,
+            Holding::InRules => Backend::Iptables,
+        }
     }
 
     async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
         check(plan)?;
         let mut rules = self.rules.lock().await;
-        let mut host = Host::read(&self.kernel, plan).await?;
-        let mut installed = self.installed.lock().await;
+        // Where grants are rules, none may be added between reading and writing them; else looking
+        // delays none.
+        let (mut installed, mut host) = match self.holding {
+            Holding::InRules => {
+                let installed = self.installed.lock().await;
+                (installed, Host::read(&self.kernel, plan).await?)
+            }
+            Holding::InSets => {
+                let host = Host::read(&self.kernel, plan).await?;
+                (self.installed.lock().await, host)
+            }
+        };
         let knock_ports = host.knock_ports.clone();
+        let held = self.held(&host.rules, plan);
         let blueprint = Blueprint {
             plan,
             knock_ports: &knock_ports,
-            held: None,
-            armed: armed(plan),
+            held: held.as_deref(),
+            armed: self.armed(plan),
             cut: &rules.cut,
         };
         host.report.differences = blueprint.differences(&host.rules);
-        let families: Vec<_> = families().collect();
-        host.report.differences.extend(self.sets.differences(&families, plan)?);
+        host.report.differences.extend(self.differences_of_sets(plan)?);
+        if host.variant == Variant::Nft {
+            self.changes.subscribe();
+        }
         let mut made = Vec::new();
         let done = async {
             self.put_in_place(&mut host, &blueprint, &mut made).await?;
@@ -279,23 +346,57 @@ impl Gate for IptablesGate {
         let installed = self.installed.lock().await;
         let plan = installed.as_ref().ok_or(GateError::NotInstalled)?;
         changes.iter().try_for_each(|change| check_change(plan, change))?;
-        self.sets.apply(plan, changes).await
+        if self.holding == Holding::InSets {
+            return self.sets.apply(plan, changes).await;
+        }
+        for family in families() {
+            let is_of = |change: &Change| Family::of(change.element().source.address()) == family;
+            if !changes.iter().any(is_of) {
+                continue;
+            }
+            let held = Held::read(&self.kernel, family).await?;
+            if let Some(batch) = held.changing(plan, changes)? {
+                self.kernel.restore(family, &batch).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
-        let plan = self.installed.lock().await.clone();
-        let families: Vec<_> = families().collect();
-        self.sets.elements(&families, plan.as_ref())
+        // What is over is taken out of the rules, too.
+        let installed = self.installed.lock().await;
+        let plan = installed.as_ref();
+        if self.holding == Holding::InSets {
+            let families: Vec<_> = families().collect();
+            return self.sets.elements(&families, plan);
+        }
+        let mut live = Vec::new();
+        for family in families() {
+            let held = Held::read(&self.kernel, family).await?;
+            if !held.has_place() {
+                return Err(GateError::NotInstalled);
+            }
+            live.extend(held.live(plan));
+            if let Some(batch) = plan.and_then(|plan| held.tidying(plan)) {
+                self.kernel.restore(family, &batch).await?;
+            }
+        }
+        Ok(live)
     }
 
     async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
         check(plan)?;
         let rules = self.rules.lock().await;
         let mut host = Host::read(&self.kernel, plan).await?;
+        let held = self.held(&host.rules, plan);
         let differences = |knock_ports: &KnockPorts| {
-            let armed = armed(plan);
-            Blueprint { plan, knock_ports, held: None, armed, cut: &rules.cut }
-                .differences(&host.rules)
+            let armed = match self.armed(plan) {
+                // It goes on as it is.
+                Armed::Until(second) => Armed::Until(armed_until(&host.rules).unwrap_or(second)),
+                other => other,
+            };
+            let held = held.as_deref();
+            Blueprint { plan, knock_ports, held, armed, cut: &rules.cut }.differences(&host.rules)
         };
         // A service that came to listen on a knock port since the installation, which anybody on
         // the host can start, is no change of the rules.
@@ -307,38 +408,44 @@ impl Gate for IptablesGate {
                 found = with_all;
             }
         }
-        let families: Vec<_> = families().collect();
-        found.extend(self.sets.differences(&families, plan)?);
+        found.extend(self.differences_of_sets(plan)?);
         host.report.changed = !found.is_empty();
         host.report.differences = found;
         Ok(host.report)
     }
 
     async fn disturbed(&self) -> Doubt {
-        tokio::time::sleep(BETWEEN_LOOKS).await;
-        Doubt::Everything
+        self.changes.next(self.holding == Holding::InSets).await
     }
 
     async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
         let rules = self.rules.lock().await;
         let standing = rules.standing.as_ref().ok_or(GateError::NotInstalled)?;
         let plan = self.installed.lock().await.clone().ok_or(GateError::NotInstalled)?;
-        let families: Vec<_> = families().collect();
-        // The kernel's timer may be a moment ahead.
-        let armed = rules.armed_until.is_some_and(|end| {
-            end.saturating_duration_since(Instant::now()) > Duration::from_secs(1)
-        });
-        let (elements, mut missing) = self.sets.look(&families, &plan, armed)?;
-        if doubt == Doubt::Everything {
-            for (family, tables) in standing {
-                let saved = self.kernel.saved(*family).await?;
-                for (table, own) in tables {
-                    let saved = saved.table(table.as_str());
-                    missing.extend(own.differences(*family, *table, saved));
-                }
+        let mut look = Look::default();
+        if self.holding == Holding::InSets {
+            let families: Vec<_> = families().collect();
+            // The kernel's timer may be a moment ahead.
+            let armed = rules.armed_until.is_some_and(|end| {
+                end.saturating_duration_since(Instant::now()) > Duration::from_secs(1)
+            });
+            (look.elements, look.missing) = self.sets.look(&families, &plan, armed)?;
+            if doubt == Doubt::Elements {
+                return Ok(look);
             }
         }
-        Ok(Look { missing, elements })
+        for (family, tables) in standing {
+            let saved = self.kernel.saved(*family).await?;
+            for (table, own) in tables {
+                let saved = saved.table(table.as_str());
+                look.missing.extend(own.differences(*family, *table, saved));
+            }
+            if self.holding == Holding::InRules {
+                let live = Held::in_saved(*family, saved).live(Some(&plan));
+                look.elements += u64::try_from(live.len()).unwrap_or(u64::MAX);
+            }
+        }
+        Ok(look)
     }
 
     async fn sever(&self, connections: &[Connection]) -> Result<(), GateError> {
@@ -368,12 +475,9 @@ fn families() -> impl Iterator<Item = Family> {
     Family::ALL.into_iter().filter(move |family| both || *family == Family::V4)
 }
 
-/// What holds the gate shut.
-const fn armed(plan: &Plan) -> Armed {
-    match plan.trial_seconds {
-        Some(_) => Armed::BySet,
-        None => Armed::ForGood,
-    }
+/// Until which second the rules that are there refuse, if they say so.
+fn armed_until(rules: &[(Family, Saved)]) -> Option<u64> {
+    rules.iter().find_map(|(_, saved)| render::armed_until(saved.table("mangle")))
 }
 
 fn check(plan: &Plan) -> Result<(), GateError> {

@@ -107,7 +107,8 @@ impl Sets {
     }
 
     /// Copies elements that another plan has put elsewhere to where this one looks for them.
-    /// Returns what is to be changed when the rules look there: they are in the old place, too.
+    /// Returns what is to be changed when the rules look there: they are in the old place, too;
+    /// and what nobody guards any more would be admitted again by a later plan that does.
     pub(super) fn relocate(
         &self,
         families: &[Family],
@@ -117,14 +118,16 @@ impl Sets {
         let mut originals = Vec::new();
         for set in self.own(families)?.into_iter().filter(|set| set.admits()) {
             for (entry, seconds) in self.entries(set)?.unwrap_or_default() {
-                let home = set.element(entry).and_then(|element| sets::place(plan, element));
-                if let Some((home, copy)) = home
-                    && home != set
-                {
+                let Some(element) = set.element(entry) else { continue };
+                let home = sets::place(plan, element);
+                if home.is_some_and(|(home, _)| home == set) {
+                    continue;
+                }
+                if let Some((home, copy)) = home {
                     let seconds = seconds.and_then(NonZeroU32::new);
                     copies.push(Placed { set: home.to_string(), entry: copy, seconds });
-                    originals.push(Placed { set: set.to_string(), entry, seconds: None });
                 }
+                originals.push(Placed { set: set.to_string(), entry, seconds: None });
             }
         }
         self.change(&copies)?;
@@ -144,6 +147,9 @@ impl Sets {
     }
 
     pub(super) fn change(&self, placed: &[Placed]) -> Result<(), GateError> {
+        if placed.is_empty() {
+            return Ok(());
+        }
         let changes: Vec<_> = placed.iter().map(Placed::as_change).collect();
         let made = self.with(|ipset| ipset.apply(&changes));
         if let Err(GateError::Netlink(NetlinkError::Changes { failed, .. })) = &made

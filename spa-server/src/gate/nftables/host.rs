@@ -13,6 +13,7 @@ use crate::service::Target;
 use spa_proto::PortRange;
 use std::fs;
 
+const LEGACY: &str = "iptables-legacy";
 const TCP_TIMEOUT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
 /// An idle connection shows a sign of life every two hours, if it has TCP keep-alive at all; and
 /// that may be lost a few times.
@@ -49,16 +50,15 @@ impl Host {
         let unreadable = |what| GateError::Unreadable { tool: "nft", what };
         let cuts = cut::is_in(&ruleset).map_err(unreadable)?;
         let mut droppers = foreign::in_nft(&ruleset, false).map_err(unreadable)?;
-        let mut forwarding = foreign::forwarding_in_nft(&ruleset).map_err(unreadable)?;
+        let by_iptables = iptables_chains(&ruleset, plan).await;
+        let mut forwarding =
+            foreign::forwarding_in_nft(&ruleset, by_iptables.is_some()).map_err(unreadable)?;
+        forwarding.extend(by_iptables.unwrap_or_default());
         for family in Family::ALL {
             match legacy_rules(family).await {
                 Ok(Some(saved)) => {
-                    droppers.extend(foreign::in_saved(family, "iptables-legacy", &saved));
-                    forwarding.extend(foreign::forwarding_in_saved(
-                        family,
-                        "iptables-legacy",
-                        &saved,
-                    ));
+                    droppers.extend(foreign::in_saved(family, LEGACY, &saved));
+                    forwarding.extend(foreign::forwarding_in_saved(family, LEGACY, &saved));
                     if foreign::untracks(&saved) {
                         report.warnings.push(untracked(family));
                     }
@@ -89,13 +89,30 @@ async fn legacy_rules(family: Family) -> Result<Option<Saved>, GateError> {
     if !fs::read_to_string(tables).is_ok_and(|names| !names.trim().is_empty()) {
         return Ok(None);
     }
+    saved(tool).await.map(Some)
+}
+
+/// The chains of iptables-nft that drop what is forwarded, by its own tool, since `nft` doesn't show what
+/// some of its rules match; `None` if that is not to be had.
+async fn iptables_chains(ruleset: &str, plan: &Plan) -> Option<Vec<Dropper>> {
+    let matters = plan.guarded.iter().any(|one| matches!(one.target, Target::Forward(_)));
+    if !matters || foreign::forwarding_in_nft(ruleset, false).is_ok_and(|found| found.is_empty()) {
+        return None;
+    }
+    let mut found = Vec::new();
+    for (family, tool) in [(Family::V4, "iptables-nft-save"), (Family::V6, "ip6tables-nft-save")] {
+        let saved = saved(tool).await.ok()?;
+        found.extend(foreign::forwarding_in_saved(family, "iptables-nft", &saved));
+    }
+    Some(found)
+}
+
+async fn saved(tool: &'static str) -> Result<Saved, GateError> {
     let text = Run::new(&Tools::find_legacy(tool)?, &[])
         .output()
         .await
         .map_err(|source| GateError::Tool { doing: "read the rules", source })?;
-    Saved::parse(&text)
-        .map(Some)
-        .map_err(|what| GateError::Unreadable { tool: "iptables-save", what })
+    Saved::parse(&text).map_err(|what| GateError::Unreadable { tool: "iptables-save", what })
 }
 
 /// The ports by which granted packets come to this host's own programs.

@@ -164,6 +164,22 @@ impl NftablesGate {
         }
     }
 
+    /// Takes out the elements that this plan has no use for: a later one that guards their ports
+    /// would admit them again.
+    async fn forget(&self, plan: &Plan) -> Result<(), GateError> {
+        let found = self.elements().await?.unwrap_or_default();
+        let strays = found
+            .into_iter()
+            .filter(|(shape, live)| shape::under(plan, live.element) != Some(*shape));
+        let changes: Vec<_> = strays
+            .map(|(shape, live)| (shape, Change::Withdraw { element: live.element }))
+            .collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.nft.run("take out what isn't guarded any more", &script::elements(&changes)).await
+    }
+
     /// Brings back what was there before.
     async fn undo(&self, before: Option<String>) -> Result<(), GateError> {
         let script = script::remove() + &before.unwrap_or_default();
@@ -182,6 +198,13 @@ impl NftablesGate {
         installed.shapes = shapes;
         Ok(())
     }
+}
+
+/// What an installation writes where there is no table yet, line by line.
+pub(super) fn script(plan: &Plan) -> Vec<String> {
+    let hidden = Family::ALL.map(|family| (family, plan.knock_ports.clone()));
+    let ruleset = Ruleset::new(plan, &hidden, &shapes(plan, None), plan.max_elements);
+    ruleset.to_string().lines().map(|line| format!("nft: {line}")).collect()
 }
 
 /// The shapes of the sets to have: those of the plan, and those of networks that are there already.
@@ -248,7 +271,9 @@ impl Gate for NftablesGate {
                 let text = self.nft.table_as_script().await?;
                 let made = async {
                     report.connections_kept = self.put_in_place(plan, &wanted, before).await?;
-                    self.complete(&wanted).await
+                    let listing = self.complete(&wanted).await?;
+                    self.forget(plan).await?;
+                    Ok(listing)
                 };
                 match made.await {
                     Ok(listing) => listing,

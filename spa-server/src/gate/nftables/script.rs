@@ -83,24 +83,28 @@ pub(super) fn elements(changes: &[(Shape, Change)]) -> String {
     for (shape, change) in changes {
         last.insert((*shape, change.element()), *change);
     }
-    let mut keys: BTreeMap<Shape, [Vec<String>; 2]> = BTreeMap::new();
+    let mut keys: BTreeMap<Shape, [Vec<String>; 3]> = BTreeMap::new();
     for ((shape, element), change) in last {
         let key = key(element);
-        let [all, admitted] = keys.entry(shape).or_default();
-        if let Change::Admit { seconds, .. } = change {
-            admitted.push(format!("{key} timeout {seconds}s"));
+        let [withdrawn, admitted, timed] = keys.entry(shape).or_default();
+        match change {
+            Change::Withdraw { .. } => withdrawn.push(key),
+            Change::Admit { seconds, .. } => {
+                timed.push(format!("{key} timeout {seconds}s"));
+                admitted.push(key);
+            }
         }
-        // Whatever its time is, it is gone at once.
-        all.push(key);
     }
     let mut text = String::new();
-    for (shape, [all, admitted]) in keys {
+    for (shape, [withdrawn, admitted, timed]) in keys {
         // Added first, so that deleting can't fail; deleted, since older kernels leave the time of
-        // an element alone that is added once more.
-        push_elements(&mut text, "add", shape, &all);
-        push_elements(&mut text, "delete", shape, &all);
-        if !admitted.is_empty() {
-            push_elements(&mut text, "add", shape, &admitted);
+        // an element alone that is added once more. What is withdrawn makes room for the others.
+        for all in [withdrawn, admitted].iter().filter(|all| !all.is_empty()) {
+            push_elements(&mut text, "add", shape, all);
+            push_elements(&mut text, "delete", shape, all);
+        }
+        if !timed.is_empty() {
+            push_elements(&mut text, "add", shape, &timed);
         }
     }
     text

@@ -1,15 +1,17 @@
 //! Grants as rules, for hosts without sets: each says itself whom it admits to what, and until
 //! when the kernel heeds it; and is known again by its comment.
 
-use super::{FIRST, Layout, TARGET, TableName, from, ports};
+use super::{FIRST, GRANTS, Layout, TARGET, TableName, from, ports};
+use crate::gate::saved::Saved;
 use crate::gate::types::{Element, Family};
 use crate::service::Connections;
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 
 const COMMENT: &str = "-m comment --comment \"spa:";
 
 /// One grant. It counts until the end of a second: the rule knows no parts of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HeldRule {
     /// What is admitted.
     pub element: Element,
@@ -66,6 +68,55 @@ pub fn rule_in(table: TableName, layout: &Layout<'_>, held: &HeldRule) -> Option
         (TableName::Filter, false) => "-j ACCEPT".to_owned(),
         (TableName::Nat, false) => format!("-j {TARGET}"),
     }))
+}
+
+/// All grants that the tables hold, each once: not every table has every one.
+pub fn held(saved: &Saved) -> Vec<HeldRule> {
+    let mut seen = BTreeSet::new();
+    // The first has them all, unless the gate is one that only accepts; so the order is its own.
+    [TableName::Mangle, TableName::Filter, TableName::Nat]
+        .into_iter()
+        .flat_map(|table| held_in(saved, table))
+        .filter(|rule| seen.insert(rule.clone()))
+        .collect()
+}
+
+/// The grants that a table holds.
+pub fn held_in(saved: &Saved, table: TableName) -> impl Iterator<Item = HeldRule> {
+    saved.table(table.as_str()).rules(GRANTS).iter().filter_map(|rule| read_held(rule))
+}
+
+/// Whether there is a place for grants.
+pub fn holds_grants(saved: &Saved) -> bool {
+    saved.table(TableName::Filter.as_str()).has_chain(GRANTS)
+}
+
+/// The batch that takes these grants away and adds those; none if there is nothing to do.
+///
+/// A grant is known by its comment and deleted by all that it says, never by its place, which
+/// others may have moved. New ones come first: the last rule of a chain may be the refusal.
+pub fn exchange(
+    layout: &Layout<'_>,
+    saved: &Saved,
+    goes: impl Fn(&HeldRule) -> bool,
+    comes: &[HeldRule],
+) -> Option<String> {
+    let mut batch = String::new();
+    // What is let in on the way has to be accepted at its end.
+    for table in [TableName::Nat, TableName::Filter, TableName::Mangle] {
+        let old = saved.table(table.as_str()).rules(GRANTS);
+        let mut lines: Vec<_> = old
+            .iter()
+            .filter(|rule| read_held(rule).is_some_and(|held| goes(&held)))
+            .map(|rule| format!("-D {GRANTS} {rule}\n"))
+            .collect();
+        let new = comes.iter().filter_map(|held| rule_in(table, layout, held));
+        lines.extend(new.map(|rule| format!("-I {GRANTS} 1 {rule}\n")));
+        if !lines.is_empty() {
+            batch += &["*", table.as_str(), "\n", &lines.concat(), "COMMIT\n"].concat();
+        }
+    }
+    (!batch.is_empty()).then_some(batch)
 }
 
 /// Whether a rule is a grant.

@@ -17,7 +17,7 @@ mod ports;
 
 pub use cut::cut;
 pub use granted::{Armed, Grants};
-pub use held::{HeldRule, is_held, read_held, rule_in};
+pub use held::{HeldRule, exchange, held, held_in, holds_grants, is_held, read_held, rule_in};
 pub use mangle::{DISCARD_TRACK, armed_until, judges, track};
 
 use super::saved::{SavedTable, target};

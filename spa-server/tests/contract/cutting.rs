@@ -1,0 +1,224 @@
+//! Connections that are refused although they are established.
+
+use crate::gates::LiveGate;
+use crate::lab::{
+    BOTH, CLIENT, INNER, Lab, NEIGHBOUR, SERVER, STRANGER, admit, assert_same, at, forward, plan,
+    ports, withdraw,
+};
+use crate::probe::Seen::{At, Open, Silent};
+use crate::probe::{Flow, Session, both, probe, until};
+use crate::services::{End, Services, TALK};
+use crate::subject::Host;
+use spa_proto::Transport;
+use spa_server::gate::{Connection, Guarded, Plan};
+use spa_server::service::Target;
+use std::net::SocketAddr;
+
+/// Forwarded with this host's address in place of the client's.
+const MASQUERADED: u16 = 3323;
+
+fn guarding() -> Plan {
+    let mut plan = plan(&["tcp/22", "udp/5000"]);
+    let guarded = |text, target| Guarded { target, ..Guarded::plain(ports(text)) };
+    plan.guarded.push(guarded("tcp/2222", Target::LocalPort(8022.try_into().unwrap())));
+    plan.guarded.push(guarded("tcp/3322", forward(Some(22), false)));
+    plan.guarded.push(guarded("tcp/3323", forward(Some(22), true)));
+    plan.guarded.push(guarded("udp/3324", forward(Some(5000), false)));
+    plan
+}
+
+fn installed(lab: &Lab) -> LiveGate {
+    let gate = lab.installed(&guarding());
+    let all = guarding().guarded;
+    let changes: Vec<_> = [CLIENT, NEIGHBOUR]
+        .into_iter()
+        .flat_map(|who| all.iter().flat_map(move |g| admit(who, &g.ports.to_string(), 600)))
+        .collect();
+    gate.apply(&[&changes]);
+    gate
+}
+
+fn connection(transport: Transport, peer: SocketAddr, local: SocketAddr) -> Connection {
+    Connection { transport, peer, local }
+}
+
+fn tcp(session: &Session) -> Connection {
+    connection(Transport::Tcp, session.near, session.far)
+}
+
+fn udp(flow: &Flow) -> Connection {
+    connection(Transport::Udp, flow.near, flow.far)
+}
+
+/// Has tracking forget a connection, as the daemon does when it cuts one.
+fn forget(lab: &Lab, session: &Session) {
+    let (ip, port) = (session.near.ip(), session.near.port());
+    let family = if ip.is_ipv4() { "ipv4" } else { "ipv6" };
+    let which = format!("--orig-src {ip} --orig-port-src {port}");
+    lab.server.run(&format!("conntrack -D -f {family} -p tcp {which}"));
+}
+
+/// Both ends of a connection, one of which talks, are reset.
+fn is_cut(session: &mut Session, services: &Services, peer: SocketAddr) {
+    assert_eq!(session.end(), Some(End::Reset), "the client's end of {session:?}");
+    until(&format!("the other end of {session:?}"), || services.end_of(peer) == Some(End::Reset));
+}
+
+/// Connections that nobody cuts, to each port.
+fn others(lab: &Lab, host: Host) -> Vec<Session> {
+    let mut all = Vec::new();
+    for family in BOTH {
+        for port in [22, 2222, 3322, 3323] {
+            all.extend([CLIENT, NEIGHBOUR].map(|who| lab.session(who, family, port)));
+        }
+        if host == Host::Accepts {
+            // Nobody guards this one.
+            all.push(lab.session(CLIENT, family, 80));
+        }
+    }
+    all.iter_mut().for_each(Session::let_it_talk);
+    all
+}
+
+pub(crate) fn a_connection_that_is_cut_ends_at_both_ends(lab: &Lab) {
+    for host in Host::BOTH {
+        host.prepare(lab);
+        let gate = installed(lab);
+        if host == Host::Drops && !lab.subject.promises.passes_default_drop {
+            // Nobody gets in there, so there is nothing to cut.
+            return lab.see(&[&both(CLIENT, "tcp/22", Silent)]);
+        }
+        // Others accept what is established before anything else.
+        for chain in ["INPUT", "FORWARD", "OUTPUT"] {
+            lab.rules(&[&format!("-I {chain} -m conntrack --ctstate ESTABLISHED -j ACCEPT")]);
+        }
+        let mut others = others(lab, host);
+        let mut cut: Vec<_> = BOTH
+            .into_iter()
+            .flat_map(|f| [22, 2222, 3322, 3323].map(|port| (port, lab.session(CLIENT, f, port))))
+            .collect();
+        for (_, session) in &mut cut {
+            session.let_it_talk();
+        }
+        // Positive control: they are well.
+        assert!(cut.iter_mut().all(|(_, session)| session.lives()));
+        let connections: Vec<_> = cut.iter().map(|(_, session)| tcp(session)).collect();
+        gate.sever(&connections);
+        for (port, session) in &mut cut {
+            let services = if *port < 3000 { &lab.at_server } else { &lab.at_inner };
+            let peer = session.line.split(' ').nth(2).unwrap().trim().parse().unwrap();
+            if *port == MASQUERADED {
+                // What the kernel sends to the other end doesn't have the address that this end
+                // knows: it hears nothing any more, until tracking forgets the connection too.
+                assert_eq!(session.end(), Some(End::Reset));
+                assert_eq!(services.end_of(peer), None);
+                forget(lab, session);
+                // Then this host is asked, who knows of no connection; if its rules let it answer.
+                if host == Host::Accepts {
+                    until("the other end", || services.end_of(peer) == Some(End::Reset));
+                }
+            } else {
+                is_cut(session, services, peer);
+            }
+        }
+        assert!(others.iter_mut().all(Session::lives), "those beside them live on");
+        // A new one is none of these.
+        for family in BOTH {
+            assert!(lab.session(CLIENT, family, 22).lives());
+            assert!(lab.session(CLIENT, family, 3322).lives());
+        }
+        gate.lift();
+        assert!(others.iter_mut().all(Session::lives));
+        assert!(!lab.ruleset().contains("CUT"));
+        gate.remove();
+    }
+}
+
+pub(crate) fn a_cut_connection_can_be_made_again_once_it_is_lifted(lab: &Lab) {
+    let gate = installed(lab);
+    for family in BOTH {
+        for port in [22, 3322] {
+            let mut session = lab.session(CLIENT, family, port);
+            let (near, far) = (session.near, session.far);
+            session.let_it_talk();
+            gate.sever(&[tcp(&session)]);
+            assert_eq!(session.end(), Some(End::Reset));
+            drop(session);
+            let again = || Session::open(&lab.clients, near, far);
+            let error = again().expect_err("it is refused as long as it is cut");
+            assert_ne!(error.kind(), std::io::ErrorKind::AddrInUse, "{error}");
+            gate.lift();
+            until("again", || again().is_ok_and(|mut session| session.lives()));
+        }
+    }
+}
+
+pub(crate) fn datagrams_of_a_flow_that_is_cut_go_nowhere(lab: &Lab) {
+    let gate = installed(lab);
+    for (port, services) in [(5000, &lab.at_server), (3324, &lab.at_inner)] {
+        for family in BOTH {
+            let [one, other] = [(); 2].map(|()| lab.flow(CLIENT, family, port));
+            let stopped = |flow: &Flow| {
+                flow.drain();
+                let before = services.datagrams(5000, flow.near);
+                flow.is_silent() && services.datagrams(5000, flow.near) == before
+            };
+            for flow in [&one, &other] {
+                assert!(flow.answers());
+                flow.send(TALK);
+            }
+            gate.sever(&[udp(&one)]);
+            until("silent", || stopped(&one));
+            assert!(other.answers());
+            // Another list takes the place of this one.
+            gate.sever(&[udp(&other)]);
+            until("silent", || stopped(&other));
+            assert!(one.answers());
+            gate.lift();
+            assert!(one.answers() && other.answers());
+        }
+    }
+}
+
+pub(crate) fn what_is_cut_stays_so_for_a_gate_that_is_installed_again_or_gone(lab: &Lab) {
+    let before = lab.ruleset();
+    let gate = installed(lab);
+    let whole = lab.ruleset();
+    gate.sever(&[connection(Transport::Tcp, at(CLIENT[0], 40000), at(SERVER[0], 22))]);
+    assert_ne!(lab.ruleset(), whole);
+    drop(gate);
+    // Nobody lifts what a daemon that died has cut, but the next one.
+    let gate = lab.installed(&guarding());
+    assert_same(&lab.ruleset(), &whole, &"installed");
+    gate.sever(&[connection(Transport::Udp, at(CLIENT[1], 40000), at(SERVER[1], 5000))]);
+    drop(gate);
+    lab.gate().remove();
+    assert_same(&lab.ruleset(), &before, &"removed");
+    // Nothing to lift does no harm.
+    let gate = installed(lab);
+    gate.lift();
+    gate.sever(&[]);
+    gate.lift();
+    assert_same(&lab.ruleset(), &whole, &"installed");
+    lab.see(&[&both(CLIENT, "tcp/22", Open), &both(STRANGER, "tcp/22", Silent)]);
+}
+
+pub(crate) fn very_many_can_be_cut_at_once(lab: &Lab) {
+    let gate = installed(lab);
+    let mut session = lab.session(CLIENT, 1, 22);
+    session.let_it_talk();
+    let mut all: Vec<_> = (1..=500)
+        .flat_map(|port| {
+            BOTH.map(|f| connection(Transport::Tcp, at(STRANGER[f], port), at(SERVER[f], 22)))
+        })
+        .collect();
+    all.push(tcp(&session));
+    gate.sever(&all);
+    let peer = session.near;
+    is_cut(&mut session, &lab.at_server, peer);
+    gate.lift();
+    let forwarded = BOTH.map(|f| probe(CLIENT[f], INNER[f], "tcp/22", At("inner", 22)));
+    lab.see(&[&forwarded, &both(CLIENT, "tcp/22", Open)]);
+    gate.apply(&[&withdraw(CLIENT, "tcp/22")]);
+    lab.see(&[&both(CLIENT, "tcp/22", Silent)]);
+}

@@ -1,0 +1,163 @@
+//! What is special where grants are held in sets.
+
+use crate::lab::{
+    CLIENT, Lab, OPEN, SILENT, STRANGER, Seen, admit, block_on, hears, plan, with_both_variants,
+};
+use crate::standing::led_elsewhere;
+use spa_server::gate::{
+    Change, Doubt, Element, Gate as _, GateError, Guarded, IptablesGate, Mode, Refusal, Tools,
+};
+use spa_server::source::Source;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+with_both_variants!(
+    an_installation_of_an_earlier_version_is_taken_over,
+    sets_of_others_are_left_alone,
+    ten_thousand_at_once_are_admitted_and_taken_back,
+    a_set_that_is_gone_is_told_and_made_again,
+);
+
+/// What version 0.1 wrote for its default plan, but for the refusal.
+fn earlier(set: &str, elsewhere: &str, refuse: &str) -> String {
+    format!(
+        "*mangle\n\
+         :SPA-GUARD - [0:0]\n:SPA-JUDGE - [0:0]\n:SPA-REFUSE - [0:0]\n\
+         -A SPA-GUARD -i lo -j RETURN\n\
+         -A SPA-GUARD {elsewhere} -j RETURN\n\
+         -A SPA-GUARD -p tcp -m tcp --dport 22 -j SPA-JUDGE\n\
+         -A SPA-GUARD -p udp -m udp --dport 62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE\n\
+         -A SPA-JUDGE -m set --match-set {set} src,dst -j RETURN\n\
+         -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN\n\
+         -A SPA-JUDGE -j SPA-REFUSE\n\
+         -A SPA-REFUSE -j {refuse}\n\
+         -I PREROUTING 1 -j SPA-GUARD\n\
+         COMMIT\n\
+         *filter\n\
+         :SPA-INPUT - [0:0]\n\
+         -A SPA-INPUT -m set --match-set {set} src,dst -j ACCEPT\n\
+         -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+         -A SPA-INPUT ! -i lo -p tcp -m tcp --dport 22 -m conntrack ! --ctstate DNAT -j {refuse}\n\
+         -I INPUT 1 -j SPA-INPUT\n\
+         COMMIT\n"
+    )
+}
+
+fn an_installation_of_an_earlier_version_is_taken_over(lab: &Lab) {
+    let fresh = lab.ruleset();
+    let set_up = || {
+        lab.on("s", "ipset create spa4 hash:ip,port family inet maxelem 65536 timeout 0");
+        lab.on("s", "ipset create spa6 hash:ip,port family inet6 maxelem 65536 timeout 0");
+        lab.on("s", &format!("ipset add spa4 {},tcp:22 timeout 600", CLIENT[0]));
+        lab.on("s", &format!("ipset add spa6 {},tcp:22 timeout 600", CLIENT[1]));
+        let rules = [
+            earlier("spa4", "-m addrtype ! --dst-type LOCAL,BROADCAST,MULTICAST", "DROP"),
+            earlier("spa6", "! -d ff00::/8 -m addrtype ! --dst-type LOCAL,ANYCAST", "DROP"),
+        ];
+        for (command, rules) in lab.variant.commands().iter().zip(&rules) {
+            lab.feed("s", &format!("{command}-restore --noflush"), rules);
+        }
+    };
+    set_up();
+    assert_eq!([lab.both(CLIENT, 22), lab.both(STRANGER, 22)], [OPEN, SILENT]);
+    let mut session = lab.session(0, 22);
+    for plan in [plan(Mode::Guard, Refusal::Drop), led_elsewhere(Refusal::Reject)] {
+        lab.installed(&plan, |gate| async move {
+            let found = gate.snapshot().await.unwrap();
+            assert_eq!(found.len(), 2);
+            assert!(found.iter().all(|live| live.seconds_left > 500), "{found:?}");
+        });
+        assert_eq!(lab.both(CLIENT, 22), OPEN);
+        assert_ne!(lab.both(STRANGER, 22), OPEN);
+        assert!(hears(&mut session.0, &mut session.1) && hears(&mut session.1, &mut session.0));
+    }
+    lab.remove();
+    assert_eq!(lab.ruleset(), fresh);
+    // Nor does it have to be taken over to be taken away.
+    set_up();
+    lab.remove();
+    assert_eq!(lab.ruleset(), fresh);
+}
+
+fn sets_of_others_are_left_alone(lab: &Lab) {
+    for name in ["spa4-tcp-22", "spa7", "spa4-nets", "space"] {
+        lab.on("s", &format!("ipset create {name} hash:ip"));
+    }
+    // One that has a name which another plan would use, but is of another kind.
+    lab.on("s", "ipset create spa4-udp-1-2 hash:ip");
+    let before = lab.ruleset();
+    let range = Guarded::plain("udp/1-2".parse().unwrap());
+    let mut wanting = plan(Mode::Guard, Refusal::Drop);
+    wanting.guarded.push(range);
+    lab.inside("s", || {
+        let gate = IptablesGate::new(Tools::find(&lab.variant.overrides()).unwrap());
+        let error = block_on(gate.install(&wanting)).unwrap_err();
+        assert!(matches!(&error, GateError::ForeignSet { name, .. } if name == "spa4-udp-1-2"));
+        assert_eq!(lab.ruleset(), before, "what was made before is taken away");
+        let mut many = wanting.clone();
+        many.guarded.extend((0..100u16).map(|at| {
+            let first = 1000 + 10 * at;
+            Guarded::plain(format!("tcp/{first}-{}", first + 5).parse().unwrap())
+        }));
+        let error = block_on(gate.install(&many)).unwrap_err();
+        assert!(error.to_string().contains("more than 100 ranges"), "{error}");
+        many.guarded.remove(2);
+        many.guarded.pop();
+        block_on(gate.install(&many)).unwrap();
+        assert!(!block_on(gate.install(&many)).unwrap().changed);
+    });
+    assert_eq!(lab.both(CLIENT, 22), SILENT);
+    lab.install(&plan(Mode::Guard, Refusal::Drop));
+    lab.remove();
+    assert_eq!(lab.ruleset(), before);
+}
+
+fn ten_thousand_at_once_are_admitted_and_taken_back(lab: &Lab) {
+    let mut plan = plan(Mode::Guard, Refusal::Drop);
+    plan.max_elements = 65536;
+    let sources = (0..10_000u32).map(|at| {
+        let address = if at % 2 == 0 {
+            std::net::Ipv4Addr::from(0x0a00_0000 + at).into()
+        } else {
+            std::net::Ipv6Addr::from((0x2001_0db8_u128 << 96) + u128::from(at)).into()
+        };
+        Element { source: Source::host(address), ports: "tcp/22".parse().unwrap() }
+    });
+    let admit: Vec<_> =
+        sources.clone().map(|element| Change::Admit { element, seconds: 600 }).collect();
+    let withdraw: Vec<_> = sources.map(|element| Change::Withdraw { element }).collect();
+    lab.installed(&plan, |gate| async move {
+        let began = Instant::now();
+        gate.apply(&admit).await.unwrap();
+        // About 10 ms; one exec for each took seconds.
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        let found: HashSet<_> =
+            gate.snapshot().await.unwrap().into_iter().map(|live| live.element).collect();
+        assert!(admit.iter().all(|change| found.contains(&change.element())));
+        assert_eq!(gate.look(Doubt::Elements).await.unwrap().elements, 10_000);
+        gate.apply(&withdraw).await.unwrap();
+        assert_eq!(gate.snapshot().await.unwrap(), []);
+    });
+}
+
+fn a_set_that_is_gone_is_told_and_made_again(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    lab.installed(&plan, |gate| async {
+        let gate = gate;
+        gate.apply(&admit(CLIENT, "tcp/22", 600)).await.unwrap();
+        // As long as rules use it, nobody can destroy it.
+        lab.rules(lab.variant, &["-F", "-t mangle -F"]);
+        lab.on("s", "ipset destroy spa6");
+        let error = gate.apply(&admit(STRANGER, "tcp/22", 600)).await.unwrap_err();
+        assert!(error.to_string().contains("set spa6"), "{error}");
+        assert!(matches!(gate.snapshot().await, Err(GateError::NotInstalled)));
+        let look = gate.look(Doubt::Elements).await.unwrap();
+        assert_eq!(look.missing, ["set spa6 is missing"]);
+        gate.install(&plan).await.unwrap();
+        gate.apply(&admit(CLIENT, "tcp/22", 600)).await.unwrap();
+        assert_eq!(
+            [lab.both(CLIENT, 22), lab.both(STRANGER, 22)],
+            [OPEN, [Seen::Open, Seen::Silent]]
+        );
+    });
+}

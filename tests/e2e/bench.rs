@@ -1,0 +1,55 @@
+//! The benchmark works: a quick run measures every back-end and our server with each, and writes
+//! what can be read again. No figure is judged: a test is no place for it.
+
+use anyhow::{Context, Result, ensure};
+use spa_tests::bench::{Outcome, Results, Verdict, bars, markdown};
+use spa_tests::{finish_within, our_binary};
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+#[test]
+fn a_quick_run_of_the_benchmark_measures_every_back_end() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (json, page) = (directory.path().join("gate.json"), directory.path().join("page.md"));
+    let mut command = Command::new(our_binary("spa-bench")?);
+    command.arg("--quick").arg("--json").arg(&json).arg("--page").arg(&page);
+    let finished = finish_within(Duration::from_secs(120), &mut command)?;
+    ensure!(finished.success(), "{finished}");
+
+    let results: Results = serde_json::from_str(&fs::read_to_string(&json)?)?;
+    ensure!(results.quick);
+    ensure!(fs::read_to_string(&page)? == markdown(&results), "the page is of other results");
+    for backend in &results.backends {
+        let Outcome::Measured(figures) = &backend.outcome else {
+            anyhow::bail!("{} was not measured: {:?}", backend.name, backend.outcome)
+        };
+        for cost in &figures.grants {
+            ensure!(cost.present == cost.wanted && cost.single_us.is_some(), "{cost:?}");
+        }
+        ensure!(figures.grants.len() == 4 && figures.bursts.len() == 2, "{figures:?}");
+        for burst in &figures.bursts {
+            ensure!(burst.read_back == burst.wanted && burst.note.is_none(), "{burst:?}");
+        }
+        // Answered or not: that packets went where they had to is part of the measurement.
+        ensure!(figures.packets.len() == 6, "{figures:?}");
+        ensure!(figures.packets.iter().all(|cost| cost.rate.is_some()), "{figures:?}");
+    }
+    for program in results.programs.iter().filter(|program| program.ours) {
+        let figures = program.outcome.measured();
+        let figures = figures.with_context(|| format!("{program:?} was not measured"))?;
+        for level in &figures.saturated {
+            ensure!(level.opened == level.knocks && level.note.is_none(), "{level:?}");
+        }
+    }
+    let names = |ours| {
+        let programs = results.programs.iter().filter(move |program| program.ours == ours);
+        programs.map(|program| program.name.clone()).collect::<BTreeSet<_>>()
+    };
+    // Those of others are measured where they are installed, which `make bench` sees to.
+    ensure!(names(false).len() == 3, "{:?}", names(false));
+    ensure!(names(true).len() == results.backends.len(), "{:?}", names(true));
+    ensure!(bars(&results).iter().all(|bar| bar.verdict != Verdict::NotRun));
+    Ok(())
+}

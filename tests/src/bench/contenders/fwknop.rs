@@ -1,0 +1,204 @@
+//! fwknopd of Debian, in both of its modes, with packets of Debian's client.
+
+use super::process::{Daemon, base_rules, clear_rules, restore};
+use super::{Contender, Link};
+use crate::bench::station::{GUARDED, KNOCK_PORT};
+use crate::command::finish;
+use crate::device::{now, random};
+use crate::frames::Frame;
+use crate::lab::{Family, Host};
+use crate::programs::program;
+use anyhow::{Context, Result};
+use std::fmt::Write as _;
+use std::fs::{self, Permissions};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const CHAIN: &str = "FWKNOP_INPUT";
+/// No grant ends during a run.
+const SECONDS: u64 = 7200;
+
+/// See the module's text.
+pub(super) struct Fwknopd {
+    /// Whether it listens on a UDP socket instead of capturing.
+    listens: bool,
+    directory: PathBuf,
+    /// Base64 of the keys for encryption and authentication.
+    keys: (String, String),
+    present: usize,
+    daemon: Option<Daemon>,
+}
+
+impl Fwknopd {
+    /// The mode that it has by default.
+    pub(super) fn capturing() -> Self {
+        Self {
+            listens: false,
+            directory: PathBuf::new(),
+            keys: Default::default(),
+            present: 0,
+            daemon: None,
+        }
+    }
+
+    /// `ENABLE_UDP_SERVER`.
+    pub(super) fn listening() -> Self {
+        Self { listens: true, ..Self::capturing() }
+    }
+
+    fn daemon(&self) -> Result<&Daemon> {
+        self.daemon.as_ref().context("fwknopd does not run")
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.directory.join(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        Ok(path.to_string_lossy().into_owned())
+    }
+}
+
+impl Contender for Fwknopd {
+    fn name(&self) -> String {
+        format!("fwknopd, {}", if self.listens { "UDP mode" } else { "pcap mode" })
+    }
+
+    fn knocks(&self) -> usize {
+        100
+    }
+
+    fn levels(&self) -> &'static [usize] {
+        &[0, 1_000]
+    }
+
+    fn start(
+        &mut self,
+        host: &Host,
+        _: &Link<'_>,
+        directory: &Path,
+        sources: &[IpAddr],
+    ) -> Result<()> {
+        directory.clone_into(&mut self.directory);
+        let run = directory.join("run");
+        fs::create_dir_all(&run)?;
+        fs::set_permissions(&run, Permissions::from_mode(0o700))?;
+        self.keys = (base64(&random::<32>()?), base64(&random::<64>()?));
+        let listens = if self.listens { "Y" } else { "N" };
+        let config = self.write(
+            "fwknopd.conf",
+            &format!(
+                "PCAP_INTF eth0;\nPCAP_FILTER udp port {KNOCK_PORT};\n\
+                 ENABLE_UDP_SERVER {listens};\nFIREWALL_EXE /usr/sbin/iptables;\n"
+            ),
+        )?;
+        let access = self.write(
+            "access.conf",
+            &format!(
+                "SOURCE ANY\nOPEN_PORTS tcp/{GUARDED}\nKEY_BASE64 {}\nHMAC_KEY_BASE64 {}\n\
+                 FW_ACCESS_TIMEOUT {SECONDS}\nREQUIRE_SOURCE_ADDRESS N\n",
+                self.keys.0, self.keys.1
+            ),
+        )?;
+        base_rules(host)?;
+        if self.listens {
+            host.sh(&format!("iptables -A INPUT -p udp --dport {KNOCK_PORT} -j ACCEPT"))?;
+        }
+        let run = run.to_string_lossy();
+        let ready = if self.listens {
+            "Kicking off UDP server"
+        } else {
+            "Starting fwknopd main event loop"
+        };
+        let (pid_file, digests) = (format!("{run}/pid"), format!("{run}/digests"));
+        let words = [
+            "fwknopd", "-f", "-c", &config, "-a", &access, "-r", &run, "-p", &pid_file, "-d",
+            &digests,
+        ];
+        let log = self.directory.join("log");
+        self.daemon = Some(Daemon::start(host, &words, &log, ready)?);
+        self.present = sources.len();
+        // Rules as it writes them: so it knows them for its own, and when they end.
+        let end = now().0 / 1_000_000 + SECONDS;
+        let mut rules = String::new();
+        for source in sources {
+            writeln!(
+                rules,
+                "-A {CHAIN} -s {source}/32 -p tcp -m tcp --dport {GUARDED} \
+                 -m comment --comment _exp_{end} -j ACCEPT"
+            )?;
+        }
+        restore(host, &self.directory, &rules)
+    }
+
+    fn packets(&mut self, host: &Host, sources: &[IpAddr]) -> Result<Vec<Frame>> {
+        let client = program("fwknop")
+            .map_err(|_| anyhow::anyhow!("fwknop is not installed; `make bench` installs it"))?;
+        let file = self.directory.join("packet");
+        let destination = host.at(Family::V4, KNOCK_PORT);
+        let access = format!("tcp/{GUARDED}");
+        let mut frames = Vec::new();
+        for source in sources {
+            let mut command = Command::new(&client);
+            command.args(["--test", "-A", &access, "-a", &source.to_string()]);
+            command.args(["-D", &destination.ip().to_string(), "--use-hmac"]);
+            command.args(["--key-base64-rijndael", &self.keys.0]);
+            command.args(["--key-base64-hmac", &self.keys.1]);
+            command.arg("--save-packet").arg(&file).env("HOME", &self.directory);
+            finish(&mut command)?.ok()?;
+            let packet = fs::read_to_string(&file)?;
+            fs::remove_file(&file)?;
+            let from = SocketAddr::new(*source, 40_001);
+            frames.push(Frame::udp(host, from, destination, packet.trim().as_bytes())?);
+        }
+        Ok(frames)
+    }
+
+    fn heard(&self) -> Result<usize> {
+        Ok(self.present + self.daemon()?.count("Added access rule")?)
+    }
+
+    fn granted(&self, host: &Host) -> Result<usize> {
+        Ok(host.sh(&format!("iptables -S {CHAIN}"))?.matches("--dport 22 ").count())
+    }
+
+    fn pid(&self) -> Result<u32> {
+        Ok(self.daemon()?.pid())
+    }
+
+    fn stop(&mut self, host: &Host) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill(host)?;
+        }
+        clear_rules(host)
+    }
+}
+
+/// The standard alphabet with padding (RFC 4648, section 4).
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().fold(0u32, |group, byte| group << 8 | u32::from(*byte));
+        let group = group << (8 * (3 - chunk.len()));
+        for at in 0..4 {
+            let six = usize::try_from(group >> (18 - 6 * at) & 63).unwrap_or_default();
+            let letter = ALPHABET.get(six).copied().filter(|_| at <= chunk.len());
+            text.push(letter.map_or('=', char::from));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_is_that_of_rfc_4648() {
+        let encoded =
+            ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|t| base64(t.as_bytes()));
+        assert_eq!(encoded, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]);
+    }
+}

@@ -1,0 +1,106 @@
+//! knockd of Debian: three SYNs in the right order.
+
+use super::process::{Daemon, base_rules, clear_rules, restore};
+use super::{Contender, Link};
+use crate::bench::station::GUARDED;
+use crate::frames::Frame;
+use crate::lab::{Family, Host};
+use anyhow::{Context, Result};
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+const CHAIN: &str = "KNOCK";
+const SEQUENCE: [u16; 3] = [7000, 8000, 9000];
+/// No grant ends during a run.
+const SECONDS: u32 = 7200;
+
+/// See the module's text.
+#[derive(Default)]
+pub(super) struct Knockd {
+    present: usize,
+    daemon: Option<Daemon>,
+}
+
+impl Knockd {
+    fn daemon(&self) -> Result<&Daemon> {
+        self.daemon.as_ref().context("knockd does not run")
+    }
+}
+
+impl Contender for Knockd {
+    fn name(&self) -> String {
+        "knockd".into()
+    }
+
+    fn knocks(&self) -> usize {
+        100
+    }
+
+    fn levels(&self) -> &'static [usize] {
+        &[0, 1_000]
+    }
+
+    fn start(
+        &mut self,
+        host: &Host,
+        _: &Link<'_>,
+        directory: &Path,
+        sources: &[IpAddr],
+    ) -> Result<()> {
+        let rule = format!("{CHAIN} -s %IP% -p tcp --dport {GUARDED} -j ACCEPT");
+        let sequence = SEQUENCE.map(|port| format!("{port}:tcp")).join(",");
+        let log = directory.join("log");
+        let config = directory.join("knockd.conf");
+        fs::write(
+            &config,
+            format!(
+                "[options]\n\tlogfile = {}\n\n[open]\n\tsequence = {sequence}\n\tseq_timeout = 5\n\
+                 \ttcpflags = syn\n\tstart_command = /usr/sbin/iptables -A {rule}\n\
+                 \tcmd_timeout = {SECONDS}\n\tstop_command = /usr/sbin/iptables -D {rule}\n",
+                log.display()
+            ),
+        )?;
+        base_rules(host)?;
+        host.sh(&format!("iptables -N {CHAIN}"))?;
+        host.sh(&format!("iptables -I INPUT 1 -j {CHAIN}"))?;
+        let config = config.to_string_lossy();
+        let words = ["knockd", "-i", "eth0", "-c", &config];
+        self.daemon = Some(Daemon::start(host, &words, &log, "starting up")?);
+        self.present = sources.len();
+        let mut rules = String::new();
+        for source in sources {
+            writeln!(rules, "-A {CHAIN} -s {source}/32 -p tcp -m tcp --dport {GUARDED} -j ACCEPT")?;
+        }
+        restore(host, directory, &rules)
+    }
+
+    fn packets(&mut self, host: &Host, sources: &[IpAddr]) -> Result<Vec<Frame>> {
+        let steps = sources.iter().flat_map(|source| SEQUENCE.map(|port| (*source, port)));
+        steps
+            .map(|(source, port)| {
+                Frame::syn(host, SocketAddr::new(source, 40_001), host.at(Family::V4, port))
+            })
+            .collect()
+    }
+
+    fn heard(&self) -> Result<usize> {
+        Ok(self.present + self.daemon()?.count("OPEN SESAME")?)
+    }
+
+    fn granted(&self, host: &Host) -> Result<usize> {
+        Ok(host.sh(&format!("iptables -S {CHAIN}"))?.matches("--dport 22 ").count())
+    }
+
+    fn pid(&self) -> Result<u32> {
+        Ok(self.daemon()?.pid())
+    }
+
+    fn stop(&mut self, host: &Host) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill(host)?;
+        }
+        clear_rules(host)
+    }
+}

@@ -1,0 +1,96 @@
+//! A daemon of others', in a namespace, with what it prints in a file.
+
+use crate::command::finish;
+use crate::lab::Host;
+use crate::programs::program;
+use crate::wait::eventually;
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// See the module's text.
+pub(super) struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `words` and waits until the file `log` says `ready`; standard output and standard
+    /// error go there too.
+    pub(super) fn start(host: &Host, words: &[&str], log: &Path, ready: &str) -> Result<Self> {
+        let (name, arguments) = words.split_first().context("no program")?;
+        let path = program(name)
+            .map_err(|_| anyhow::anyhow!("{name} is not installed; `make bench` installs it"))?;
+        let output = File::create(log)?;
+        let mut command = host.command(path)?;
+        command.args(arguments).stdin(Stdio::null());
+        command.stdout(output.try_clone()?).stderr(output).env_remove("NOTIFY_SOCKET");
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let mut daemon = Self { child, log: log.to_owned() };
+        eventually(&format!("{name} is to say {ready:?}"), || {
+            if let Some(status) = daemon.child.try_wait()? {
+                bail!("{name} ended at its start ({status}): {}", daemon.said()?);
+            }
+            Ok(daemon.said()?.contains(ready).then_some(()))
+        })?;
+        Ok(daemon)
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All that it has printed.
+    pub(super) fn said(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
+    }
+
+    /// How often it has said this.
+    pub(super) fn count(&self, what: &str) -> Result<usize> {
+        Ok(self.said()?.matches(what).count())
+    }
+
+    /// Kills it, and whatever else runs in the namespace, which is nobody else's.
+    pub(super) fn kill(&mut self, host: &Host) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let pids = finish(Command::new(program("ip")?).args(["netns", "pids", host.namespace()]))?;
+        for pid in pids.ok()?.split_whitespace() {
+            // It may have ended meanwhile.
+            let _ = kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL);
+        }
+        Ok(())
+    }
+}
+
+/// The firewall that a host of the others has: it refuses all but what is established, and what
+/// they open.
+pub(super) fn base_rules(host: &Host) -> Result<()> {
+    for rule in [
+        "-P INPUT DROP",
+        "-A INPUT -i lo -j ACCEPT",
+        "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+    ] {
+        host.sh(&format!("iptables {rule}"))?;
+    }
+    Ok(())
+}
+
+/// Takes all rules away.
+pub(super) fn clear_rules(host: &Host) -> Result<()> {
+    for action in ["-P INPUT ACCEPT", "-F", "-X"] {
+        host.sh(&format!("iptables {action}"))?;
+    }
+    Ok(())
+}
+
+/// Writes many rules at once.
+pub(super) fn restore(host: &Host, directory: &Path, rules: &str) -> Result<()> {
+    let file = directory.join("rules");
+    fs::write(&file, format!("*filter\n{rules}COMMIT\n"))?;
+    let path = file.to_str().context("a path that is no text")?;
+    host.sh(&format!("iptables-restore --noflush {path}")).map(drop)
+}

@@ -1,0 +1,164 @@
+//! Our own server, from the wire to the kernel.
+
+use super::{Contender, Link};
+use crate::bench::backends::Candidate;
+use crate::bench::station::KNOCK_PORT;
+use crate::config::{Client, Configuration, Rate};
+use crate::device::{Device, Identity};
+use crate::frames::Frame;
+use crate::lab::{Family, Host};
+use crate::server::Server;
+use crate::wait::eventually_within;
+use anyhow::{Context, Result, ensure};
+use spa_keys::{Overwrite, write_private_key};
+use spa_server::gate::{Gate as _, GateError};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+
+/// Among whom the knocks are shared out: the replay window of one holds 4,096 of them.
+const CLIENTS: usize = 10;
+/// Knocks at a time while grants are put there: the capture's buffer holds far more.
+const CHUNK: usize = 2_000;
+
+/// See the module's text.
+pub(super) struct SpaServer {
+    candidate: Candidate,
+    server: Option<Server>,
+    devices: Vec<Device>,
+}
+
+impl SpaServer {
+    /// With this back-end.
+    pub(super) fn with(candidate: Candidate) -> Self {
+        Self { candidate, server: None, devices: Vec::new() }
+    }
+
+    fn server(&self) -> Result<&Server> {
+        self.server.as_ref().context("spa-server does not run")
+    }
+
+    fn configuration(&self, directory: &Path, clients: &[Identity]) -> Configuration {
+        let mut configuration = Configuration::new(directory);
+        configuration.default_lifetime = "2h".into();
+        configuration.gate.backend = Some(self.candidate.backend.to_string());
+        configuration.gate.tools =
+            self.candidate.tools().into_iter().map(|(n, path)| (n.into(), path.into())).collect();
+        configuration.clients = clients
+            .iter()
+            .enumerate()
+            .map(|(number, identity)| Client {
+                name: format!("client-{number}"),
+                public_key: identity.public().to_string(),
+                allow: vec!["ssh".into()],
+                max_sources: Some(65_536),
+                max_lifetime: Some("2h".into()),
+                rate: Some(Rate { per_minute: 60_000, burst: 10_000 }),
+                ..Client::default()
+            })
+            .collect();
+        configuration
+    }
+}
+
+impl Contender for SpaServer {
+    fn name(&self) -> String {
+        format!("spa-server, {}", self.candidate.name)
+    }
+
+    fn ours(&self) -> bool {
+        true
+    }
+
+    fn knocks(&self) -> usize {
+        1_000
+    }
+
+    fn levels(&self) -> &'static [usize] {
+        &[0, 1_000, 10_000]
+    }
+
+    fn start(
+        &mut self,
+        host: &Host,
+        link: &Link<'_>,
+        directory: &Path,
+        sources: &[IpAddr],
+    ) -> Result<()> {
+        // A back-end that is not there would end the server at its start.
+        self.candidate.gate()?;
+        let key = Identity::generate()?;
+        let clients = (0..CLIENTS).map(|_| Identity::generate()).collect::<Result<Vec<_>>>()?;
+        self.devices =
+            clients.iter().map(|client| client.device(key.public())).collect::<Result<_>>()?;
+        if directory.exists() {
+            fs::remove_dir_all(directory)?;
+        }
+        let configuration = self.configuration(directory, &clients);
+        let mut server = Server::new(host, directory, configuration)?;
+        let key_file = &server.configuration().private_key_file;
+        write_private_key(key_file, key.private(), Overwrite::Replace)?;
+        server.start()?;
+        self.server = Some(server);
+        for (at, chunk) in sources.chunks(CHUNK).enumerate() {
+            let packets = self.packets(host, chunk)?;
+            link.send(&packets)?;
+            let wanted = at * CHUNK + chunk.len();
+            eventually_within(Duration::from_secs(30), "the first grants are to be there", || {
+                Ok((self.heard()? >= wanted).then_some(()))
+            })?;
+        }
+        let there = self.granted(host)?;
+        ensure!(there == sources.len(), "{there} grants are there before, not {}", sources.len());
+        Ok(())
+    }
+
+    fn packets(&mut self, host: &Host, sources: &[IpAddr]) -> Result<Vec<Frame>> {
+        let destination = host.at(Family::V4, KNOCK_PORT);
+        sources
+            .iter()
+            .zip(self.devices.iter().cycle())
+            .map(|(source, device)| {
+                let from = SocketAddr::new(*source, 40_001);
+                Frame::udp(host, from, destination, &device.open("ssh").seal()?)
+            })
+            .collect()
+    }
+
+    fn heard(&self) -> Result<usize> {
+        Ok(usize::try_from(self.server()?.status()?.opened)?)
+    }
+
+    fn granted(&self, host: &Host) -> Result<usize> {
+        let candidate = self.candidate;
+        host.inside(move || {
+            runtime()?.block_on(async {
+                match candidate.gate()?.snapshot().await {
+                    Ok(elements) => Ok(elements.len()),
+                    Err(GateError::NotInstalled) => Ok(0),
+                    Err(error) => Err(error.into()),
+                }
+            })
+        })
+    }
+
+    fn pid(&self) -> Result<u32> {
+        self.server()?.pid()
+    }
+
+    fn stop(&mut self, host: &Host) -> Result<()> {
+        let Some(mut server) = self.server.take() else { return Ok(()) };
+        server.stop()?;
+        let candidate = self.candidate;
+        host.inside(move || Ok(runtime()?.block_on(async { candidate.gate()?.remove().await })?))?;
+        let left = self.granted(host)?;
+        ensure!(left == 0, "{left} grants are left without a gate");
+        Ok(())
+    }
+}
+
+fn runtime() -> Result<Runtime> {
+    Ok(Builder::new_current_thread().enable_all().build()?)
+}

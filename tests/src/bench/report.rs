@@ -1,0 +1,337 @@
+//! The results for people: tables for a terminal, and the page `docs/benchmarks.md`. Pure. No
+//! figure is written here by hand.
+
+use super::bars::{KINDS, bars, short_count};
+use super::elements::to_f64;
+use super::figures::{Figure, short};
+use super::packets::per_second;
+use super::results::{
+    BackendFigures, GrantCost, Machine, Outcome, PacketCost, ProgramFigures, Results,
+};
+use std::fmt::Write as _;
+
+/// All tables, without a word about them.
+pub fn table(results: &Results) -> String {
+    let sections = [
+        ("Bars", bars_table(results)),
+        ("One more grant, microseconds", grants_table(results)),
+        ("A burst, in batches", bursts_table(results)),
+        ("Packets", packets_table(results)),
+        ("Whole programs, saturated", programs_table(results)),
+        ("Executed programs", execs_table(results)),
+    ];
+    sections.iter().fold(String::new(), |mut text, (title, table)| {
+        let _ = write!(text, "{title}\n\n{table}\n");
+        text
+    })
+}
+
+/// The page.
+pub fn markdown(results: &Results) -> String {
+    let mut page = String::from(
+        "# Benchmarks of the gate\n\n\
+         Written by `make bench`; no figure is by hand, and the next run writes all of them anew. \
+         Absolute figures move between machines\n\
+         and hours. What is compared was measured in turns, in one run, so the ratios hold.\n\n",
+    );
+    if results.quick {
+        page.push_str("**A quick run, which only shows that the benchmark works: its figures mean nothing.**\n\n");
+    }
+    page.push_str(&machine(&results.machine, results.seconds));
+    let _ = write!(page, "\n## What was to be reached\n\n{}\n", bars_table(results));
+    page.push_str(BARS);
+    let _ = write!(page, "\n## One more grant\n\n{}\n", grants_table(results));
+    page.push_str(GRANTS);
+    let _ = write!(page, "\n## A burst\n\n{}\n", bursts_table(results));
+    page.push_str(BURST);
+    let _ = write!(page, "\n## Packets\n\n{}\n", packets_table(results));
+    page.push_str(PACKETS);
+    let _ = write!(page, "\n## Beside other programs\n\n{}\n", programs_table(results));
+    page.push_str(PROGRAMS);
+    let _ = write!(page, "\n{}\n", execs_table(results));
+    page.push_str(EXECS);
+    page.push_str(AGAIN);
+    page
+}
+
+const BARS: &str = "\
+The bars are those of the back-ends that keep grants in sets. Rules are looked at one after the other, so a back-end
+of rules alone can't reach them with many grants; what it does is told all the same. The figure beside each verdict is the worst of both
+families (and of all kinds of packets), by the medians.
+";
+
+const GRANTS: &str = "\
+`Gate::apply` of one change on its own (*alone*), of a change among 256 (*of 256*: what the daemon does at most at once), and of one that withdraws
+(*withdrawn*), where so many grants of each family are there already; every number of them on a host of its own. It ends when the kernel has
+confirmed. *Times* is how often as dear as with none there: the median of the ratios within each round. The range holds the middle
+four fifths of the rounds. Where fewer are there than there should be, the reason stands at the end.
+";
+
+const BURST: &str = "\
+So many grants through `Gate::apply` in batches of 256, from the first call until the last is confirmed; then all of them are read back from the kernel and counted.
+";
+
+const PACKETS: &str = "\
+SYNs over a virtual cable, sent by one processor, which also pays for what the receiving host does with them: connection tracking, the gate, the
+answer. The figures are processor time a packet, sending included, and (*a second*) how many packets that makes for one processor. Every packet begins a connection
+of its own. *Granted*: from sixteen granted addresses, to the guarded port, answered by a SYN cookie. *Refused*: each from another
+address without a grant. *Unguarded*: to another port, answered. *No gate* is a host without any rule, and without connection tracking. *None* is a
+host with the gate and no grants (but the sixteen); *rate left* is the packet rate with the grants as a part of that, the median of pairs. *Control* is the same between two
+hosts that both have none: what the method can't tell from 100%. *Answered* is the worst round.
+";
+
+const PROGRAMS: &str = "\
+So many valid knocks, made before, sent at once, each from another address, to the daemon, freshly started, with so many grants there already. The time runs from the first
+packet until the kernel's own list shows a grant for every knock, and is divided by their number. Others: Debian's packages, Debian's
+`iptables`, grants put there beforehand in the form that they write themselves. Ours: knocks of ten clients, replay store and audit included.
+";
+
+const EXECS: &str = "\
+Programs that the daemon and its children executed while it made so many grants, as `strace` counts them; *idle* is how many in as long a time without a knock (what the
+daemon looks after now and then anyway), and *a grant* is the difference, divided.
+";
+
+const AGAIN: &str = "
+## Again
+
+    make bench
+
+It installs the Debian packages `fwknop-server`, `fwknop-client`, `knockd` and `strace` where they are missing (no service is started), needs root, takes some minutes, and stays within namespaces
+that it makes. `target/bench/gate.json` has all figures, with the spread that the tables leave out.
+";
+
+fn machine(machine: &Machine, seconds: f64) -> String {
+    let mut rows = vec![
+        vec!["date".into(), machine.date.clone()],
+        vec!["processor".into(), format!("{} of {}", machine.processors, machine.processor)],
+        vec!["memory".into(), format!("{} MiB", machine.memory_mib)],
+        vec!["kernel".into(), machine.kernel.clone()],
+        vec!["system".into(), machine.system.clone()],
+    ];
+    rows.extend(machine.versions.iter().map(|(name, version)| vec![name.clone(), version.clone()]));
+    let (before, after) = &machine.load;
+    rows.push(vec!["load average before, after".into(), format!("{before}, {after}")]);
+    rows.push(vec!["the run took".into(), format!("{seconds:.0} s")]);
+    grid(&["machine", ""], &rows)
+}
+
+fn bars_table(results: &Results) -> String {
+    let rows: Vec<_> = bars(results)
+        .into_iter()
+        .map(|bar| vec![bar.backend, bar.what, bar.verdict.as_str().to_owned(), bar.found])
+        .collect();
+    grid(&["back-end", "bar", "verdict", "found"], &rows)
+}
+
+fn grants_table(results: &Results) -> String {
+    let heads = [
+        "back-end",
+        "family",
+        "there",
+        "alone",
+        "range",
+        "times",
+        "of 256",
+        "times",
+        "withdrawn",
+        "",
+    ];
+    of_backends(results, &heads, |figures| figures.grants.iter().map(grant_row).collect())
+}
+
+fn grant_row(cost: &GrantCost) -> Vec<String> {
+    let there = if cost.present == cost.wanted {
+        short_count(cost.present)
+    } else {
+        format!("{} of {}", short_count(cost.present), short_count(cost.wanted))
+    };
+    vec![
+        cost.family.clone(),
+        there,
+        told(cost.single_us),
+        cost.single_us
+            .map(|figure| format!("{} to {}", short(figure.low), short(figure.high)))
+            .unwrap_or_default(),
+        told(cost.single_ratio),
+        told(cost.batch_us),
+        told(cost.batch_ratio),
+        told(cost.withdraw_us),
+        cost.note.clone().unwrap_or_default(),
+    ]
+}
+
+fn bursts_table(results: &Results) -> String {
+    let heads = ["back-end", "family", "grants", "seconds", "read back", "seconds for reading", ""];
+    of_backends(results, &heads, |figures| {
+        let rows = figures.bursts.iter().map(|burst| {
+            vec![
+                burst.family.clone(),
+                short_count(burst.wanted),
+                told(burst.seconds),
+                short_count(burst.read_back),
+                told(burst.reading_seconds),
+                burst.note.clone().unwrap_or_default(),
+            ]
+        });
+        rows.collect()
+    })
+}
+
+fn packets_table(results: &Results) -> String {
+    let heads = [
+        "back-end",
+        "packet",
+        "family",
+        "grants",
+        "no gate, ns",
+        "none, ns",
+        "grants, ns",
+        "a second",
+        "rate left",
+        "control",
+        "answered",
+    ];
+    of_backends(results, &heads, |figures| {
+        let mut rows = Vec::new();
+        for kind in KINDS {
+            rows.extend(figures.packets.iter().filter(|cost| cost.kind == kind).map(packet_row));
+        }
+        rows
+    })
+}
+
+fn packet_row(cost: &PacketCost) -> Vec<String> {
+    let percent = |figure: Option<Figure>| {
+        figure.map(|figure| format!("{:.0}%", figure.median * 100.0)).unwrap_or_default()
+    };
+    vec![
+        cost.kind.name().to_owned(),
+        cost.family.clone(),
+        short_count(cost.present),
+        told(cost.bare_ns),
+        told(cost.none_ns),
+        told(cost.many_ns),
+        cost.many_ns.map(|figure| short(per_second(figure.median))).unwrap_or_default(),
+        percent(cost.rate),
+        percent(cost.control),
+        cost.answered_permille.map(|permille| format!("{permille}‰")).unwrap_or_default(),
+    ]
+}
+
+fn programs_table(results: &Results) -> String {
+    let heads = ["program", "there", "knocks", "opened", "ms a grant", "range", ""];
+    of_programs(results, &heads, |figures| {
+        let rows = figures.saturated.iter().map(|level| {
+            let range = |f: Figure| format!("{} to {}", short(f.low), short(f.high));
+            vec![
+                short_count(level.present),
+                short_count(level.knocks),
+                short_count(level.opened),
+                told(level.ms_per_grant),
+                level.ms_per_grant.map(range).unwrap_or_default(),
+                level.note.clone().unwrap_or_default(),
+            ]
+        });
+        rows.collect()
+    })
+}
+
+fn execs_table(results: &Results) -> String {
+    let heads = ["program", "grants", "executed", "idle", "a grant"];
+    of_programs(results, &heads, |figures| {
+        let Some(execs) = &figures.execs else { return vec![vec!["not counted".into()]] };
+        let (executed, idle) = (to_f64(execs.executed), to_f64(execs.idle));
+        let each = (executed - idle).max(0.0) / to_f64(execs.grants);
+        vec![vec![
+            execs.grants.to_string(),
+            execs.executed.to_string(),
+            execs.idle.to_string(),
+            short(each),
+        ]]
+    })
+}
+
+/// The rows of all back-ends, each with its name before it.
+fn of_backends(
+    results: &Results,
+    heads: &[&str],
+    rows: impl Fn(&BackendFigures) -> Vec<Vec<String>>,
+) -> String {
+    let all = results.backends.iter().map(|one| (one.name.as_str(), &one.outcome));
+    named(heads, all.collect(), rows)
+}
+
+fn of_programs(
+    results: &Results,
+    heads: &[&str],
+    rows: impl Fn(&ProgramFigures) -> Vec<Vec<String>>,
+) -> String {
+    let all = results.programs.iter().map(|one| (one.name.as_str(), &one.outcome));
+    named(heads, all.collect(), rows)
+}
+
+/// A table of what was measured, and below it what was not.
+fn named<T>(
+    heads: &[&str],
+    all: Vec<(&str, &Outcome<T>)>,
+    rows: impl Fn(&T) -> Vec<Vec<String>>,
+) -> String {
+    let mut measured = Vec::new();
+    let mut missing = String::new();
+    for (name, outcome) in all {
+        match outcome {
+            Outcome::Measured(figures) => measured.extend(
+                rows(figures)
+                    .into_iter()
+                    .map(|row| std::iter::once(name.to_owned()).chain(row).collect::<Vec<_>>()),
+            ),
+            Outcome::NotRun(why) => {
+                let _ = write!(missing, "\nNot run: {name}: {why}.\n");
+            }
+        }
+    }
+    grid(heads, &measured) + &missing
+}
+
+fn told(figure: Option<Figure>) -> String {
+    figure.map(|figure| short(figure.median)).unwrap_or_default()
+}
+
+/// A table that is read as Markdown and as it stands; short rows are filled up.
+fn grid(heads: &[&str], rows: &[Vec<String>]) -> String {
+    let cell = |row: &[String], at: usize| row.get(at).cloned().unwrap_or_default();
+    let widths: Vec<_> = heads
+        .iter()
+        .enumerate()
+        .map(|(at, head)| {
+            let cells = rows.iter().map(|row| cell(row, at).chars().count());
+            cells.chain([head.chars().count(), 3]).max().unwrap_or_default()
+        })
+        .collect();
+    let mut text = String::new();
+    let mut line = |cells: Vec<String>| {
+        for (cell, width) in cells.iter().zip(&widths) {
+            let _ = write!(text, "| {cell:width$} ");
+        }
+        text.push_str("|\n");
+    };
+    line(heads.iter().map(|head| (*head).to_owned()).collect());
+    line(widths.iter().map(|width| "-".repeat(*width)).collect());
+    for row in rows {
+        line((0..heads.len()).map(|at| cell(row, at)).collect());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_is_aligned_and_filled_up() {
+        let rows = [vec!["a".into(), "12,345".into()], vec!["bcde".into()]];
+        let expected =
+            "| x    | number |\n| ---- | ------ |\n| a    | 12,345 |\n| bcde |        |\n";
+        assert_eq!(grid(&["x", "number"], &rows), expected);
+    }
+}
