@@ -20,6 +20,7 @@
 //! Known limits: packets that the host redirects from a guarded port to *another* port of itself
 //! must be accepted by its own rules, as must those that it forwards to published ports.
 
+mod advice;
 mod any;
 mod bounds;
 mod choice;
