@@ -63,10 +63,9 @@ pub(crate) fn install(config: &Path, args: GateInstallArgs) -> Done {
 async fn install_without_daemon(settings: &Settings) -> Result<InstallReport, CommandError> {
     let plan = settings.gate_plan();
     let Choice { gate, .. } = choose(settings, &plan).await?;
-    let mut report = gate.install(&plan).await.map_err(|error| failed(&error))?;
-    // Only now, so that there is no moment without one.
-    let left = gate.replace_others(&settings.gate, &plan).await;
-    report.warnings.extend(left.into_iter().chain(settings.abandoned_hook()));
+    let installed = gate.install_in_place(&settings.gate, &plan).await;
+    let mut report = installed.map_err(|error| failed(&error))?;
+    report.warnings.extend(settings.abandoned_hook());
     Ok(report)
 }
 

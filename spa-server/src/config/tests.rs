@@ -104,17 +104,24 @@ fn the_shipped_server_toml_is_right_and_shows_the_defaults() {
 
     // Every commented line, put in force, says what holds anyway, but for the examples at the end.
     let (defaults, _) = shipped.split_once("#[gate.tools]").unwrap();
-    let mut text: String = defaults
-        .lines()
-        .map(|line| match line.strip_prefix('#') {
-            Some(setting) if !setting.starts_with(' ') => setting,
-            _ => line,
-        })
-        .flat_map(|line| [line, "\n"])
-        .collect();
+    let in_force = |text: &str| -> String {
+        text.lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(setting) if !setting.starts_with(' ') => setting,
+                _ => line,
+            })
+            .flat_map(|line| [line, "\n"])
+            .collect()
+    };
+    let mut text = in_force(defaults);
     assert!(text.contains("\nmax-grants = 65536\n") && text.contains("\nmode = \"guard\"\n"));
     text.push_str(SSH);
     assert_eq!(Settings::parse(path, &text).unwrap(), shown);
+    // The examples hold together, too.
+    let all = Settings::parse(path, &in_force(shipped)).unwrap();
+    assert_eq!(all.services.len(), 6);
+    let hook = all.gate.hook.unwrap();
+    assert_eq!((hook.refresh, hook.time_limit), (false, Duration::from_secs(10)));
 }
 
 #[test]

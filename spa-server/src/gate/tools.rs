@@ -107,6 +107,13 @@ impl Tools {
         find(overrides.nft.as_deref(), "nft", "nftables", &DIRECTORIES.map(Path::new))
     }
 
+    /// Whether the rules of iptables can be read and written.
+    pub(super) fn have_iptables(&self) -> bool {
+        [&self.iptables_restore, &self.ip6tables_restore, &self.iptables_save, &self.ip6tables_save]
+            .into_iter()
+            .all(|path| is_executable(path))
+    }
+
     /// The path of `nft`, for whom nothing goes without it.
     pub fn need_nft(&self) -> Result<&Path, MissingTool> {
         self.nft.as_deref().ok_or(MissingTool { name: "nft", package: "nftables", at: None })

@@ -82,7 +82,7 @@ hosts that both have none: what the method can't tell from 100%. *Answered* is t
 
 const PROGRAMS: &str = "\
 So many valid knocks, made before, sent at once, each from another address, to the daemon, freshly started, with so many grants there already. The time runs from the first
-packet until the kernel's own list shows a grant for every knock, and is divided by their number. Others: Debian's packages, Debian's
+packet until the daemon says that all are open and the kernel's own list shows them (not counting the reading of it), and is divided by their number. Others: Debian's packages, Debian's
 `iptables`, grants put there beforehand in the form that they write themselves. Ours: knocks of ten clients, replay store and audit included.
 ";
 
