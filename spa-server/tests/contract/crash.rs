@@ -80,14 +80,12 @@ impl Unlucky {
     }
 }
 
-fn each(tools: &mut ToolOverrides) -> [(&'static str, &mut Option<PathBuf>); 7] {
+fn each(tools: &mut ToolOverrides) -> [(&'static str, &mut Option<PathBuf>); 5] {
     [
         ("iptables-restore", &mut tools.iptables_restore),
         ("ip6tables-restore", &mut tools.ip6tables_restore),
         ("iptables-save", &mut tools.iptables_save),
         ("ip6tables-save", &mut tools.ip6tables_save),
-        ("ipset", &mut tools.ipset),
-        ("conntrack", &mut tools.conntrack),
         ("nft", &mut tools.nft),
     ]
 }

@@ -106,8 +106,6 @@ impl Subject {
             ip6tables_restore: path(format!("ip6tables-{variant}-restore")),
             iptables_save: path(format!("iptables-{variant}-save")),
             ip6tables_save: path(format!("ip6tables-{variant}-save")),
-            ipset: path("ipset".to_owned()),
-            conntrack: path("conntrack".to_owned()),
             nft: path("nft".to_owned()),
         }
     }
