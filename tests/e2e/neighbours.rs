@@ -15,7 +15,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// The tools that change something.
-const TOOLS: [&str; 5] = ["iptables-restore", "ip6tables-restore", "ipset", "conntrack", "nft"];
+const TOOLS: [&str; 3] = ["iptables-restore", "ip6tables-restore", "nft"];
 /// At so many moments of an installation, evenly spread, it is killed.
 const MOMENTS: u32 = 8;
 

@@ -39,6 +39,18 @@ pub struct Gate {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     pub tools: BTreeMap<String, PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
+}
+
+/// `[gate.hook]`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the fields are those of the manual")]
+pub struct Hook {
+    pub open: Vec<String>,
+    pub close: Vec<String>,
+    pub time_limit: String,
 }
 
 /// `[services.NAME]`.
@@ -113,6 +125,7 @@ impl Configuration {
                 always_admit: Vec::new(),
                 backend: Some("ipset".into()),
                 tools: BTreeMap::default(),
+                hook: None,
             },
             services: BTreeMap::from([
                 ("ssh".into(), service("tcp/22")),

@@ -42,7 +42,7 @@ mod watch;
 pub use backend::Backend;
 pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_within};
-pub use config::{Client, Configuration, Gate, Rate, Service};
+pub use config::{Client, Configuration, Gate, Hook, Rate, Service};
 pub use device::{Ask, Device, Identity, now};
 pub use firewalls::{
     ALLOWED_PORT, CONTAINER_PORT, Docker, Firewalld, Neighbour, NftablesService, Podman, Room,
@@ -58,7 +58,7 @@ pub use programs::{interop_python, our_binary, program};
 pub use ruleset::Ruleset;
 pub use scene::{SSH_PORT, Scene, WEB_PORT};
 pub use server::{Clock, Server};
-pub use ssh::{Session, Sshd};
+pub use ssh::{Session, Shell, Sshd};
 pub use state::TinyDisk;
 pub use systemd::Machine;
 pub use talk::{Chatterbox, Heard, Talks};

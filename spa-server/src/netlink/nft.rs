@@ -4,10 +4,10 @@
 pub(super) mod message;
 
 use self::message::{
-    Fate, GET_ELEMENTS, GET_GENERATION, PutTogether, read_elements, read_generation,
+    Clearing, Fate, GET_ELEMENTS, GET_GENERATION, PutTogether, read_elements, read_generation,
     write_any_family, write_list, write_transaction,
 };
-use super::error::{EEXIST, ENOTEMPTY, NetlinkError};
+use super::error::{EEXIST, ENOTEMPTY, NetlinkError, Reason};
 use super::socket::{Channel, Doing, Head, Numbers, Subsystem};
 use ipnet::IpNet;
 use spa_proto::Transport;
@@ -151,7 +151,8 @@ impl Nft {
     /// Every element is added, deleted, and, if it is to stay, added again: so a missing one can
     /// be deleted, and the time of one that is there begins anew on kernels that otherwise leave
     /// it as it was. (To who listens to events, it looks just like that.) For that moment it counts against the `size` of the set, also if it was there
-    /// already: in a set that is full nothing can be changed ([`Reason::Full`]).
+    /// already. In a set that is full so nothing could be changed ([`Reason::Full`]); Linux 6.3 and
+    /// later have a way that needs no room, which is then taken.
     ///
     /// An interval set refuses what overlaps with another element ([`Reason::Overlaps`]).
     ///
@@ -162,10 +163,26 @@ impl Nft {
         if wanted.is_empty() {
             return Ok(());
         }
+        match self.transact(&wanted, Clearing::Added) {
+            Err(full) if full.reason() == Some(Reason::Full) => {
+                match self.transact(&wanted, Clearing::Destroyed) {
+                    Ok(()) => Ok(()),
+                    Err(_) => Err(full),
+                }
+            }
+            other => other,
+        }
+    }
+
+    fn transact(
+        &mut self,
+        wanted: &[PutTogether<'_, '_>],
+        clearing: Clearing,
+    ) -> Result<(), NetlinkError> {
         let mut of_sets = Vec::new();
         let failed =
             self.channel.parcel(&Doing("change nftables sets", None), |writer, first| {
-                let last = write_transaction(writer, first, &wanted, &mut of_sets);
+                let last = write_transaction(writer, first, wanted, clearing, &mut of_sets);
                 // What concerns the whole transaction is said of the message that begins it.
                 Numbers { last, whole: Some(first) }
             })?;

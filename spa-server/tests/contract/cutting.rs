@@ -82,13 +82,12 @@ fn others(lab: &Lab, host: Host) -> Vec<Session> {
 
 pub(crate) fn a_connection_that_is_cut_ends_at_both_ends(lab: &Lab) {
     for host in Host::BOTH {
-        if host == Host::Drops && !lab.subject.promises.passes_default_drop {
-            // Nobody gets in there, so there is nothing to cut.
-            installed(lab);
-            return lab.see(&[&both(CLIENT, "tcp/22", Silent)]);
-        }
         host.prepare(lab);
         let gate = installed(lab);
+        if host == Host::Drops && !lab.subject.promises.passes_default_drop {
+            // Nobody gets in there, so there is nothing to cut.
+            return lab.see(&[&both(CLIENT, "tcp/22", Silent)]);
+        }
         // Others accept what is established before anything else.
         for chain in ["INPUT", "FORWARD", "OUTPUT"] {
             lab.rules(&[&format!("-I {chain} -m conntrack --ctstate ESTABLISHED -j ACCEPT")]);

@@ -174,7 +174,10 @@ impl Lab {
                 let saved = self.server.run(&format!("{command}-save"));
                 for table in saved.split_inclusive("COMMIT\n") {
                     let lines = table.lines().filter(|line| !line.starts_with('#'));
-                    let lines: Vec<_> = lines.map(timeless).collect();
+                    let mut lines: Vec<_> = lines.map(timeless).collect();
+                    // Grants that are rules stand in the order in which they came.
+                    let is_grant = |line: &String| line.contains(GRANT);
+                    lines.chunk_by_mut(|a, b| is_grant(a) && is_grant(b)).for_each(<[_]>::sort);
                     let is_plain = |line: &String| {
                         line.starts_with('*') || line == "COMMIT" || line.ends_with(" ACCEPT")
                     };
@@ -192,13 +195,17 @@ impl Lab {
     }
 }
 
+/// How the comment of a rule begins that is a grant; it ends in a colon and a time.
+const GRANT: &str = "--comment \"spa:";
+
 /// A line of rules or elements without its counters, and without when it ends.
 fn timeless(line: &str) -> String {
     let line = line.split(" [").next().unwrap_or_default();
     let mut words = line.split(' ');
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
-        kept.push(word);
+        let until = word.strip_suffix('"').filter(|_| line.contains(GRANT));
+        kept.push(until.and_then(|word| word.rsplit_once(':')).map_or(word, |(word, _)| word));
         if matches!(word, "expires" | "--datestop") {
             words.next();
         }
@@ -206,18 +213,33 @@ fn timeless(line: &str) -> String {
     kept.join(" ")
 }
 
-/// What `nft` prints, but for the tables of iptables and what is left of times.
+/// What `nft` prints, but for the tables of iptables, what is left of times, and a comment that
+/// is a digest of it all. Sets and chains, which it prints in the order of their making, are in
+/// the order of their names.
 fn native(ruleset: &str) -> String {
     let mut text = String::new();
     let mut of_iptables = false;
-    for line in ruleset.lines().filter(|line| !line.starts_with('#')) {
+    let mut blocks: Vec<String> = Vec::new();
+    for line in ruleset.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         if let Some(table) = line.strip_prefix("table ") {
             let tables = ["filter", "mangle", "nat", "raw", "security"];
             let [family, name] = [0, 1].map(|at| table.split(' ').nth(at).unwrap());
             of_iptables = family != "inet" && tables.contains(&name);
         }
-        if !of_iptables {
-            let _ = writeln!(text, "{}", timeless(line));
+        if of_iptables {
+            continue;
+        }
+        if line == "}" {
+            blocks.sort();
+            text.extend(std::mem::take(&mut blocks));
+        }
+        let line = timeless(line.split(" comment \"spa-server ").next().unwrap_or_default());
+        match blocks.last_mut() {
+            _ if line.starts_with("\tset ") || line.starts_with("\tchain ") => {
+                blocks.push(line + "\n");
+            }
+            Some(block) => _ = writeln!(block, "{line}"),
+            None => _ = writeln!(text, "{line}"),
         }
     }
     text
@@ -241,9 +263,11 @@ pub(crate) fn assert_same(found: &str, wanted: &str, about: &dyn std::fmt::Displ
     let only = |these: &[String], those: &[String]| {
         these.iter().filter(|line| !those.contains(line)).cloned().collect::<Vec<_>>().join("\n")
     };
+    let at = found.iter().zip(&wanted).position(|(one, other)| one != other);
     assert!(
         found == wanted,
-        "{about}\n--- too much:\n{}\n--- missing:\n{}",
+        "{about}: from line {at:?} of {}\n--- too much:\n{}\n--- missing:\n{}",
+        found.join("\n"),
         only(&found, &wanted),
         only(&wanted, &found)
     );

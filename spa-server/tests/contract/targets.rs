@@ -149,6 +149,7 @@ fn forwards(lab: &Lab, masquerade: bool) {
         host.prepare(lab);
         if host == Host::Drops && !lab.subject.promises.passes_default_drop {
             let plan = with_targets(plan(&["tcp/22"]), &targets);
+            counted_at_inner(lab);
             is_barred(lab, &plan, &["tcp/3322", "udp/20050"], "FORWARD");
             assert_eq!(counted_at_inner(lab), 0);
             return;

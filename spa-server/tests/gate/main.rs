@@ -12,6 +12,8 @@ mod nftables;
 #[cfg(test)]
 mod packets;
 #[cfg(test)]
+mod rules;
+#[cfg(test)]
 mod services;
 #[cfg(test)]
 mod sets;

@@ -1,7 +1,7 @@
 //! How long the gate stands, what notices that it doesn't, and how connections are cut.
 
 use crate::lab::{
-    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, hears, plan,
+    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, Variant, admit, hears, plan,
     uninterrupted, with_all_gates,
 };
 use spa_proto::Transport;
@@ -14,6 +14,7 @@ use std::time::Duration;
 with_all_gates!(
     a_gate_on_trial_stops_refusing_by_itself,
     what_is_missing_is_noticed_and_named,
+    a_disturbance_is_noticed_at_once_and_own_changes_are_none,
     connections_are_cut_and_others_are_not,
     a_cut_that_was_left_over_is_cleaned_up,
 );
@@ -124,6 +125,44 @@ fn what_is_missing_is_noticed_and_named(lab: &Lab) {
         gate.remove().await.unwrap();
         let error = gate.look(Doubt::Elements).await.unwrap_err();
         assert!(matches!(error, GateError::NotInstalled), "{error}");
+    });
+}
+
+fn a_disturbance_is_noticed_at_once_and_own_changes_are_none(lab: &Lab) {
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    let [four, six] = lab.variant.commands();
+    let tells = lab.variant == Variant::Nft;
+    lab.installed(&plan, |gate| async {
+        let gate = gate;
+        let second = |future| tokio::time::timeout(Duration::from_secs(1), future);
+        // What the installation itself has made others hear.
+        while second(gate.disturbed()).await == Ok(Doubt::Everything) && tells {}
+        for mischief in [
+            format!("{four} -F"),
+            format!("{six} -t mangle -D SPA-JUDGE 1"),
+            format!("{four} -t mangle -I PREROUTING -j RETURN"),
+        ] {
+            lab.on("s", &mischief);
+            let mut missing = Vec::new();
+            // In the sets nothing has changed.
+            while missing.is_empty() {
+                let doubt = second(gate.disturbed()).await.expect("in time");
+                missing = gate.look(doubt).await.unwrap().missing;
+            }
+            gate.install(&plan).await.unwrap();
+        }
+        lab.on("s", &format!("{four} -t mangle -D PREROUTING -j RETURN"));
+        // Nobody waits for a change all the time, and it is heard of nevertheless.
+        while second(gate.disturbed()).await == Ok(Doubt::Everything) && tells {}
+        lab.on("s", &format!("{six} -F SPA-INPUT"));
+        drop(tokio::time::timeout(Duration::from_millis(10), gate.disturbed()).await);
+        while second(gate.disturbed()).await.expect("in time") != Doubt::Everything {}
+        gate.install(&plan).await.unwrap();
+        if lab.in_sets && tells {
+            while second(gate.disturbed()).await == Ok(Doubt::Everything) {}
+            gate.apply(&admit(CLIENT, "tcp/22", 600)).await.unwrap();
+            assert_eq!(second(gate.disturbed()).await, Ok(Doubt::Elements));
+        }
     });
 }
 

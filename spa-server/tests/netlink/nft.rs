@@ -169,6 +169,11 @@ fn what_overlaps_and_what_is_too_much_is_said() {
         let error = nft.apply(&[add("tiny", &three, 60)]).unwrap_err();
         assert_eq!(error.reason(), Some(Reason::Full), "{error}");
         assert_eq!(nft.elements(of("tiny")).unwrap().len(), 2);
+        // What is in it can still be changed.
+        nft.apply(&[add("tiny", &one, 600), delete("tiny", &three)]).unwrap();
+        assert!(printed(&place, "tiny").contains("192.0.2.1 timeout 10m "));
+        nft.apply(&[add("tiny", &three, 60), delete("tiny", &two)]).unwrap();
+        assert_eq!(nft.elements(of("tiny")).unwrap().len(), 2);
     });
 }
 

@@ -90,6 +90,9 @@ impl Keeper {
         let (records, damaged) = self.ledger.read()?;
         let now = BootMicros::now();
         let entries = records.into_iter().map(|mut record| {
+            if let Some(left) = record.running.take().filter(|_| record.boot_id == self.boot_id) {
+                left.kill();
+            }
             if !record.is_live(&self.boot_id, now) {
                 record.phase = Phase::Closing;
             }
@@ -151,7 +154,11 @@ impl Keeper {
         if let Some(mut record) = known.filter(|record| record.phase == Phase::Open) {
             if record.target == target {
                 if self.settings.refresh {
-                    self.run(Action::Refresh, &record, seconds_until(until)).await?;
+                    let refreshed = self.run(Action::Refresh, &record, seconds_until(until)).await;
+                    if refreshed.is_err() {
+                        let _ = self.keep(&record);
+                        return refreshed;
+                    }
                 }
                 record.expires = until;
                 self.keep(&record)?;
@@ -167,6 +174,7 @@ impl Keeper {
             phase: Phase::Opening,
             boot_id: self.boot_id.clone(),
             expires: until,
+            running: None,
             failure: None,
         };
         self.keep(&record)?;
@@ -312,7 +320,11 @@ impl Keeper {
         };
         judge_program(line.program()).map_err(GateError::HookProgram)?;
         let occasion = Occasion { action, element, target, seconds };
-        let ran = run(line, &occasion, self.settings.time_limit).await;
+        let ran = run(line, &occasion, self.settings.time_limit, |running| {
+            // If it can't be written, the process that comes after this one can't know of it.
+            let _ = self.ledger.note(&Record { running: Some(running), ..record.clone() });
+        })
+        .await;
         ran.map_err(|source| GateError::Hook { action: action.as_str(), element, source })
     }
 

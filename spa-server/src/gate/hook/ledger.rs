@@ -4,6 +4,7 @@
 //! its port is opened, and goes when it is closed. After a crash, a kill or a power failure the
 //! next start finds in here what it has to close. It knows no command and no clock.
 
+use super::run::Running;
 use crate::clock::BootMicros;
 use crate::gate::types::Element;
 use crate::service::Target;
@@ -13,9 +14,13 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A longer file was not written by us.
 const MAX_BYTES: u64 = 64 * 1024;
+/// How long the directory may still be locked after its holder has gone: a child that was just being
+/// started has everything of its parent's until it runs its program.
+const FORKING: Duration = Duration::from_millis(300);
 const UNFINISHED: &str = ".new";
 
 /// How an element stands with the commands.
@@ -41,6 +46,9 @@ pub(super) struct Record {
     /// In which run of the machine `expires` counts.
     pub(super) boot_id: String,
     pub(super) expires: BootMicros,
+    /// The command that was begun last, if its end has not been seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) running: Option<Running>,
     /// Why `close` has failed, the last time that it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) failure: Option<String>,
@@ -55,6 +63,7 @@ impl Record {
             phase: Phase::Closing,
             boot_id: String::new(),
             expires: BootMicros(0),
+            running: None,
             failure: None,
         }
     }
@@ -124,10 +133,16 @@ impl Ledger {
         let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
         let opened = OpenOptions::new().read(true).custom_flags(flags).open(directory);
         let opened = opened.map_err(failed("open", directory))?;
-        match opened.try_lock() {
-            Ok(()) => Ok((Hold { _directory: opened }, made)),
-            Err(TryLockError::WouldBlock) => Err(LedgerError::Held(directory.clone())),
-            Err(TryLockError::Error(error)) => Err(failed("lock", directory)(error)),
+        let deadline = Instant::now().checked_add(FORKING);
+        loop {
+            match opened.try_lock() {
+                Ok(()) => return Ok((Hold { _directory: opened }, made)),
+                Err(TryLockError::WouldBlock) if deadline > Some(Instant::now()) => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(TryLockError::WouldBlock) => return Err(LedgerError::Held(directory.clone())),
+                Err(TryLockError::Error(error)) => return Err(failed("lock", directory)(error)),
+            }
         }
     }
 
@@ -158,8 +173,19 @@ impl Ledger {
         Ok((records, damaged))
     }
 
-    /// Writes a record in the place of the former one of its element.
+    /// Writes a record in the place of the former one of its element. What is to be opened is on the
+    /// disk afterwards, whatever happens: a firewall that is somewhere else outlives a power failure
+    /// of this machine.
     pub(super) fn write(&self, record: &Record) -> Result<(), LedgerError> {
+        self.put(record, record.phase == Phase::Opening)
+    }
+
+    /// The same for what only has to outlive this process.
+    pub(super) fn note(&self, record: &Record) -> Result<(), LedgerError> {
+        self.put(record, false)
+    }
+
+    fn put(&self, record: &Record, syncs: bool) -> Result<(), LedgerError> {
         let path = self.path(record.element);
         let mut text = serde_json::to_string(record)?;
         text.push('\n');
@@ -173,13 +199,11 @@ impl Ledger {
             .open(&beside)
             .and_then(|mut file| {
                 file.write_all(text.as_bytes())?;
-                // A firewall that is somewhere else outlives a power failure of this machine.
-                let is_new = record.phase == Phase::Opening;
-                if is_new {
+                if syncs {
                     file.sync_all()?;
                 }
                 fs::rename(&beside, &path)?;
-                if is_new { File::open(&self.directory)?.sync_all() } else { Ok(()) }
+                if syncs { File::open(&self.directory)?.sync_all() } else { Ok(()) }
             });
         written.map_err(failed("write", &path))
     }
@@ -258,6 +282,7 @@ mod tests {
             phase: Phase::Opening,
             boot_id: "a".into(),
             expires: BootMicros(7),
+            running: None,
             failure: None,
         }
     }

@@ -8,9 +8,10 @@ use super::command::{CommandLine, Occasion, environment};
 use crate::process::ProcessError;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use std::pin::pin;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, ChildStderr, Command};
 
@@ -19,13 +20,54 @@ const COMPLAINT_LIMIT: usize = 4096;
 /// How long the complaint of a command that has ended is waited for.
 const AFTERMATH: Duration = Duration::from_millis(100);
 
-/// Runs the command, and fails if it fails.
+/// A command that was begun, by which a later process knows it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Running {
+    /// Its process, which leads a group of its own.
+    pid: i32,
+    /// When that started, in the kernel's ticks.
+    started: u64,
+}
+
+impl Running {
+    fn of(child: &Child) -> Option<Self> {
+        let pid = i32::try_from(child.id()?).ok()?;
+        Some(Self { pid, started: started(pid)? })
+    }
+
+    /// Kills what an earlier process of this boot has begun and left: it could still open what is
+    /// about to be closed.
+    pub(super) fn kill(self) {
+        // As long as anybody is in a group, its number is nobody else's; only a group that is gone
+        // can have left it to another process.
+        if started(self.pid).is_some_and(|started| started != self.started) {
+            return;
+        }
+        let group = Pid::from_raw(self.pid);
+        let deadline = Instant::now().checked_add(AFTERMATH);
+        // Until nobody is left in it; the dead may stay for a while until somebody sweeps them up.
+        while killpg(group, Signal::SIGKILL).is_ok() && deadline > Some(Instant::now()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// When a process started (`proc_pid_stat(5)`, field 22).
+fn started(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Runs the command, and fails if it fails. `begun` is told as soon as it runs.
 ///
 /// When the future is dropped, or the limit reached, its process group is killed.
 pub(super) async fn run(
     line: &CommandLine,
     occasion: &Occasion,
     limit: Duration,
+    begun: impl FnOnce(Running),
 ) -> Result<(), ProcessError> {
     let arguments = line.arguments(occasion);
     let command = || {
@@ -45,6 +87,9 @@ pub(super) async fn run(
         .spawn()
         .map_err(|source| ProcessError::Start { path: line.program().into(), source })?;
     let mut group = Group::of(&child);
+    if let Some(running) = Running::of(&child) {
+        begun(running);
+    }
     let mut complaint = Vec::new();
     let ended = {
         let pipe = child.stderr.take();
@@ -130,7 +175,7 @@ mod tests {
     use crate::gate::types::Element;
     use crate::service::Target;
     use std::fs;
-    use std::time::Instant;
+    use std::io::BufRead as _;
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -140,7 +185,7 @@ mod tests {
             Element { source: "192.0.2.7".parse().unwrap(), ports: "tcp/22".parse().unwrap() };
         let occasion =
             Occasion { action: Action::Open, element, target: Target::Here, seconds: 30 };
-        run(&CommandLine::parse(&words).unwrap(), &occasion, limit).await
+        run(&CommandLine::parse(&words).unwrap(), &occasion, limit, drop).await
     }
 
     #[tokio::test]
@@ -204,6 +249,30 @@ mod tests {
             assert!(Instant::now() < deadline, "{left} still runs");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    #[test]
+    fn what_an_earlier_process_has_left_is_killed_and_nobody_else() {
+        let left = |lines: &str| {
+            let mut child = std::process::Command::new("/bin/sh");
+            std::os::unix::process::CommandExt::process_group(&mut child, 0);
+            child.args(["-c", lines]).stdout(Stdio::piped()).spawn().unwrap()
+        };
+        let mut child = left("sleep 60 & echo $!; wait");
+        let mut line = String::new();
+        let output = std::io::BufReader::new(child.stdout.take().unwrap());
+        { output }.read_line(&mut line).unwrap();
+        let grandchild: i32 = line.trim().parse().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let running = Running { pid, started: started(pid).unwrap() };
+        // A process that has got the number since is another one.
+        Running { started: running.started + 1, ..running }.kill();
+        assert!(child.try_wait().unwrap().is_none());
+        running.kill();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+        assert!(!is_alive(grandchild));
+        running.kill();
     }
 
     /// A zombie, whom an init that reaps nothing leaves lying, is dead.

@@ -5,14 +5,16 @@
 //! what it should be is said by [`super::render`] and [`super::sets`].
 
 mod blueprint;
+mod changes;
 mod host;
 mod kernel;
 mod rules;
 mod sets;
 
 use self::blueprint::Blueprint;
+use self::changes::Changes;
 use self::host::{Host, KnockPorts};
-use self::kernel::Kernel;
+use self::kernel::{Kernel, Variant};
 use self::rules::Held;
 use self::sets::{Made, Sets};
 use super::bounds::{check_change, check_plan};
@@ -21,7 +23,8 @@ use super::saved::Saved;
 use super::sets as set_names;
 use super::sockets;
 use super::types::{
-    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look, Mode, Plan,
+    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look,
+    MAX_ELEMENT_SECONDS, Mode, Plan,
 };
 use super::{Gate, GateError, Tools};
 use crate::causes::with_causes;
@@ -30,15 +33,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
-/// How often is looked where the kernel tells of no change.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
-
 /// iptables and ip6tables rules, with the grants in ipset sets or in rules as well.
 #[derive(Debug)]
 pub struct IptablesGate {
     kernel: Kernel,
     holding: Holding,
     sets: Sets,
+    changes: Changes,
     /// Held by who looks at the rules, and perhaps changes them.
     rules: Mutex<Rules>,
     /// The plan that is installed. Held by who changes rules or elements: looking at rules, which
@@ -87,6 +88,7 @@ impl IptablesGate {
             kernel: Kernel::new(tools),
             holding,
             sets: Sets::default(),
+            changes: Changes::default(),
             rules: Mutex::default(),
             installed: Mutex::default(),
         }
@@ -121,7 +123,11 @@ impl IptablesGate {
         let batches = blueprint.batches(&host.rules);
         host.report.changed = !batches.is_empty() || !made.is_empty();
         if !batches.is_empty() {
-            let misplaced = if in_sets { self.sets.relocate(&families, plan)? } else { Vec::new() };
+            let mut misplaced = Vec::new();
+            if in_sets {
+                self.take_over(&host.rules, plan).await?;
+                misplaced = self.sets.relocate(&families, plan)?;
+            }
             self.write_rules(host, blueprint, &batches).await?;
             self.sets.change(&misplaced)?;
         }
@@ -226,10 +232,26 @@ impl IptablesGate {
 
     /// The grants that are rules, as this plan wants them written, if grants are rules.
     fn held(&self, rules: &[(Family, Saved)], plan: &Plan) -> Option<Vec<(Family, Vec<HeldRule>)>> {
+        if self.holding == Holding::InSets {
+            return None;
+        }
+        // What is left of a gate that held its grants in sets.
+        let families: Vec<_> = families().collect();
+        let in_sets = admissions(&self.sets.elements(&families, None).unwrap_or_default());
         let fitting = |(family, saved): &(Family, Saved)| {
-            (*family, Held::in_saved(*family, saved.clone()).fitting(plan))
+            (*family, Held::in_saved(*family, saved.clone()).fitting(plan, &in_sets))
         };
-        (self.holding == Holding::InRules).then(|| rules.iter().map(fitting).collect())
+        Some(rules.iter().map(fitting).collect())
+    }
+
+    /// Takes over what is left of a gate that held its grants in rules.
+    async fn take_over(&self, rules: &[(Family, Saved)], plan: &Plan) -> Result<(), GateError> {
+        for (family, saved) in rules {
+            let mut changes = admissions(&Held::in_saved(*family, saved.clone()).live(None));
+            changes.retain(|change| check_change(plan, change).is_ok());
+            self.sets.apply(plan, &changes).await?;
+        }
+        Ok(())
     }
 
     fn differences_of_sets(&self, plan: &Plan) -> Result<Vec<String>, GateError> {
@@ -260,6 +282,15 @@ impl IptablesGate {
         rules.cut = connections.to_vec();
         Ok(())
     }
+}
+
+/// What admits these elements for as long as they are admitted now.
+fn admissions(live: &[LiveElement]) -> Vec<Change> {
+    let admit = |live: &LiveElement| Change::Admit {
+        element: live.element,
+        seconds: live.seconds_left.saturating_add(1).min(MAX_ELEMENT_SECONDS),
+    };
+    live.iter().map(admit).collect()
 }
 
 fn own_tables(saved: &Saved) -> Vec<(TableName, OwnTable)> {
@@ -312,6 +343,9 @@ impl Gate for IptablesGate {
         };
         host.report.differences = blueprint.differences(&host.rules);
         host.report.differences.extend(self.differences_of_sets(plan)?);
+        if host.variant == Variant::Nft {
+            self.changes.subscribe();
+        }
         let mut made = Vec::new();
         let done = async {
             self.put_in_place(&mut host, &blueprint, &mut made).await?;
@@ -411,8 +445,7 @@ impl Gate for IptablesGate {
     }
 
     async fn disturbed(&self) -> Doubt {
-        tokio::time::sleep(BETWEEN_LOOKS).await;
-        Doubt::Everything
+        self.changes.next(self.holding == Holding::InSets).await
     }
 
     async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {

@@ -7,13 +7,11 @@
 
 use super::render::{MARK, Ruleset, TABLE};
 use super::shape::Shape;
-use crate::gate::types::LiveElement;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use spa_proto::{Port, PortRange, Transport};
+use spa_proto::{PortRange, Transport};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 /// The version of what is in the table. A table of another one is made anew.
@@ -163,10 +161,11 @@ impl Listing {
         rules
             .iter()
             .filter(|rule| goes_to(rule, "judge"))
-            .filter_map(|rule| rule.get("expr")?.as_array()?.first()?.get("match")?.get("right"))
-            .flat_map(|right| match right.get("set").and_then(Value::as_array) {
+            .filter_map(|rule| rule.get("expr")?.as_array()?.first()?.get("match"))
+            .filter_map(|matched| Some((matched.get("left")?, matched.get("right")?)))
+            .flat_map(|(left, right)| match right.get("set").and_then(Value::as_array) {
                 Some(several) => several.iter().filter_map(ports).collect(),
-                None => ports(right).into_iter().collect::<Vec<_>>(),
+                None => Vec::from_iter(ports(right).or_else(|| ports_of(left, right))),
             })
             .collect()
     }
@@ -267,6 +266,15 @@ fn goes_to(rule: &Value, chain: &str) -> bool {
 /// `{"concat": ["tcp", 22]}`, `{"concat": ["udp", {"range": [10000, 10100]}]}`
 fn ports(value: &Value) -> Option<PortRange> {
     let [transport, numbers] = value.get("concat")?.as_array()?.as_slice() else { return None };
+    range(transport, numbers)
+}
+
+/// `{"payload": {"protocol": "udp", "field": "dport"}}` and `{"range": [10000, 10100]}`
+fn ports_of(left: &Value, right: &Value) -> Option<PortRange> {
+    range(left.get("payload")?.get("protocol")?, right)
+}
+
+fn range(transport: &Value, numbers: &Value) -> Option<PortRange> {
     let transport = transport_of(transport)?;
     let (first, last) = match numbers.get("range").and_then(Value::as_array).map(Vec::as_slice) {
         Some([first, last]) => (number(first)?, number(last)?),
@@ -285,34 +293,6 @@ fn transport_of(value: &Value) -> Option<Transport> {
 
 fn number(value: &Value) -> Option<NonZeroU16> {
     value.as_u64().and_then(|number| u16::try_from(number).ok()).and_then(NonZeroU16::new)
-}
-
-/// The elements in the sets of the table, from what `nft -j list table` prints. One without an end has no
-/// seconds left.
-pub(super) fn elements(json: &str) -> Result<Vec<(Shape, LiveElement)>, String> {
-    let mut found = Vec::new();
-    for object in objects(json)? {
-        let Some(set) = object.get("set") else { continue };
-        let Some(shape) = Shape::parse(text(set, "name")) else { continue };
-        let elements = set.get("elem").and_then(Value::as_array).into_iter().flatten();
-        found.extend(elements.filter_map(|one| Some((shape, live(shape, one)?))));
-    }
-    Ok(found)
-}
-
-fn live(shape: Shape, value: &Value) -> Option<LiveElement> {
-    let value = value.get("elem").unwrap_or(value);
-    let key = value.get("val").unwrap_or(value);
-    let address = |value: &Value| value.as_str()?.parse::<IpAddr>().ok();
-    let element = match key.get("concat").and_then(Value::as_array).map(Vec::as_slice) {
-        Some([source, transport, port]) => {
-            let port = Port { transport: transport_of(transport)?, number: number(port)? };
-            shape.element(address(source)?, Some(port))
-        }
-        _ => shape.element(address(key)?, None),
-    }?;
-    let seconds = value.get("expires").and_then(Value::as_u64).unwrap_or(0);
-    Some(LiveElement { element, seconds_left: u32::try_from(seconds).ok()? })
 }
 
 #[cfg(test)]

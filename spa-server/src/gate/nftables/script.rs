@@ -3,9 +3,9 @@
 use super::listing::{Listing, Mark};
 use super::render::{ARMED, MARK, Ruleset, TABLE};
 use super::shape::Shape;
-use crate::gate::types::{Change, Element, LiveElement, MAX_ELEMENT_SECONDS};
+use crate::gate::types::{Element, LiveElement, MAX_ELEMENT_SECONDS};
 use spa_proto::Port;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// Turns on connection tracking, which is on as long as a rule asks for it, and changes nothing
@@ -51,7 +51,7 @@ pub(super) fn replace(wanted: &Ruleset, elements: &[(Shape, LiveElement)]) -> St
         let name = shape.to_string();
         wanted.sets.iter().any(|set| set.name == name)
     }) {
-        push_elements(&mut text, "add", *shape, keys);
+        let _ = writeln!(text, "add element {TABLE} {shape} {{ {} }}", keys.join(", "));
     }
     text + &mark(&Mark::unfinished())
 }
@@ -74,40 +74,6 @@ pub(super) fn mark(mark: &Mark) -> String {
         "add chain {TABLE} {MARK}\nflush chain {TABLE} {MARK}\n\
          add rule {TABLE} {MARK} return comment \"{mark}\"\n"
     )
-}
-
-/// Makes these changes of elements, of which the shapes are known; of those that are about one
-/// element, the last counts.
-pub(super) fn elements(changes: &[(Shape, Change)]) -> String {
-    let mut last: HashMap<(Shape, Element), Change> = HashMap::new();
-    for (shape, change) in changes {
-        last.insert((*shape, change.element()), *change);
-    }
-    let mut keys: BTreeMap<Shape, [Vec<String>; 2]> = BTreeMap::new();
-    for ((shape, element), change) in last {
-        let key = key(element);
-        let [all, admitted] = keys.entry(shape).or_default();
-        if let Change::Admit { seconds, .. } = change {
-            admitted.push(format!("{key} timeout {seconds}s"));
-        }
-        // Whatever its time is, it is gone at once.
-        all.push(key);
-    }
-    let mut text = String::new();
-    for (shape, [all, admitted]) in keys {
-        // Added first, so that deleting can't fail; deleted, since older kernels leave the time of
-        // an element alone that is added once more.
-        push_elements(&mut text, "add", shape, &all);
-        push_elements(&mut text, "delete", shape, &all);
-        if !admitted.is_empty() {
-            push_elements(&mut text, "add", shape, &admitted);
-        }
-    }
-    text
-}
-
-fn push_elements(text: &mut String, what: &str, shape: Shape, keys: &[String]) {
-    let _ = writeln!(text, "{what} element {TABLE} {shape} {{ {} }}", keys.join(", "));
 }
 
 fn key(element: Element) -> String {

@@ -21,6 +21,8 @@ const NEW_ELEMENTS: u16 = SUBSYSTEM | 0x0c;
 pub(super) const GET_ELEMENTS: u16 = SUBSYSTEM | 0x0d;
 const DELETE_ELEMENTS: u16 = SUBSYSTEM | 0x0e;
 pub(super) const GET_GENERATION: u16 = SUBSYSTEM | 0x10;
+/// Deletes those that are there, and doesn't mind the others: since Linux 6.3.
+const DESTROY_ELEMENTS: u16 = SUBSYSTEM | 0x1e;
 
 /// How long a list of elements gets: its length has sixteen bits.
 const LIST_BYTES: usize = 32 << 10;
@@ -66,11 +68,21 @@ pub(super) enum Fate {
     Goes,
 }
 
+/// How elements go that may be there or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Clearing {
+    /// They are added first, so that they can be deleted; for that they need room.
+    Added,
+    /// As new kernels can do it.
+    Destroyed,
+}
+
 /// Writes a transaction. Notes of which set each message is; returns the number of the last one.
 pub(super) fn write_transaction<'a>(
     writer: &mut Writer,
     first: u32,
     wanted: &[PutTogether<'a, '_>],
+    clearing: Clearing,
     of_sets: &mut Vec<(u32, SetName<'a>)>,
 ) -> u32 {
     writer.message(BEGIN, wire::REQUEST, first, |writer| {
@@ -80,8 +92,13 @@ pub(super) fn write_transaction<'a>(
     let mut messages = Vec::new();
     for together in wanted {
         let chunks = || together.elements.chunks(elements_in_a_list());
-        messages.extend(chunks().map(|some| (NEW_ELEMENTS, together.set, some)));
-        messages.extend(chunks().map(|some| (DELETE_ELEMENTS, together.set, some)));
+        let clear = match clearing {
+            Clearing::Added => &[NEW_ELEMENTS, DELETE_ELEMENTS][..],
+            Clearing::Destroyed => &[DESTROY_ELEMENTS],
+        };
+        for kind in clear {
+            messages.extend(chunks().map(|some| (*kind, together.set, some)));
+        }
         // Once more, those that are to stay.
         messages.extend(
             chunks()
