@@ -4,7 +4,9 @@
 //! do; [`IptablesGate`] is the default back-end: iptables and ip6tables rules over ipset sets
 //! with a time limit on each element, so that the kernel closes a port when the daemon is dead.
 //! The back-end's text is made by the pure [`render`] and judged by the pure [`saved`],
-//! [`foreign`] and [`sockets`].
+//! [`foreign`] and [`sockets`]. [`NftablesGate`] has a table of its own; [`HookGate`] runs commands of
+//! the administrator's; [`DryRunGate`] only says what it would do. Which one it is, [`AnyGate::choose`]
+//! finds out.
 //!
 //! The gate knows nothing of clients, services or knocks.
 //!
