@@ -161,10 +161,11 @@ impl Listing {
         rules
             .iter()
             .filter(|rule| goes_to(rule, "judge"))
-            .filter_map(|rule| rule.get("expr")?.as_array()?.first()?.get("match")?.get("right"))
-            .flat_map(|right| match right.get("set").and_then(Value::as_array) {
+            .filter_map(|rule| rule.get("expr")?.as_array()?.first()?.get("match"))
+            .filter_map(|matched| Some((matched.get("left")?, matched.get("right")?)))
+            .flat_map(|(left, right)| match right.get("set").and_then(Value::as_array) {
                 Some(several) => several.iter().filter_map(ports).collect(),
-                None => ports(right).into_iter().collect::<Vec<_>>(),
+                None => Vec::from_iter(ports(right).or_else(|| ports_of(left, right))),
             })
             .collect()
     }
@@ -265,6 +266,15 @@ fn goes_to(rule: &Value, chain: &str) -> bool {
 /// `{"concat": ["tcp", 22]}`, `{"concat": ["udp", {"range": [10000, 10100]}]}`
 fn ports(value: &Value) -> Option<PortRange> {
     let [transport, numbers] = value.get("concat")?.as_array()?.as_slice() else { return None };
+    range(transport, numbers)
+}
+
+/// `{"payload": {"protocol": "udp", "field": "dport"}}` and `{"range": [10000, 10100]}`
+fn ports_of(left: &Value, right: &Value) -> Option<PortRange> {
+    range(left.get("payload")?.get("protocol")?, right)
+}
+
+fn range(transport: &Value, numbers: &Value) -> Option<PortRange> {
     let transport = transport_of(transport)?;
     let (first, last) = match numbers.get("range").and_then(Value::as_array).map(Vec::as_slice) {
         Some([first, last]) => (number(first)?, number(last)?),

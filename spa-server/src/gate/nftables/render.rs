@@ -222,10 +222,8 @@ impl Parts<'_> {
 
     fn prerouting(&self, hidden: &[(Family, Vec<u16>)]) -> Chain {
         let mut rules = Vec::new();
-        let guarded = self.choose(|_| true);
-        rules.extend(
-            guarded.map(|ports| format!("{ports} iif != lo fib daddr type {HERE} goto judge")),
-        );
+        let to_judge = format!("iif != lo fib daddr type {HERE} goto judge");
+        rules.extend(self.guarded().into_iter().map(|ports| format!("{ports} {to_judge}")));
         for (family, ports) in hidden {
             let is_service = |port: u16| {
                 let port = format!("udp/{port}").parse::<PortRange>();
@@ -250,10 +248,8 @@ impl Parts<'_> {
     /// that it had before.
     fn input(&self) -> Chain {
         let mut rules = vec!["ct status dnat accept".to_owned()];
-        let guarded = self.choose(|_| true);
-        rules.extend(
-            guarded.map(|ports| format!("{ports} iif != lo fib daddr type != {HERE} goto judge")),
-        );
+        let to_judge = format!("iif != lo fib daddr type != {HERE} goto judge");
+        rules.extend(self.guarded().into_iter().map(|ports| format!("{ports} {to_judge}")));
         let hook = Some("type filter hook input priority filter; policy accept;");
         Chain { name: "input".to_owned(), hook, rules }
     }
@@ -318,7 +314,19 @@ impl Parts<'_> {
         chains
     }
 
-    /// Matches the ports of these segments; none if there are no such.
+    /// Matches all guarded ports: single ones in a set, each range by itself. A set that holds
+    /// ranges is filled a moment after the rules that ask it are in force (the kernel puts the
+    /// elements of its intervals in place last), and whoever comes in that moment would pass.
+    fn guarded(&self) -> Vec<String> {
+        let ranges = self.segments.iter().filter(|segment| segment.ports.single().is_none());
+        let ranges = ranges.map(|segment| {
+            format!("{} dport {}", segment.ports.transport(), numbers(segment.ports))
+        });
+        self.choose(|segment| segment.ports.single().is_some()).into_iter().chain(ranges).collect()
+    }
+
+    /// Matches the ports of these segments; none if there are no such. Only for rules behind which
+    /// nothing is let in that they don't match: see [`Self::guarded`].
     fn choose(&self, wanted: impl Fn(&Segment<'_>) -> bool) -> Option<String> {
         let wanted = self.segments.iter().filter(|segment| wanted(segment));
         let ports: Vec<_> = wanted.map(|segment| concatenated(segment.ports)).collect();

@@ -82,15 +82,18 @@ fn what_was_changed_is_named() {
 #[test]
 fn the_ports_that_are_judged_are_read() {
     let rule = |right: &str| {
+        let left = r#"{"payload": {"protocol": "udp", "field": "dport"}}"#;
         format!(
             r#"{{"rule": {{TABLE, "chain": "prerouting", "expr": [
-                {{"match": {{"op": "==", "left": 1, "right": {right}}}}}, {{"goto": {{"target": "judge"}}}}]}}}}"#
+                {{"match": {{"op": "==", "left": {left}, "right": {right}}}}}, {{"goto": {{"target": "judge"}}}}]}}}}"#
         )
     };
     let several = r#"{"set": [{"concat": ["tcp", 22]}, {"concat": ["udp", {"range": [5, 9]}]}]}"#;
-    for (right, ports) in
-        [(several, vec!["tcp/22", "udp/5-9"]), (r#"{"concat": [6, 22]}"#, vec!["tcp/22"])]
-    {
+    for (right, ports) in [
+        (several, vec!["tcp/22", "udp/5-9"]),
+        (r#"{"concat": [6, 22]}"#, vec!["tcp/22"]),
+        (r#"{"range": [5, 9]}"#, vec!["udp/5-9"]),
+    ] {
         let listing = listing(&[OURS, JUDGE, RULE, &rule(right)]).unwrap();
         let found: Vec<_> = listing.guarded().iter().map(ToString::to_string).collect();
         assert_eq!(found, ports);
