@@ -145,7 +145,14 @@ fn render_preview(preview: &Preview) -> String {
 
 /// `spa-server gate show`.
 pub(crate) fn show(config: &Path, output: Output) -> Done {
-    let settings = Settings::load(config)?;
+    let mut settings = Settings::load(config)?;
+    // What `auto` would take now may be another one than the daemon took at its start.
+    if let Ok(ControlResponse::Status(status)) =
+        call(&settings.control_socket, &ControlRequest::Status)
+        && status.backend != Backend::Auto
+    {
+        settings.gate.backend = status.backend;
+    }
     let shown = wait_for(look(&settings))??;
     if output.json { print_json(&shown) } else { print(&render(&shown)) }
 }
