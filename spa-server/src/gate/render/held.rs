@@ -53,8 +53,8 @@ pub(super) fn of_table(table: TableName, layout: &Layout<'_>, held: &[HeldRule])
 pub fn rule_in(table: TableName, layout: &Layout<'_>, held: &HeldRule) -> Option<String> {
     let guarded = layout.plan.guarded_at(held.element.ports)?;
     let limited = guarded.connections == Connections::One;
-    // A gate that only accepts judges nothing.
-    let judges = layout.plan.mode == Mode::Guard || table != TableName::Mangle;
+    // A gate that only accepts judges nothing, but for what uses a grant up.
+    let judges = layout.plan.mode == Mode::Guard || table != TableName::Mangle || limited;
     if Family::of(held.element.source.address()) != layout.family
         || !judges
         || !table.concerns(guarded)
