@@ -288,7 +288,8 @@ impl Stage {
     /// Waits until all of these are cut, at both ends.
     fn await_cut(&self, intruders: &[Heard]) -> Result<()> {
         for intruder in intruders {
-            intruder.await_cut(CUT).context("who slipped in is still in")?;
+            let cut = intruder.await_cut(CUT).context("who slipped in is still in");
+            cut.with_context(|| self.scene.server.account())?;
             let client = intruder.local()?;
             let (address, port) = (client.ip(), client.port());
             eventually_within(CUT, "the server's end is to be gone", || {

@@ -15,7 +15,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// The tools that change something.
-const TOOLS: [&str; 4] = ["iptables-restore", "ip6tables-restore", "ipset", "conntrack"];
+const TOOLS: [&str; 2] = ["iptables-restore", "ip6tables-restore"];
 /// At so many moments of an installation, evenly spread, it is killed.
 const MOMENTS: u32 = 12;
 

@@ -190,7 +190,8 @@ impl<G: Gate> Watcher<G> {
     async fn run(self) {
         let mut rests = self.shared.rests.subscribe();
         let mut doubt = Doubt::Everything;
-        let (mut listed, mut list_again) = (None, Instant::now());
+        // It was just installed: who slips in right after that is to be told from those before.
+        let (mut listed, mut list_again) = (self.list().await, Instant::now());
         while rests.wait_for(|rests| !rests).await.is_ok() {
             if !self.look(doubt).await {
                 listed = None;
@@ -198,7 +199,9 @@ impl<G: Gate> Watcher<G> {
                 continue;
             }
             // Only now: they were listed before this look, and since then nothing was disturbed.
-            if let Some(known) = listed.take() {
+            if let Some(known) = listed.take()
+                && !*self.shared.rests.borrow()
+            {
                 *lock(&self.shared.known) = Some(known);
             }
             if Instant::now() >= list_again {
@@ -209,6 +212,8 @@ impl<G: Gate> Watcher<G> {
                 list_again = Instant::now() + pause;
             }
             doubt = tokio::select! {
+                // After a time in which nothing ran both are due, and the first one sees more.
+                biased;
                 doubt = self.gate.disturbed() => doubt,
                 () = tokio::time::sleep(EVERY) => Doubt::Elements,
             };

@@ -259,6 +259,24 @@ async fn connections_are_known_once_a_later_look_has_found_the_gate_whole() {
 }
 
 #[tokio::test]
+async fn connections_are_known_from_the_first_look_on() {
+    let (gate, others) = (Model::default(), Arc::new(Others::default()));
+    others.come("192.0.2.7:1");
+    let (watch, _alarms) =
+        Watch::start(gate.clone(), Needed::default(), others, &plan(Mode::Guard));
+    // Nothing disturbs it, and a second is not over.
+    timeout(EVERY / 2, async {
+        while watch.known().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(gate.looks(), 1);
+    assert_eq!(watch.known().map(|known| known.connections.len()), Some(1));
+}
+
+#[tokio::test]
 async fn in_open_mode_nobody_comes_in_because_the_gate_is_away() {
     let gate = Model::default();
     let (watch, _alarms) = Watch::start(

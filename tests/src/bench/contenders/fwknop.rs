@@ -1,6 +1,6 @@
 //! fwknopd of Debian, in both of its modes, with packets of Debian's client.
 
-use super::process::{Daemon, base_rules, clear_rules, restore};
+use super::process::{Daemon, Tail, base_rules, clear_rules, restore};
 use super::{Contender, Link};
 use crate::bench::station::{GUARDED, KNOCK_PORT};
 use crate::command::finish;
@@ -29,6 +29,7 @@ pub(super) struct Fwknopd {
     keys: (String, String),
     present: usize,
     daemon: Option<Daemon>,
+    said: Option<Tail>,
 }
 
 impl Fwknopd {
@@ -40,6 +41,7 @@ impl Fwknopd {
             keys: Default::default(),
             present: 0,
             daemon: None,
+            said: None,
         }
     }
 
@@ -66,7 +68,7 @@ impl Contender for Fwknopd {
     }
 
     fn knocks(&self) -> usize {
-        100
+        50
     }
 
     fn levels(&self) -> &'static [usize] {
@@ -117,7 +119,9 @@ impl Contender for Fwknopd {
             &digests,
         ];
         let log = self.directory.join("log");
-        self.daemon = Some(Daemon::start(host, &words, &log, ready)?);
+        let daemon = Daemon::start(host, &words, &log, ready)?;
+        self.said = Some(daemon.count("Added access rule")?);
+        self.daemon = Some(daemon);
         self.present = sources.len();
         // Rules as it writes them: so it knows them for its own, and when they end.
         let end = now().0 / 1_000_000 + SECONDS;
@@ -155,8 +159,9 @@ impl Contender for Fwknopd {
         Ok(frames)
     }
 
-    fn heard(&self) -> Result<usize> {
-        Ok(self.present + self.daemon()?.count("Added access rule")?)
+    fn heard(&mut self) -> Result<usize> {
+        let said = self.said.as_mut().context("it does not run")?;
+        Ok(self.present + said.count()?)
     }
 
     fn granted(&self, host: &Host) -> Result<usize> {

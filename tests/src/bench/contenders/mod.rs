@@ -44,7 +44,7 @@ pub(super) trait Contender {
 
     /// How many grants it says it has made since it was started, those from before included. It
     /// costs little to ask.
-    fn heard(&self) -> Result<usize>;
+    fn heard(&mut self) -> Result<usize>;
 
     /// How many grants there are in the kernel.
     fn granted(&self, host: &Host) -> Result<usize>;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -15,6 +16,34 @@ use std::process::{Child, Command, Stdio};
 pub(super) struct Daemon {
     child: Child,
     log: PathBuf,
+}
+
+/// Counts what a growing file says: only what is new is read.
+pub(super) struct Tail {
+    file: File,
+    what: &'static str,
+    count: usize,
+    /// What may be the beginning of one.
+    rest: String,
+}
+
+impl Tail {
+    pub(super) fn of(path: &Path, what: &'static str) -> Result<Self> {
+        Ok(Self { file: File::open(path)?, what, count: 0, rest: String::new() })
+    }
+
+    /// How often it stands there so far, in complete lines.
+    pub(super) fn count(&mut self) -> Result<usize> {
+        let mut bytes = Vec::new();
+        self.file.read_to_end(&mut bytes)?;
+        self.rest.push_str(&String::from_utf8_lossy(&bytes));
+        let rest = self.rest.rfind('\n').map(|end| self.rest.split_off(end + 1));
+        if let Some(rest) = rest {
+            self.count += self.rest.matches(self.what).count();
+            self.rest = rest;
+        }
+        Ok(self.count)
+    }
 }
 
 impl Daemon {
@@ -48,9 +77,9 @@ impl Daemon {
         Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
     }
 
-    /// How often it has said this.
-    pub(super) fn count(&self, what: &str) -> Result<usize> {
-        Ok(self.said()?.matches(what).count())
+    /// Counts how often it says this, from its start on.
+    pub(super) fn count(&self, what: &'static str) -> Result<Tail> {
+        Tail::of(&self.log, what)
     }
 
     /// Kills it, and whatever else runs in the namespace, which is nobody else's.
@@ -93,4 +122,22 @@ pub(super) fn restore(host: &Host, directory: &Path, rules: &str) -> Result<()> 
     fs::write(&file, format!("*filter\n{rules}COMMIT\n"))?;
     let path = file.to_str().context("a path that is no text")?;
     host.sh(&format!("iptables-restore --noflush {path}")).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn what_a_growing_file_says_is_counted_once() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut tail = Tail::of(file.path(), "opened").unwrap();
+        assert_eq!(tail.count().unwrap(), 0);
+        file.write_all(b"opened\nopened\nope").unwrap();
+        assert_eq!(tail.count().unwrap(), 2);
+        file.write_all(b"ned\n").unwrap();
+        assert_eq!(tail.count().unwrap(), 3);
+        assert_eq!(tail.count().unwrap(), 3);
+    }
 }
