@@ -10,6 +10,7 @@ use spa_proto::{ClientId, Nonce, UnixMicros};
 use spa_server::clock::BootMicros;
 use spa_server::gate::{Backend, Change, Element, LiveElement, Plan};
 use spa_server::grants::{Grant, GrantKey, GrantTable};
+use spa_server::service::Connections;
 use spa_server::source::Source;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -117,6 +118,7 @@ impl Daemon<'_> {
                             service: name.parse().unwrap(),
                         },
                         ports: opens.iter().map(|text| ports(text)).collect(),
+                        connections: Connections::Any,
                         opened: UnixMicros(0),
                         expires: until,
                         request: Nonce([client; 24]).into(),
