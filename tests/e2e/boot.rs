@@ -143,7 +143,7 @@ fn a_daemon_that_fails_to_start_leaves_the_ports_hidden_but_for_those_always_adm
         fs::write(seed.join("etc/spa/server.key"), "nonsense\n")?;
         let path = seed.join("etc/spa/server.toml");
         let text = fs::read_to_string(&path)?;
-        owner = vec!["10.66.0.2".to_owned(), "fd00:66::2".to_owned()];
+        owner = vec!["10.66.0.2".to_owned(), "fd66::2".to_owned()];
         let text = text.replace("[gate]\n", &format!("[gate]\nalways-admit = {owner:?}\n"));
         fs::write(&path, text)?;
         Ok(())
