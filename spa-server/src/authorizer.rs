@@ -104,7 +104,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let policy = Arc::clone(&self.judge.lock().policy);
         let (upheld, forbidden): (Vec<_>, Vec<_>) =
             grants.into_iter().partition(|grant| is_upheld(&policy, grant, now.realtime));
-        let live = self.gate.snapshot().await?;
+        let live = if self.stands { self.gate.snapshot().await? } else { Vec::new() };
         let changes = self.grants.rebuild(now.boottime, upheld, &live);
         self.apply(&changes).await?;
         let cut_short: Vec<_> =

@@ -95,11 +95,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.gate.remove().await
     }
 
-    /// For a start without a gate.
-    pub fn without_gate(&mut self) {
-        self.stands = false;
-    }
-
     /// Has the kernel make these changes, after which it holds what the table says.
     pub(super) async fn apply(&mut self, changes: &[Change]) -> Result<(), GateError> {
         if !self.stands {

@@ -9,7 +9,6 @@ use crate::probe::{LONG, PATIENCE, both, until};
 use spa_server::gate::{AnyGate, Gate as _, GateError, Plan, Refusal, ToolOverrides};
 use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -64,11 +63,12 @@ impl Unlucky {
                 ),
             };
             let _ = writeln!(text, "exec {real} \"$@\"");
-            // Written in place: one that still runs keeps its own text.
+            // By another process: while this one has a program open for writing, a child that
+            // another test starts has it open as well, and nobody can run it.
             let fresh = script.with_extension("new");
             fs::write(&fresh, text).unwrap();
-            fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
-            fs::rename(&fresh, &script).unwrap();
+            let [from, to] = [&fresh, &script].map(|path| path.display());
+            lab.server.run(&format!("install -m 755 {from} {to}"));
             *tool = Some(script);
         }
         Self { tools, struck }
@@ -166,7 +166,6 @@ pub(crate) fn a_change_of_plan_that_dies_leaves_the_ports_hidden(lab: &Lab) {
     gate.remove();
     lab.installed(&old).apply(&[&kept]);
     let hammer = crate::hammer::Hammer::start(lab, STRANGER, 5000);
-    hammer.sends_on();
     let mut steps = 0;
     for number in 1.. {
         assert!(number < MANY);

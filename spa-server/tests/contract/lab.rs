@@ -174,7 +174,10 @@ impl Lab {
                 let saved = self.server.run(&format!("{command}-save"));
                 for table in saved.split_inclusive("COMMIT\n") {
                     let lines = table.lines().filter(|line| !line.starts_with('#'));
-                    let lines: Vec<_> = lines.map(timeless).collect();
+                    let mut lines: Vec<_> = lines.map(timeless).collect();
+                    // Grants that are rules stand in the order in which they came.
+                    let is_grant = |line: &String| line.contains(GRANT);
+                    lines.chunk_by_mut(|a, b| is_grant(a) && is_grant(b)).for_each(<[_]>::sort);
                     let is_plain = |line: &String| {
                         line.starts_with('*') || line == "COMMIT" || line.ends_with(" ACCEPT")
                     };
@@ -192,13 +195,17 @@ impl Lab {
     }
 }
 
+/// How the comment of a rule begins that is a grant; it ends in a colon and a time.
+const GRANT: &str = "--comment \"spa:";
+
 /// A line of rules or elements without its counters, and without when it ends.
 fn timeless(line: &str) -> String {
     let line = line.split(" [").next().unwrap_or_default();
     let mut words = line.split(' ');
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
-        kept.push(word);
+        let until = word.strip_suffix('"').filter(|_| line.contains(GRANT));
+        kept.push(until.and_then(|word| word.rsplit_once(':')).map_or(word, |(word, _)| word));
         if matches!(word, "expires" | "--datestop") {
             words.next();
         }

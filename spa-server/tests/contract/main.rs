@@ -158,5 +158,7 @@ macro_rules! cases {
 suite! {
     ipset_nft: IPSET_NFT,
     ipset_legacy: IPSET_LEGACY,
+    iptables_nft: IPTABLES_NFT,
+    iptables_legacy: IPTABLES_LEGACY,
     nftables: NFTABLES,
 }

@@ -67,6 +67,14 @@ pub(crate) const IPSET_NFT: Subject =
 pub(crate) const IPSET_LEGACY: Subject =
     Subject { backend: Backend::Ipset, variant: Variant::Legacy, promises: IPTABLES };
 
+/// One rule for each grant.
+const RULES: Promises = Promises { sets: false, ..IPTABLES };
+
+pub(crate) const IPTABLES_NFT: Subject =
+    Subject { backend: Backend::Iptables, variant: Variant::Nft, promises: RULES };
+pub(crate) const IPTABLES_LEGACY: Subject =
+    Subject { backend: Backend::Iptables, variant: Variant::Legacy, promises: RULES };
+
 pub(crate) const NFTABLES: Subject = Subject {
     backend: Backend::Nftables,
     variant: Variant::Nft,
