@@ -44,7 +44,9 @@ impl Reboot {
             let key = laptop.keygen()?;
             machine.sh(&format!("spa-server client add laptop --public-key {key} --allow ssh"))?;
             let key = server_key.trim();
-            laptop.run(&["server", "add", "work", "--host", "gateway", "--public-key", key])?.ok()?;
+            laptop
+                .run(&["server", "add", "work", "--host", "gateway", "--public-key", key])?
+                .ok()?;
             machine.write("/etc/systemd/system/test-network.service", NETWORK)?;
             machine.sh("systemctl enable spa-gate spa-server")?;
             enable(&machine.path_of("/etc/systemd/system"), "test-network.service")?;
@@ -119,7 +121,10 @@ fn the_gate_stands_before_the_network_is_up() -> Result<()> {
     let (network_pre, _) = reboot.started("network-pre.target")?;
     let (network, _) = reboot.started("test-network.service")?;
     let (daemon, _) = reboot.started(DAEMON)?;
-    ensure!(gate > 0 && gate <= network_pre && network_pre <= network, "{gate} {network_pre} {network}");
+    ensure!(
+        gate > 0 && gate <= network_pre && network_pre <= network,
+        "{gate} {network_pre} {network}"
+    );
     ensure!(gate <= daemon, "the daemon came first: {daemon}, {gate}");
     // The whole of it works.
     reboot.ensure_sees(lab.other(), PortState::Filtered)?;
@@ -172,9 +177,13 @@ fn no_other_firewall_makes_a_circle_of_the_order() -> Result<()> {
             // Only the order matters here: what they start would need what this machine hasn't.
             let text: Vec<_> = text
                 .lines()
-                .filter(|line| !["Exec", "Type=", "BusName="].iter().any(|key| line.starts_with(key)))
+                .filter(|line| {
+                    !["Exec", "Type=", "BusName="].iter().any(|key| line.starts_with(key))
+                })
                 .map(|line| match line {
-                    "[Service]" => "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true",
+                    "[Service]" => {
+                        "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true"
+                    }
                     other => other,
                 })
                 .collect();
