@@ -155,8 +155,8 @@ impl Daemon {
     }
 
     async fn tick(&mut self) -> anyhow::Result<()> {
-        self.authorizer.tick().await;
-        self.tend_gate().await;
+        let stepped = self.authorizer.tick().await;
+        self.tend_gate(stepped).await;
         let health = self.capture.health();
         if let Some(dead) = health.iter().find(|one| one.state == InterfaceState::Stopped) {
             anyhow::bail!("the capture thread of {} has died", dead.name);

@@ -165,6 +165,27 @@ fn a_daemon_that_fails_to_start_leaves_the_ports_hidden_but_for_those_always_adm
     reboot.ensure_sees(lab.owner(), PortState::Open)
 }
 
+#[test]
+fn a_trial_that_nobody_confirmed_is_not_put_up_by_a_boot() -> Result<()> {
+    let reboot = Reboot::after(|seed| {
+        // It goes on when the machine is switched off.
+        let of_another_boot = r#"{"running":{"boot-id":"1","started":1,"deadline":9}}"#;
+        Ok(fs::write(seed.join("var/lib/spa/trial"), of_another_boot)?)
+    })?;
+    let (machine, lab) = (&reboot.machine, &reboot.lab);
+    let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
+    reboot.await_state(GATE, "active")?;
+    machine.await_journal(GATE, "was not confirmed")?;
+    reboot.await_state(DAEMON, "active")?;
+    ensure!(!machine.status()?.guards, "{:?}", machine.status()?);
+    reboot.ensure_sees(lab.other(), PortState::Open)?;
+    // Until somebody wants it.
+    machine.sh("spa-server gate install")?;
+    reboot.ensure_sees(lab.other(), PortState::Filtered)?;
+    reboot.knock()?;
+    reboot.ensure_sees(lab.owner(), PortState::Open)
+}
+
 /// What other firewalls' units say of their place in the boot, as Debian ships them.
 #[test]
 fn no_other_firewall_makes_a_circle_of_the_order() -> Result<()> {

@@ -107,7 +107,7 @@ fn load(document: &str) -> Result<[usize; 3]> {
 #[test]
 fn configurations_load_and_defaults_are_the_defaults() -> Result<()> {
     assert_eq!(load(README)?, [1, 1, 1]);
-    assert_eq!(load(MANUAL)?, [3, 2, 1]);
+    assert_eq!(load(MANUAL)?, [4, 2, 1]);
     // The control: it would be seen.
     for wrong in [
         "# /etc/spa/server.toml\nknock-port = 1\n",

@@ -488,6 +488,28 @@ fn the_sandbox_lets_both_variants_of_iptables_and_both_modes_work() -> Result<()
 }
 
 #[test]
+fn the_sandbox_lets_sessions_be_ended_and_a_flushed_gate_be_put_back() -> Result<()> {
+    let installation = Installation::started()?;
+    let (machine, lab) = (&installation.machine, &installation.lab);
+    let sshd = installation.sshd()?;
+    installation.open("10m")?;
+    let mut session = sshd.session(lab.owner(), Family::V4)?;
+    machine.sh("spa-server grants revoke --all")?;
+    // The control: that alone ends nothing.
+    session.ensure_alive()?;
+    let cut = machine.run("spa-server grants revoke laptop --cut")?;
+    ensure!(cut.success() && cut.said().contains("1 connection ended"), "{cut}");
+    ensure!(session.ensure_alive().is_err(), "the session lives: {}", machine.journal(UNIT)?);
+
+    installation.open("10m")?;
+    machine.sh("nft flush ruleset")?;
+    eventually("the gate is to be put back", || Ok((machine.status()?.restored > 0).then_some(())))
+        .with_context(|| machine.journal(UNIT).unwrap_or_default())?;
+    machine.await_journal(UNIT, "event=gate-restored")?;
+    installation.ensure_open_for_the_owner_only()
+}
+
+#[test]
 fn systemd_finds_no_fault_with_the_unit() -> Result<()> {
     let installation = Installation::started()?;
     let machine = &installation.machine;

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use spa_tests::{
-    Family, Finished, PortState, SSH_PORT, Scene, eventually, eventually_within, our_binary,
+    Backend, Family, Finished, PortState, SSH_PORT, Scene, at_once, eventually, eventually_within,
+    our_binary,
 };
 use std::fs;
 use std::path::Path;
@@ -48,9 +49,7 @@ fn await_lapsed(scene: &Scene) -> Result<()> {
     })
     .with_context(|| scene.server.account())?;
     ensure!(scene.server.status()?.trial_seconds_left.is_none());
-    eventually("the rules are to be gone", || {
-        Ok((!scene.server.rules()?.contains("SPA-")).then_some(()))
-    })?;
+    eventually("the rules are to be gone", || Ok((!scene.server.has_gate()?).then_some(())))?;
     let checked = scene.server.admin(&["check"])?;
     ensure!(checked.said().contains("not confirmed"), "{checked}");
     ensure!(scene.server.log()?.contains("its trial was not confirmed"));
@@ -114,7 +113,7 @@ fn what_nobody_confirms_is_undone_and_stays_so_over_restarts_until_it_is_install
     scene.server.stop()?;
     let boot = scene.server.admin(&["gate", "install", "--boot"])?;
     ensure!(boot.success() && boot.said().contains("not confirmed"), "{boot}");
-    ensure!(!scene.server.rules()?.contains("SPA-"));
+    ensure!(!scene.server.has_gate()?);
     scene.server.start()?;
     await_lapsed(&scene)?;
 
@@ -128,37 +127,47 @@ fn what_nobody_confirms_is_undone_and_stays_so_over_restarts_until_it_is_install
 
 #[test]
 fn the_kernel_undoes_it_when_the_daemon_is_killed_and_the_next_daemon_leaves_it_so() -> Result<()> {
-    let mut scene = Scene::new()?;
+    at_once(Backend::ALL, |backend| is_undone_by_the_kernel(backend).context(backend.name))?;
+    Ok(())
+}
+
+fn is_undone_by_the_kernel(backend: Backend) -> Result<()> {
+    let mut scene = Scene::with(|configuration| backend.choose(configuration))?;
     scene.ensure_owner_gets_in(Family::V4)?;
     begin(&scene, SHORT)?;
     scene.server.kill9()?;
     await_undone(&scene)?;
-    ensure!(scene.server.rules()?.contains("SPA-"), "who took the rules away?");
+    ensure!(scene.server.has_gate()?, "who took the rules away?");
     scene.server.start()?;
     await_lapsed(&scene)
 }
 
 #[test]
 fn a_trial_goes_on_over_a_restart_of_the_daemon_and_a_flush() -> Result<()> {
-    let mut scene = Scene::new()?;
-    begin(&scene, LONG)?;
+    at_once(Backend::ALL, |backend| goes_on(backend).context(backend.name))?;
+    Ok(())
+}
+
+fn goes_on(backend: Backend) -> Result<()> {
+    let mut scene = Scene::with(|configuration| backend.choose(configuration))?;
+    begin(&scene, "30s")?;
     scene.server.restart()?;
     hidden(&scene)?;
     let left = scene.server.status()?.trial_seconds_left;
-    ensure!(left.is_some_and(|left| left <= 600), "{left:?}");
-    scene.server.host().sh("iptables -t mangle -F PREROUTING")?;
+    ensure!(left.is_some_and(|left| left <= 30), "{left:?}");
+    scene.server.host().sh("nft flush ruleset")?;
     eventually("the gate is to be put back", || {
         Ok((scene.server.status()?.restored > 0).then_some(()))
     })?;
+    hidden(&scene)?;
     // For what was left of its time, as the kernel has it.
-    let sets = scene.server.host().sh("ipset save")?;
-    let armed: Vec<_> = sets
-        .lines()
-        .filter(|line| line.starts_with("add ") && line.contains("armed"))
-        .filter_map(|line| line.split(" timeout ").nth(1)?.parse::<u64>().ok())
-        .collect();
-    ensure!(!armed.is_empty() && armed.iter().all(|left| (1..=600).contains(left)), "{sets}");
+    scene.server.kill9()?;
+    await_undone(&scene)?;
+    scene.server.start()?;
+    await_lapsed(&scene)?;
 
+    begin(&scene, LONG)?;
+    scene.server.restart()?;
     scene.ensure_owner_gets_in(Family::V4)?;
     let confirm = confirm_command(&scene)?;
     let confirmed = scene.sshd.login(scene.lab.owner(), Family::V4, &confirm)?;

@@ -367,6 +367,12 @@ impl Server {
         admitted.with_context(|| format!("gate show prints {shown}"))
     }
 
+    /// Whether anything of a gate is in the kernel, of whichever back-end.
+    pub fn has_gate(&self) -> Result<bool> {
+        let tables = self.host.sh("nft list tables")?;
+        Ok(tables.contains("inet spa") || self.rules()?.contains("SPA-"))
+    }
+
     /// All rules of all chains, without their counters.
     pub fn rules(&self) -> Result<String> {
         let mut rules = String::new();

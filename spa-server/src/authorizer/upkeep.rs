@@ -12,8 +12,9 @@ use spa_proto::{ClientId, UnixMicros};
 use std::sync::Arc;
 
 impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
-    /// What is due every second: grants whose time is over, the clock, the stores, the audit.
-    pub async fn tick(&mut self) {
+    /// What is due every second: grants whose time is over, the clock, the stores, the audit. Says
+    /// whether the clock was set.
+    pub async fn tick(&mut self) -> bool {
         let stepped = self.watch_clock();
         let now = Now::read();
         self.expire(now.boottime).await;
@@ -33,6 +34,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         for line in lines {
             audit::write_refusal(&self.client_name(&line.client), &line);
         }
+        stepped
     }
 
     /// The kernel closes by its own timer; this covers what that timer does not see: it stands

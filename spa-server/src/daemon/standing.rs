@@ -120,9 +120,16 @@ impl Daemon {
         }
     }
 
-    /// What is due every second.
-    pub(super) async fn tend_gate(&mut self) {
+    /// What is due every second; `stepped`: the clock on the wall was set.
+    pub(super) async fn tend_gate(&mut self, stepped: bool) {
         self.end_trial().await;
+        if stepped && self.trial.is_some() {
+            // Where the kernel ends it by that clock, it would end at another moment.
+            let plan = self.plan(&self.settings);
+            if let Err(error) = self.authorizer.install(&plan).await {
+                tracing::error!("the trial may end at a wrong moment: {}", with_causes(&error));
+            }
+        }
         if let Some(alarm) = self.unmended.take() {
             self.alarmed(alarm).await;
         }
