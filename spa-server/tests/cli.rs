@@ -409,9 +409,9 @@ fn check_says_what_is_wrong_and_how_to_mend_it() {
     let with = |line: &str| host.write("server.toml", &format!("{line}\n{good}"));
     with("interfaces = [\"lo\", \"eth7\"]");
     found(1, "error    capture        there is no interface \"eth7\"; this host has lo");
-    with("gate.tools.ipset = \"/nowhere/ipset\"");
+    with("gate.tools.iptables-save = \"/nowhere/iptables-save\"");
     host.edit("server.toml", |text| text.replace("\n[gate]\n", "\n"));
-    found(1, "apt install ipset");
+    found(1, "apt install iptables");
     with("freshness = \"1s\"");
     found(78, "error    configuration  ");
     host.write("server.toml", &good);

@@ -107,7 +107,7 @@ fn load(document: &str) -> Result<[usize; 3]> {
 #[test]
 fn configurations_load_and_defaults_are_the_defaults() -> Result<()> {
     assert_eq!(load(README)?, [1, 1, 1]);
-    assert_eq!(load(MANUAL)?, [2, 2, 1]);
+    assert_eq!(load(MANUAL)?, [3, 2, 1]);
     // The control: it would be seen.
     for wrong in [
         "# /etc/spa/server.toml\nknock-port = 1\n",
@@ -138,7 +138,14 @@ fn every_setting_is_in_the_manual() -> Result<()> {
     for (heading, prefix, keys) in [
         ("The server's configuration", "", known_keys(server("nope = 1"))),
         ("The server's configuration", "gate.", known_keys(server("[gate]\nnope = 1"))),
+        ("The server's configuration", "gate.hook.", known_keys(server("[gate.hook]\nnope = 1"))),
+        (
+            "The server's configuration",
+            "services.NAME.",
+            known_keys(server("[services.x]\nnope = 1")),
+        ),
         ("A client's file", "", known_keys(client("nope = 1"))),
+        ("A client's file", "source-prefix.", known_keys(client("source-prefix = { nope = 1 }"))),
         ("A client's file", "rate.", known_keys(client("rate = { nope = 1 }"))),
         ("The client's configuration", "", known_keys(config("nope = 1"))),
         ("The client's configuration", "server.NAME.", known_keys(config("[server.x]\nnope = 1"))),

@@ -17,7 +17,7 @@ const CAPABILITIES: &str = "0000000000003000";
 /// While this file is there, a tool hangs.
 const HANG: &str = "/run/hang";
 /// Where a tool that hangs says so: a place that the sandbox lets it write.
-const HANGS: &str = "/var/lib/spa/ipset-hangs";
+const HANGS: &str = "/var/lib/spa/tool-hangs";
 
 /// A machine where the administrator has done what the README says, up to the start.
 struct Installation {
@@ -95,22 +95,24 @@ impl Installation {
         self.machine.property(UNIT, "MainPID")
     }
 
-    /// Puts a program before `ipset` that does nothing while that file exists.
-    fn have_ipset_hang_while_there_is(&self, file: &str) -> Result<()> {
-        let path = "/usr/local/sbin/ipset";
+    /// Puts a program before `iptables-restore` that does nothing while that file exists, and has
+    /// grants be rules: they then wait for it.
+    fn have_the_tool_hang_while_there_is(&self, file: &str) -> Result<()> {
+        let path = "/usr/local/sbin/iptables-restore";
         let script = format!(
             "#!/bin/sh\n\
              while [ -e {file} ]; do echo >{HANGS}; sleep 0.05; done\n\
-             exec /usr/sbin/ipset \"$@\"\n"
+             exec /usr/sbin/iptables-restore \"$@\"\n"
         );
         self.machine.write(path, &script)?;
         fs::set_permissions(self.machine.path_of(path), Permissions::from_mode(0o755))?;
         let config = self.machine.read(CONFIG)?;
-        let tools = format!("[gate.tools]\nipset = \"{path}\"\n");
+        let config = config.replace("[gate]\n", "[gate]\nbackend = \"iptables\"\n");
+        let tools = format!("[gate.tools]\niptables-restore = \"{path}\"\n");
         self.machine.write(CONFIG, &format!("{config}\n{tools}"))
     }
 
-    fn await_hanging_ipset(&self) -> Result<()> {
+    fn await_hanging_tool(&self) -> Result<()> {
         eventually("the daemon is to wait for its tool", || {
             Ok(self.machine.path_of(HANGS).exists().then_some(()))
         })
@@ -131,10 +133,10 @@ fn the_unit_is_active_when_the_daemon_is_ready_and_not_before() -> Result<()> {
     let machine = &installation.machine;
     let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
     // The daemon can't be ready while one of its tools takes its time.
-    installation.have_ipset_hang_while_there_is(HANG)?;
+    installation.have_the_tool_hang_while_there_is(HANG)?;
     machine.write(HANG, "")?;
     machine.sh("systemctl start --no-block spa-server")?;
-    installation.await_hanging_ipset()?;
+    installation.await_hanging_tool()?;
     for _ in 0..5 {
         ensure!(machine.property(UNIT, "ActiveState")? == "activating");
         ensure!(machine.property(UNIT, "MainPID")? != "0");
@@ -399,13 +401,13 @@ fn the_watchdog_has_patience_with_a_tool_that_hangs() -> Result<()> {
     let installation = Installation::new()?;
     let machine = &installation.machine;
     let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
-    installation.have_ipset_hang_while_there_is(HANG)?;
+    installation.have_the_tool_hang_while_there_is(HANG)?;
     machine.sh("systemctl start spa-server")?;
     let pid = installation.pid()?;
     machine.write(HANG, "")?;
     // One knock: each that fails takes its time.
     installation.laptop.run(&["open", "ssh", "--no-wait", "--ipv4"])?.ok()?;
-    installation.await_hanging_ipset()?;
+    installation.await_hanging_tool()?;
     eventually_within(Duration::from_secs(120), "the knock is to be told as failed", || {
         ensure!(installation.pid()? == pid, "it was restarted:\n{}", machine.journal(UNIT)?);
         Ok(machine.journal(UNIT)?.contains("event=failed").then_some(()))

@@ -51,7 +51,7 @@ fn with_stand(name: &str) -> Result<(Scene, Stand)> {
 
 #[test]
 fn without_a_tool_the_start_is_refused_and_the_tool_named() -> Result<()> {
-    for name in ["ipset", "iptables-restore", "ip6tables-restore", "conntrack"] {
+    for name in ["iptables-restore", "ip6tables-restore", "iptables-save"] {
         let mut scene = Scene::prepared(|configuration| {
             configuration.gate.tools.insert(name.into(), "/nonexistent/tool".into());
         })?;
@@ -68,7 +68,7 @@ fn without_a_tool_the_start_is_refused_and_the_tool_named() -> Result<()> {
 
 #[test]
 fn when_a_tool_fails_the_start_is_refused_and_nothing_stays() -> Result<()> {
-    for name in ["ipset", "iptables-restore", "ip6tables-restore"] {
+    for name in ["iptables-restore", "ip6tables-restore", "iptables-save"] {
         let (mut scene, stand) = with_stand(name)?;
         let rules = scene.server.rules()?;
         stand.does("echo 'no such luck' >&2; exit 3")?;
@@ -89,9 +89,12 @@ fn when_a_tool_fails_the_start_is_refused_and_nothing_stays() -> Result<()> {
     Ok(())
 }
 
-/// `ipset` does `trouble` while the daemon runs.
-fn knocks_fail_while_ipset_does(trouble: &str) -> Result<()> {
-    let (mut scene, stand) = with_stand("ipset")?;
+/// Where each grant is a rule, the tool that writes rules does `trouble` while the daemon runs.
+fn knocks_fail_while_the_tool_does(trouble: &str) -> Result<()> {
+    let (mut scene, stand) = with_stand("iptables-restore")?;
+    scene.server.reconfigure(|configuration| {
+        configuration.gate.backend = Some("iptables".into());
+    })?;
     scene.server.start()?;
     scene.ensure_owner_gets_in(Family::V4)?;
     scene.revoke_all()?;
@@ -100,7 +103,7 @@ fn knocks_fail_while_ipset_does(trouble: &str) -> Result<()> {
     stand.does(trouble)?;
     let knock = scene.laptop.open("ssh").seal()?;
     scene.knock(scene.lab.owner(), Family::V4, &knock)?;
-    // The daemon gives a tool some time, and looks at the sets afterwards by the same tool.
+    // The daemon gives a tool some time, and mends the rules afterwards by the same tool.
     eventually_within(Duration::from_secs(90), "the knock is to fail", || {
         Ok((!scene.server.audit("failed")?.is_empty()).then_some(()))
     })
@@ -121,17 +124,17 @@ fn knocks_fail_while_ipset_does(trouble: &str) -> Result<()> {
 
 #[test]
 fn a_knock_whose_tool_fails_is_failed_and_never_opened() -> Result<()> {
-    knocks_fail_while_ipset_does("echo 'kernel says no' >&2; exit 1")
+    knocks_fail_while_the_tool_does("echo 'kernel says no' >&2; exit 1")
 }
 
 #[test]
 fn a_knock_whose_tool_is_killed_is_failed_and_never_opened() -> Result<()> {
-    knocks_fail_while_ipset_does("kill -9 $$")
+    knocks_fail_while_the_tool_does("kill -9 $$")
 }
 
 #[test]
 fn a_knock_whose_tool_hangs_is_failed_and_never_opened() -> Result<()> {
-    knocks_fail_while_ipset_does("exec sleep 600")
+    knocks_fail_while_the_tool_does("exec sleep 600")
 }
 
 #[test]
@@ -178,10 +181,10 @@ fn check_says_what_is_wrong_and_how_to_mend_it() -> Result<()> {
     ensure!(good.success(), "{good}");
 
     scene.server.reconfigure(|configuration| {
-        configuration.gate.tools.insert("ipset".into(), "/nonexistent/ipset".into());
+        configuration.gate.tools.insert("iptables-save".into(), "/nonexistent/save".into());
     })?;
     let missing = scene.server.admin(&["check"])?;
-    ensure!(!missing.success() && missing.said().contains("/nonexistent/ipset"), "{missing}");
+    ensure!(!missing.success() && missing.said().contains("/nonexistent/save"), "{missing}");
 
     scene.server.reconfigure(|configuration| {
         configuration.gate.tools.clear();

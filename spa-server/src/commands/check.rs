@@ -1,7 +1,7 @@
 //! `spa-server check`: looks for whatever is wrong with an installation, and says how to mend it.
 
 use super::output::{print, print_json};
-use super::{CONFIG, CommandError, Done, FAILED, client, gate as commands_gate, host};
+use super::{CONFIG, CommandError, Done, FAILED, client, gate as commands_gate, host, trial};
 use crate::capture::{Capture, CaptureSettings, Interfaces};
 use crate::causes::with_causes;
 use crate::cli::Output;
@@ -347,11 +347,14 @@ async fn look_at_backend(settings: &Settings, findings: &mut Findings) -> Option
 async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findings) {
     let check = "gate";
     let Some(gate) = look_at_backend(settings, findings).await else { return };
-    let report = match gate.examine(&settings.gate_plan()).await {
+    let report = match gate.examine(&trial::plan(settings)).await {
         Ok(report) => report,
         Err(error) => return findings.error(check, with_causes(&error as &GateError)),
     };
     let warnings = commands_gate::warnings(&report);
+    if let Some(warning) = trial::warning(settings) {
+        findings.warning(check, warning);
+    }
     match (report.changed, daemon) {
         // There is nothing that could be looked at.
         _ if gate.backend() == Backend::DryRun => {}
@@ -371,7 +374,7 @@ async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findin
 /// Without a configuration it can't be said which are needed.
 fn find_tools(findings: &mut Findings) {
     match Tools::find(&ToolOverrides::default()) {
-        Ok(_) => findings.ok("tools", "iptables, ip6tables, ipset and conntrack are there"),
+        Ok(_) => findings.ok("tools", "iptables and ip6tables are there"),
         Err(missing) => findings.warning("tools", missing.to_string()),
     }
 }

@@ -276,8 +276,6 @@ impl Judge {
             ("ip6tables-restore", &tools.ip6tables_restore),
             ("iptables-save", &tools.iptables_save),
             ("ip6tables-save", &tools.ip6tables_save),
-            ("ipset", &tools.ipset),
-            ("conntrack", &tools.conntrack),
             ("nft", &tools.nft),
         ] {
             if let Some(path) = path {

@@ -104,17 +104,24 @@ fn the_shipped_server_toml_is_right_and_shows_the_defaults() {
 
     // Every commented line, put in force, says what holds anyway, but for the examples at the end.
     let (defaults, _) = shipped.split_once("#[gate.tools]").unwrap();
-    let mut text: String = defaults
-        .lines()
-        .map(|line| match line.strip_prefix('#') {
-            Some(setting) if !setting.starts_with(' ') => setting,
-            _ => line,
-        })
-        .flat_map(|line| [line, "\n"])
-        .collect();
+    let in_force = |text: &str| -> String {
+        text.lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(setting) if !setting.starts_with(' ') => setting,
+                _ => line,
+            })
+            .flat_map(|line| [line, "\n"])
+            .collect()
+    };
+    let mut text = in_force(defaults);
     assert!(text.contains("\nmax-grants = 65536\n") && text.contains("\nmode = \"guard\"\n"));
     text.push_str(SSH);
     assert_eq!(Settings::parse(path, &text).unwrap(), shown);
+    // The examples hold together, too.
+    let all = Settings::parse(path, &in_force(shipped)).unwrap();
+    assert_eq!(all.services.len(), 6);
+    let hook = all.gate.hook.unwrap();
+    assert_eq!((hook.refresh, hook.time_limit), (false, Duration::from_secs(10)));
 }
 
 #[test]
@@ -187,7 +194,7 @@ fn what_is_said_is_read() {
         [gate]
         mode = "open"
         refuse = "reject"
-        tools.ipset = "/opt/ipset"
+        tools.nft = "/opt/nft"
         [services.ssh]
         ports = ["tcp/22", "tcp/2222"]
         [services.dns]
@@ -217,7 +224,7 @@ fn what_is_said_is_read() {
     assert_eq!(settings.packet_length.plaintext(), 256);
     assert_eq!(settings.freshness.get(), Duration::from_secs(120));
     assert_eq!(settings.default_lifetime, Duration::from_secs(90));
-    assert_eq!(settings.gate.tools.ipset, Some("/opt/ipset".into()));
+    assert_eq!(settings.gate.tools.nft, Some("/opt/nft".into()));
     let plan = settings.gate_plan();
     let ports: Vec<_> = plan.guarded.iter().map(|one| one.ports.to_string()).collect();
     assert_eq!(ports, ["tcp/22", "tcp/53", "tcp/2222"]);
@@ -286,8 +293,8 @@ fn errors_of_server_toml() {
             "state-directory: \"state\" is a relative path; write it out from the root, beginning with /",
         ),
         (
-            "gate.tools.ipset = \"ipset\"",
-            "gate.tools.ipset: \"ipset\" is a relative path; write it out from the root, beginning with /",
+            "gate.tools.nft = \"nft\"",
+            "gate.tools.nft: \"nft\" is a relative path; write it out from the root, beginning with /",
         ),
         (
             "services.Web.ports = [\"tcp/80\"]",

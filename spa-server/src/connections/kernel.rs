@@ -31,16 +31,30 @@ impl Connections for KernelConnections {
             .map(connection_of)
             .filter(|connection| is_from_outside(connection, &own))
             .collect();
-        for socket in sockets(&mut SockDiag::open()?, guarded)? {
+        let mut diag = SockDiag::open()?;
+        let mut listeners = None;
+        for socket in sockets(&mut diag, guarded)? {
             let connection = connection_of_socket(&socket);
-            let is_new = |found: &Inventory| {
-                guarded_by(&connection, guarded).is_some() && !found.contains(&connection)
-            };
-            // What this host answers is tracked by the translated port, or as begun by this host.
-            if is_from_outside(&connection, &own)
-                && is_new(&found)
-                && tracking.find(&tuple_of(&connection).reversed())?.is_none()
+            if !is_from_outside(&connection, &own)
+                || guarded_by(&connection, guarded).is_none()
+                || found.contains(&connection)
             {
+                continue;
+            }
+            let answers = tuple_of(&connection).reversed();
+            let is_theirs = match tracking.find(&answers)? {
+                None => true,
+                Some(flow) if flow.original == answers => {
+                    let listeners = match &mut listeners {
+                        Some(known) => known,
+                        none => none.insert(listeners_on(&mut diag, guarded)?),
+                    };
+                    socket.transport == Transport::Tcp && listeners.contains(&socket.local.port())
+                }
+                // It is tracked by the port that was asked for, before the translation.
+                Some(_) => false,
+            };
+            if is_theirs {
                 found.insert(connection);
             }
         }
@@ -62,6 +76,17 @@ impl Connections for KernelConnections {
                     && is_socket_of(connection, socket.local, socket.peer, guarded)
             };
             let Some(connection) = those.iter().find(is_of) else { continue };
+            // One that was tracked only from an answer on.
+            let answers = Tuple {
+                transport: socket.transport,
+                source: socket.local,
+                destination: socket.peer,
+            };
+            if let Some(flow) = tracking.find(&answers)?
+                && flow.original == answers
+            {
+                tracking.delete(&flow)?;
+            }
             match diag.destroy(&socket) {
                 Ok(_) => drop(ended.destroyed.insert(*connection)),
                 Err(error) => ended.trouble = Some(crate::causes::with_causes(&error)),
@@ -144,6 +169,16 @@ fn sockets(diag: &mut SockDiag, guarded: &[Guarded]) -> Result<Vec<InetSocket>, 
     // Both have said goodbye: nothing passes there any more.
     sockets.retain(|socket| socket.state != State::TimeWait && socket.peer.port() != 0);
     Ok(sockets)
+}
+
+/// The guarded TCP ports that programs of this host listen on. A connection from such a port was
+/// begun by its peer, whatever connection tracking says: when it starts to track while connections
+/// are there already, whoever speaks first is taken for the one who began.
+fn listeners_on(diag: &mut SockDiag, guarded: &[Guarded]) -> Result<HashSet<u16>, NetlinkError> {
+    let ports = socket_ports(guarded).filter(|ports| ports.transport() == Transport::Tcp);
+    let ports: Vec<_> = ports.map(numbers).collect();
+    let listeners = diag.tcp_sockets(States::LISTENING, &ports)?;
+    Ok(listeners.into_iter().map(|socket| socket.local.port()).collect())
 }
 
 fn numbers(ports: PortRange) -> RangeInclusive<u16> {

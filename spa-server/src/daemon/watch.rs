@@ -190,6 +190,8 @@ impl<G: Gate> Watcher<G> {
     async fn run(self) {
         let mut rests = self.shared.rests.subscribe();
         let mut doubt = Doubt::Everything;
+        // Its installation has just found it whole; the first look may take longer than it stands.
+        *lock(&self.shared.known) = self.list().await;
         let (mut listed, mut list_again) = (None, Instant::now());
         while rests.wait_for(|rests| !rests).await.is_ok() {
             if !self.look(doubt).await {
@@ -198,7 +200,9 @@ impl<G: Gate> Watcher<G> {
                 continue;
             }
             // Only now: they were listed before this look, and since then nothing was disturbed.
-            if let Some(known) = listed.take() {
+            if let Some(known) = listed.take()
+                && !*self.shared.rests.borrow()
+            {
                 *lock(&self.shared.known) = Some(known);
             }
             if Instant::now() >= list_again {
@@ -209,6 +213,8 @@ impl<G: Gate> Watcher<G> {
                 list_again = Instant::now() + pause;
             }
             doubt = tokio::select! {
+                // After a time in which nothing ran both are due, and the first one sees more.
+                biased;
                 doubt = self.gate.disturbed() => doubt,
                 () = tokio::time::sleep(EVERY) => Doubt::Elements,
             };

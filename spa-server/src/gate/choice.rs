@@ -3,10 +3,13 @@
 
 use super::any::AnyGate;
 use super::bounds::check_change;
-use super::types::{Backend, Change, Plan};
+use super::types::{Backend, Change, InstallReport, Plan};
 use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, NftablesGate, Tools};
 use crate::causes::with_causes;
 use crate::config::GateSettings;
+use crate::netlink::ipset::Ipset;
+use crate::process::Run;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// The order in which [`Backend::Auto`] looks for one that works: the cheaper for each packet and
@@ -48,6 +51,7 @@ impl AnyGate {
     pub async fn choose(settings: &GateSettings, plan: &Plan) -> Result<Choice, GateError> {
         if settings.backend != Backend::Auto {
             let gate = Self::of(settings.backend, settings)?;
+            refuse_stranded(settings.backend, settings).await?;
             return Ok(Choice { gate, passed_over: Vec::new() });
         }
         let mut passed_over = Vec::new();
@@ -90,34 +94,45 @@ impl AnyGate {
         plan: &Plan,
     ) -> Result<Self, GateError> {
         let gate = Self::of(backend, settings)?;
+        refuse_stranded(backend, settings).await?;
         gate.examine(plan).await?;
         Ok(gate)
     }
 
-    /// Takes over what the gates of other back-ends of ours still admit, and takes those gates
-    /// away: for when this one stands. Says what did not work.
-    pub async fn replace_others(&self, settings: &GateSettings, plan: &Plan) -> Vec<String> {
-        let mut complaints = Vec::new();
-        for other in others(self.backend(), settings) {
-            let backend = other.backend();
-            let admitted = other.snapshot().await.unwrap_or_default();
-            for live in admitted.into_iter().filter(|live| live.seconds_left > 0) {
-                let (element, seconds) = (live.element, live.seconds_left);
-                let change = Change::Admit { element, seconds };
-                // What is no service any more ends here.
-                if check_change(plan, &change).is_err() {
-                    continue;
-                }
-                if let Err(error) = self.apply(&[change]).await {
-                    complaints.push(with_causes(&error));
-                }
-            }
-            if let Err(error) = other.remove().await {
-                let why = with_causes(&error);
-                complaints.push(format!("what {backend} has left can't be taken away: {why}"));
+    /// Installs this gate in the place of those of other back-ends of ours: with what they still
+    /// admit, and without a moment in which none stands.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gate::install`]; the others still stand.
+    pub async fn install_in_place(
+        &self,
+        settings: &GateSettings,
+        plan: &Plan,
+    ) -> Result<InstallReport, GateError> {
+        // Before: a gate with rules of the same names replaces what the other one has.
+        let mut admitted = Vec::new();
+        for backend in [Backend::Ipset, Backend::Iptables, Backend::Nftables, Backend::Hook] {
+            let other = Self::of(backend, settings).ok().filter(|_| backend != self.backend());
+            if let Some(other) = other {
+                admitted.extend(other.snapshot().await.unwrap_or_default());
             }
         }
-        complaints
+        let mut report = self.install(plan).await?;
+        let known: BTreeSet<_> =
+            self.snapshot().await?.into_iter().map(|live| live.element).collect();
+        let changes = admitted.into_iter().filter(|live| !known.contains(&live.element));
+        let changes: Vec<_> = changes
+            .map(|live| Change::Admit { element: live.element, seconds: live.seconds_left })
+            // What is over, or no service any more, ends here.
+            .filter(|change| check_change(plan, change).is_ok())
+            .collect();
+        if let Err(error) = self.apply(&changes).await {
+            let why = with_causes(&error);
+            report.warnings.push(format!("what was open before can't be opened again: {why}"));
+        }
+        report.warnings.extend(self.remove_others(settings).await);
+        Ok(report)
     }
 
     /// Takes away the gates of other back-ends of ours: for when this one stands and admits what it
@@ -148,6 +163,27 @@ impl AnyGate {
     }
 }
 
+/// A gate beside rules of ours that nobody can change any more would open nothing: a packet has to
+/// pass both. So is a host whose iptables was taken away under a gate.
+async fn refuse_stranded(backend: Backend, settings: &GateSettings) -> Result<(), GateError> {
+    let tools = Tools::find_some(&settings.tools);
+    if matches!(rules_of(backend), Backend::Ipset | Backend::DryRun) || tools.have_iptables() {
+        return Ok(());
+    }
+    // Sets tell of the rules that use them. Rules without sets can be seen if they are iptables-nft's.
+    let is_there = |sets: &mut Ipset, name| sets.info(name).is_ok_and(|found| found.is_some());
+    let has_sets = Ipset::open()
+        .is_ok_and(|mut sets| ["spa4", "spa6"].into_iter().any(|name| is_there(&mut sets, name)));
+    let has_chains = match &tools.nft {
+        Some(nft) => {
+            let listed = Run::new(nft, &["list", "chains"]).output().await;
+            listed.is_ok_and(|chains| chains.contains("SPA-GUARD"))
+        }
+        None => false,
+    };
+    if has_sets || has_chains { Err(GateError::Stranded) } else { Ok(()) }
+}
+
 /// The gates that may have been left beside one of this back-end.
 fn others(kept: Backend, settings: &GateSettings) -> Vec<AnyGate> {
     if kept == Backend::DryRun {
@@ -171,7 +207,7 @@ const fn rules_of(backend: Backend) -> Backend {
 fn removable(settings: &GateSettings) -> Vec<AnyGate> {
     let mut all = Vec::new();
     let tools = Tools::find_some(&settings.tools);
-    if tools.iptables_save.exists() {
+    if tools.have_iptables() {
         all.push(AnyGate::Ipset(IptablesGate::new(tools)));
     }
     let rest = [Backend::Nftables, Backend::Hook];
@@ -236,9 +272,9 @@ mod tests {
     #[tokio::test]
     async fn a_tool_that_was_named_and_is_missing_is_told_and_not_passed_over() {
         let mut settings = settings(Backend::Auto);
-        settings.tools.ipset = Some("/nowhere/ipset".into());
+        settings.tools.iptables_save = Some("/nowhere/iptables-save".into());
         let error = AnyGate::choose(&settings, &plan()).await.unwrap_err();
-        assert!(error.to_string().contains("/nowhere/ipset"), "{error}");
+        assert!(error.to_string().contains("/nowhere/iptables-save"), "{error}");
     }
 
     #[test]

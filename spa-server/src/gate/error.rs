@@ -20,10 +20,15 @@ pub enum GateError {
     NoSuchBackend(Backend),
     /// No back-end at all.
     #[error(
-        "no back-end of the gate works here; {}. Install one of them, as with 'apt install iptables ipset conntrack', or write backend = \"hook\" and your own commands",
+        "no back-end of the gate works here; {}. Install one of them, as with 'apt install iptables', or write backend = \"hook\" and your own commands",
         list(.0)
     )]
     NoBackend(Vec<PassedOver>),
+    /// Rules of ours that can't be reached any more.
+    #[error(
+        "an earlier gate of iptables still hides the ports, and the tools that could change it are missing; install them again with 'apt install iptables', and take it away by `spa-server gate remove` if another back-end is wanted"
+    )]
+    Stranded,
     /// A back-end that the configuration doesn't describe.
     #[error("backend = \"{0}\" needs its section [gate.{0}] in the configuration")]
     NotConfigured(Backend),

@@ -1,25 +1,29 @@
 //! The gate: what guards the ports in the kernel's firewall.
 //!
 //! [`types`] is the vocabulary and the seam to a helper process; [`Gate`] is what a back-end can
-//! do; [`IptablesGate`] is the default back-end: iptables and ip6tables rules over ipset sets
-//! with a time limit on each element, so that the kernel closes a port when the daemon is dead.
-//! The back-end's text is made by the pure [`render`] and judged by the pure [`saved`],
-//! [`foreign`] and [`sockets`].
+//! do. [`IptablesGate`] holds grants in ipset sets with a time limit on each element, or in rules
+//! that say themselves until when they count: the kernel closes a port when the daemon is dead.
+//! Its text is made by the pure [`render`] and [`sets`], and judged by the pure [`saved`],
+//! [`foreign`] and [`sockets`]. [`NftablesGate`] has a table of its own; [`HookGate`] runs commands
+//! of the administrator's; [`DryRunGate`] only says what it would do. [`AnyGate::choose`] finds out
+//! which one it is.
 //!
 //! The gate knows nothing of clients, services or knocks.
 //!
 //! # How a packet goes
 //!
 //! In guard mode, a packet to a guarded port of this host is judged in table mangle, before any
-//! address translation: granted (its source and port are in the set), of an established
-//! connection, or refused. Refused packets are dropped there, or marked there and rejected in
-//! table filter. In table filter, what was granted or is established is accepted before the
-//! host's own rules see it; what came to a guarded port untranslated and is neither is refused there
-//! once more, whatever has become of the mark on the way. In open mode there is only that accept, and the host's rules refuse.
+//! address translation: of an established connection, granted, or refused. Refused packets are
+//! dropped there, or marked there and rejected in table filter. Granted ones are sent in table nat
+//! where their service is, if that is elsewhere. In table filter, what is established or was
+//! granted is accepted before the host's own rules see it; what came to a guarded port untranslated
+//! and is neither is refused there once more, whatever has become of the mark on the way. In open
+//! mode there are only those accepts, and the host's rules refuse.
 //!
-//! Known limits: packets that the host redirects from a guarded port to *another* port of itself
-//! must be accepted by its own rules, as must those that it forwards to published ports.
+//! Known limit: granted packets to ports that *others* publish or redirect must be accepted by the
+//! host's own rules.
 
+mod advice;
 mod any;
 mod bounds;
 mod choice;

@@ -19,10 +19,6 @@ pub struct ToolOverrides {
     pub iptables_save: Option<PathBuf>,
     /// In place of `ip6tables-save`.
     pub ip6tables_save: Option<PathBuf>,
-    /// In place of `ipset`.
-    pub ipset: Option<PathBuf>,
-    /// In place of `conntrack`.
-    pub conntrack: Option<PathBuf>,
     /// In place of `nft`.
     pub nft: Option<PathBuf>,
 }
@@ -38,10 +34,6 @@ pub struct Tools {
     pub iptables_save: PathBuf,
     /// Reads IPv6 rules.
     pub ip6tables_save: PathBuf,
-    /// Makes, changes and reads sets.
-    pub ipset: PathBuf,
-    /// Enters connections into connection tracking.
-    pub conntrack: PathBuf,
     /// Reads the rules that others made without iptables. Only open mode can't do without it.
     pub nft: Option<PathBuf>,
 }
@@ -64,8 +56,6 @@ impl Tools {
             ip6tables_restore: tool(&overrides.ip6tables_restore, "ip6tables-restore", "iptables")?,
             iptables_save: tool(&overrides.iptables_save, "iptables-save", "iptables")?,
             ip6tables_save: tool(&overrides.ip6tables_save, "ip6tables-save", "iptables")?,
-            ipset: tool(&overrides.ipset, "ipset", "ipset")?,
-            conntrack: tool(&overrides.conntrack, "conntrack", "conntrack")?,
             nft: match tool(&overrides.nft, "nft", "nftables") {
                 Ok(path) => Some(path),
                 Err(_) if overrides.nft.is_none() => None,
@@ -91,8 +81,6 @@ impl Tools {
             ip6tables_restore: tool(&overrides.ip6tables_restore, "ip6tables-restore"),
             iptables_save: tool(&overrides.iptables_save, "iptables-save"),
             ip6tables_save: tool(&overrides.ip6tables_save, "ip6tables-save"),
-            ipset: tool(&overrides.ipset, "ipset"),
-            conntrack: tool(&overrides.conntrack, "conntrack"),
             nft: find(overrides.nft.as_deref(), "nft", "", directories).ok(),
         }
     }
@@ -117,6 +105,13 @@ impl Tools {
     /// Finds `nft` alone.
     pub(super) fn find_nft(overrides: &ToolOverrides) -> Result<PathBuf, MissingTool> {
         find(overrides.nft.as_deref(), "nft", "nftables", &DIRECTORIES.map(Path::new))
+    }
+
+    /// Whether the rules of iptables can be read and written.
+    pub(super) fn have_iptables(&self) -> bool {
+        [&self.iptables_restore, &self.ip6tables_restore, &self.iptables_save, &self.ip6tables_save]
+            .into_iter()
+            .all(|path| is_executable(path))
     }
 
     /// The path of `nft`, for whom nothing goes without it.
@@ -197,14 +192,8 @@ mod tests {
     use super::*;
     use std::fs;
 
-    const NAMES: [&str; 6] = [
-        "iptables-restore",
-        "ip6tables-restore",
-        "iptables-save",
-        "ip6tables-save",
-        "ipset",
-        "conntrack",
-    ];
+    const NAMES: [&str; 4] =
+        ["iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save"];
 
     fn directory_with(names: &[&str]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
@@ -221,7 +210,7 @@ mod tests {
         let none = ToolOverrides::default();
         let all = directory_with(&NAMES);
         let tools = Tools::find_in(&none, &[all.path()]).unwrap();
-        assert_eq!(tools.ipset, all.path().join("ipset"));
+        assert_eq!(tools.iptables_save, all.path().join("iptables-save"));
         assert_eq!(tools.need_nft().unwrap_err().package, "nftables");
         for missing in NAMES {
             let rest: Vec<_> = NAMES.into_iter().filter(|name| *name != missing).collect();
@@ -234,27 +223,29 @@ mod tests {
 
     #[test]
     fn what_is_missing_hinders_nobody_who_does_without_it() {
-        let gone = ToolOverrides { ipset: Some("/gone".into()), ..ToolOverrides::default() };
-        let rest = directory_with(&NAMES.map(|name| if name == "conntrack" { "x" } else { name }));
+        let gone =
+            ToolOverrides { iptables_save: Some("/gone".into()), ..ToolOverrides::default() };
+        let rest =
+            directory_with(&NAMES.map(|name| if name == "ip6tables-save" { "x" } else { name }));
         let place = [rest.path()];
         assert!(Tools::find_in(&gone, &place).is_err());
         let tools = Tools::find_some_in(&gone, &place);
-        assert_eq!(tools.ipset, rest.path().join("ipset"));
-        assert_eq!(tools.conntrack, rest.path().join("conntrack"));
+        assert_eq!(tools.iptables_save, rest.path().join("iptables-save"));
+        assert_eq!(tools.ip6tables_save, rest.path().join("ip6tables-save"));
     }
 
     #[test]
     fn a_chosen_tool_must_be_an_absolute_executable_file() {
         let all = directory_with(&NAMES);
         let chosen = |path: PathBuf| {
-            let overrides = ToolOverrides { ipset: Some(path), ..ToolOverrides::default() };
+            let overrides = ToolOverrides { iptables_save: Some(path), ..ToolOverrides::default() };
             Tools::find_in(&overrides, &[all.path()])
         };
-        let other = directory_with(&["my-ipset"]);
-        let path = other.path().join("my-ipset");
-        assert_eq!(chosen(path.clone()).unwrap().ipset, path);
+        let other = directory_with(&["my-save"]);
+        let path = other.path().join("my-save");
+        assert_eq!(chosen(path.clone()).unwrap().iptables_save, path);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        for wrong in [path, other.path().into(), "ipset".into(), "/nonexistent".into()] {
+        for wrong in [path, other.path().into(), "iptables-save".into(), "/nonexistent".into()] {
             assert_eq!(chosen(wrong.clone()).unwrap_err().at, Some(wrong));
         }
     }

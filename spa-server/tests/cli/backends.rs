@@ -102,8 +102,8 @@ fn another_backend_takes_over_what_is_open_and_the_former_one_goes() {
     let host = host_with("ipset");
     let said = host
         .script_in_namespace(&format!(
-            "% gate install; ipset add spa4 192.0.2.7,tcp:22 timeout 500
-            ipset add spa4 192.0.2.8,tcp:23 timeout 500
+            "% gate install; ipset add spa4 192.0.2.7,tcp:22 timeout 5000
+            ipset add spa4 192.0.2.8,tcp:23 timeout 5000
             {to_hook}; % gate install; {RULES}; % gate show; cat {log}
             {to_ipset}; % gate install; ipset save spa4 | grep add; cat {log}",
             to_hook = change(&host, "ipset", "hook"),
@@ -115,7 +115,7 @@ fn another_backend_takes_over_what_is_open_and_the_former_one_goes() {
     let [_, _, hook, ipset] = parts.as_slice() else { panic!("{said:#?}") };
     assert!(!hook.contains("SPA-") && !hook.contains("\nspa4"), "{hook}");
     // What no service has any more is not taken over.
-    assert!(hook.contains("192.0.2.7  tcp/22  8m") && !hook.contains("192.0.2.8"), "{hook}");
+    assert!(hook.contains("192.0.2.7  tcp/22  1h") && !hook.contains("192.0.2.8"), "{hook}");
     assert!(hook.ends_with("\nopen tcp/22 192.0.2.7\n"), "{hook}");
     assert!(ipset.starts_with("add spa4 192.0.2.7,tcp:22 timeout 4"), "{ipset}");
     assert!(ipset.ends_with("\nopen tcp/22 192.0.2.7\nclose tcp/22 192.0.2.7\n"), "{ipset}");
@@ -159,27 +159,32 @@ fn the_first_backend_that_works_is_taken_and_why_is_said() {
     let checked = host.script_in_namespace("% check | grep backend").done();
     let first = "ok       backend        ipset (the first choice, and it works here): the kernel closes what is open in time, also when the daemon is dead\n";
     assert_eq!(checked.out, first, "{checked:#?}");
-    // Nothing that can be run is where the tool was, for whoever is in that mount namespace.
-    let save = "iptables-save; ip6tables-save; nft list tables; % gate show";
+    // Nothing that can be run is where the tools were, for whoever is in that mount namespace.
     let script = format!(
-        "cd {directory}; % gate install; ipset add spa4 192.0.2.7,tcp:22 timeout 500
-        unshare --mount sh -ec 'mount --bind /dev/null $(command -v ipset)
-            % check | grep backend >check; % gate install; {{ {save}; }} >nftables'
-        % gate install; {{ {save}; ipset list -name; }} >ipset
+        "cd {directory}
+        unshare --mount sh -ec 'mount --bind /dev/null $(command -v iptables-save)
+            % check | grep backend >check; % gate install; % gate show >nftables
+            nft add element inet spa spa4 {{ 192.0.2.7 . tcp . 22 timeout 5000s }}'
+        nft list tables >>nftables
+        % gate install; {{ iptables-save; nft list tables; % gate show; }} >ipset
+        ! unshare --mount sh -ec 'mount --bind /dev/null $(command -v iptables-save)
+            % gate install' 2>stranded
         % gate remove; nft list tables >removed",
         directory = host.directory.path().display()
     );
     host.script_in_namespace(&script).done();
     let read = |name: &str| fs::read_to_string(host.directory.path().join(name)).unwrap();
-    let why = "ok       backend        nftables (the first that works here; not ipset: ipset is in none of /usr/sbin";
+    let why = "ok       backend        nftables (the first that works here; not ipset: iptables-restore is in none of /usr/sbin";
     assert!(read("check").starts_with(why), "{}", read("check"));
     let nftables = read("nftables");
     assert!(nftables.contains("(back-end nftables)") && nftables.contains("table inet spa\n"));
-    assert!(!nftables.contains("SPA-") && nftables.contains("192.0.2.7  tcp/22  8m"), "{nftables}");
-    // The tool is there again: the first choice takes over, and nothing of the other one stays.
+    // The tools are there again: the first choice takes over, and nothing of the other one stays.
     let ipset = read("ipset");
     assert!(ipset.contains("(back-end ipset)") && !ipset.contains("table inet spa\n"), "{ipset}");
-    assert!(ipset.contains("-j SPA-GUARD") && ipset.contains("192.0.2.7  tcp/22  8m"), "{ipset}");
+    assert!(ipset.contains("-j SPA-GUARD") && ipset.contains("192.0.2.7  tcp/22  1h"), "{ipset}");
+    // Gone once more: a table beside rules that nobody can change would open nothing.
+    let told = "nftables: an earlier gate of iptables still hides the ports, and the tools";
+    assert!(read("stranded").contains(told), "{}", read("stranded"));
     assert!(!read("removed").contains("table inet spa\n"));
 }
 
@@ -198,5 +203,28 @@ fn where_no_backend_works_each_one_is_told() {
         "iptables: ",
     ] {
         assert!(failed.err.contains(told), "{told}: {failed:#?}");
+    }
+}
+
+#[test]
+fn the_two_of_iptables_hand_over_to_each_other_what_is_open() {
+    let host = host_with("ipset");
+    let script = format!(
+        "cd {directory}
+        % gate install; ipset add spa4 192.0.2.7,tcp:22 timeout 5000
+        {to_iptables}; % gate install; {{ {RULES}; % gate show; }} >iptables
+        {to_ipset}; % gate install; {{ {RULES}; % gate show; }} >ipset",
+        directory = host.directory.path().display(),
+        to_iptables = change(&host, "ipset", "iptables"),
+        to_ipset = change(&host, "iptables", "ipset"),
+    );
+    let done = host.script_in_namespace(&script).done();
+    assert!(!done.out.contains("warning"), "{done:#?}");
+    for (backend, has_sets) in [("iptables", false), ("ipset", true)] {
+        let seen = fs::read_to_string(host.directory.path().join(backend)).unwrap();
+        assert!(seen.contains(&format!("is installed (back-end {backend})\n")), "{seen}");
+        assert!(seen.contains("192.0.2.7  tcp/22  1h"), "{seen}");
+        assert_eq!(seen.lines().any(|line| line == "spa4"), has_sets, "{seen}");
+        assert_eq!(seen.contains("--match-set"), has_sets, "{seen}");
     }
 }

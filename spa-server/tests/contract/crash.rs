@@ -6,10 +6,10 @@ use crate::lab::{
 };
 use crate::probe::Seen::{Open, Silent};
 use crate::probe::{LONG, PATIENCE, both, until};
+use spa_server::config::GateSettings;
 use spa_server::gate::{AnyGate, Gate as _, GateError, Plan, Refusal, ToolOverrides};
 use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -64,11 +64,12 @@ impl Unlucky {
                 ),
             };
             let _ = writeln!(text, "exec {real} \"$@\"");
-            // Written in place: one that still runs keeps its own text.
+            // By another process: while this one has a program open for writing, a child that
+            // another test starts has it open as well, and nobody can run it.
             let fresh = script.with_extension("new");
             fs::write(&fresh, text).unwrap();
-            fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
-            fs::rename(&fresh, &script).unwrap();
+            let [from, to] = [&fresh, &script].map(|path| path.display());
+            lab.server.run(&format!("install -m 755 {from} {to}"));
             *tool = Some(script);
         }
         Self { tools, struck }
@@ -79,14 +80,12 @@ impl Unlucky {
     }
 }
 
-fn each(tools: &mut ToolOverrides) -> [(&'static str, &mut Option<PathBuf>); 7] {
+fn each(tools: &mut ToolOverrides) -> [(&'static str, &mut Option<PathBuf>); 5] {
     [
         ("iptables-restore", &mut tools.iptables_restore),
         ("ip6tables-restore", &mut tools.ip6tables_restore),
         ("iptables-save", &mut tools.iptables_save),
         ("ip6tables-save", &mut tools.ip6tables_save),
-        ("ipset", &mut tools.ipset),
-        ("conntrack", &mut tools.conntrack),
         ("nft", &mut tools.nft),
     ]
 }
@@ -109,6 +108,10 @@ where
     }
     gate.wait(task).unwrap();
     false
+}
+
+fn settings(lab: &Lab, unlucky: &Unlucky) -> GateSettings {
+    lab.subject.settings(unlucky.tools.clone(), lab.scripts.path())
 }
 
 /// Rules of the host's own.
@@ -168,7 +171,6 @@ pub(crate) fn a_change_of_plan_that_dies_leaves_the_ports_hidden(lab: &Lab) {
     gate.remove();
     lab.installed(&old).apply(&[&kept]);
     let hammer = crate::hammer::Hammer::start(lab, STRANGER, 5000);
-    hammer.sends_on();
     let mut steps = 0;
     for number in 1.. {
         assert!(number < MANY);
@@ -246,7 +248,7 @@ pub(crate) fn a_tool_that_fails_leaves_what_was_there_before(lab: &Lab) {
             let there = lab.ruleset();
             let unlucky = Unlucky::new(lab, number, Fate::Fails);
             // A tool that is only asked for its version may fail before there is a gate.
-            let installed = LiveGate::new(&lab.server, lab.subject.settings(unlucky.tools.clone()))
+            let installed = LiveGate::new(&lab.server, settings(lab, &unlucky))
                 .and_then(|gate| gate.install(&new).map(drop));
             if let Err(error) = installed {
                 failures += 1;
@@ -267,7 +269,7 @@ pub(crate) fn a_change_that_fails_is_told(lab: &Lab) {
     for number in 1.. {
         assert!(number < MANY);
         let unlucky = Unlucky::new(lab, number, Fate::Fails);
-        let gate = LiveGate::new(&lab.server, lab.subject.settings(unlucky.tools.clone()));
+        let gate = LiveGate::new(&lab.server, settings(lab, &unlucky));
         let Ok(gate) = gate else { continue };
         if gate.install(&plan).is_err() {
             continue;

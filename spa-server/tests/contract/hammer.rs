@@ -1,24 +1,25 @@
 //! Somebody who tries all the time: sees gaps that no single probe would.
 
-use crate::lab::{BOTH, Lab, SERVER, at};
+use crate::lab::{BOTH, Lab};
 use crate::probe::LONG;
-use std::net::{IpAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The ports that it sends from, each one once: every datagram is the first of its flow.
-const PORTS: std::ops::Range<u16> = 2000..62000;
-const BETWEEN: Duration = Duration::from_millis(2);
+const BETWEEN: Duration = Duration::from_micros(50);
 /// How many make sure that some came, or none.
-const MANY: usize = 40;
+const MANY: usize = 100;
 
 /// Datagrams to a port of the server's from one peer, over both families.
+///
+/// Each is the first of its flow as long as none of them gets through, so it begins when the port
+/// is hidden; and what gets through is seen to, for the others follow it.
 pub(crate) struct Hammer<'a> {
     lab: &'a Lab,
     port: u16,
-    who: [IpAddr; 2],
+    peers: [SocketAddr; 2],
     sent: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -26,27 +27,22 @@ pub(crate) struct Hammer<'a> {
 
 impl<'a> Hammer<'a> {
     pub(crate) fn start(lab: &'a Lab, who: [&str; 2], port: u16) -> Self {
-        let who = who.map(|address| address.parse().unwrap());
+        let flows = BOTH.map(|family| lab.flow(who, family, port));
+        let peers = [flows[0].near, flows[1].near];
         let (sent, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let (counted, stopped) = (Arc::clone(&sent), Arc::clone(&stop));
-        let space = lab.clients.clone();
         let thread = thread::spawn(move || {
-            space.enter();
-            for from in PORTS {
-                if stopped.load(Ordering::Relaxed) {
-                    return;
-                }
-                for family in BOTH {
-                    // One that is in use is left out.
-                    if let Ok(socket) = UdpSocket::bind((who[family], from)) {
-                        socket.send_to(b"let me in", at(SERVER[family], port)).unwrap();
-                    }
+            while !stopped.load(Ordering::Relaxed) {
+                for flow in &flows {
+                    flow.send(b"let me in");
                 }
                 counted.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(BETWEEN);
             }
         });
-        Self { lab, port, who, sent, stop, thread: Some(thread) }
+        let hammer = Self { lab, port, peers, sent, stop, thread: Some(thread) };
+        hammer.sends_on();
+        hammer
     }
 
     /// How many have come, over both families.
@@ -55,7 +51,7 @@ impl<'a> Hammer<'a> {
     }
 
     fn counts(&self) -> [usize; 2] {
-        self.who.map(|peer| self.lab.at_server.datagrams_from(self.port, peer))
+        self.peers.map(|peer| self.lab.at_server.datagrams(self.port, peer))
     }
 
     /// Waits until it has sent many more.

@@ -6,7 +6,9 @@ use crate::services::Services;
 use crate::space::Space;
 use crate::subject::{Subject, Variant};
 use spa_proto::PortRange;
-use spa_server::gate::{Change, Element, Guarded, LiveElement, Mode, Plan, Refusal, ToolOverrides};
+use spa_server::gate::{
+    Backend, Change, Element, Guarded, LiveElement, Mode, Plan, Refusal, ToolOverrides,
+};
 use spa_server::service::{Forward, ForwardTo, Target};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -91,6 +93,9 @@ impl Lab {
         let scripts = tempfile::tempdir().unwrap();
         let lab = Self { subject, clients, server, inner, at_server, at_inner, scripts };
         lab.await_links();
+        if subject.backend == Backend::Hook {
+            crate::outside::write_commands(&lab);
+        }
         lab
     }
 
@@ -114,12 +119,18 @@ impl Lab {
 
     /// A gate that uses these tools.
     pub(crate) fn gate_with(&self, tools: ToolOverrides) -> LiveGate {
-        LiveGate::new(&self.server, self.subject.settings(tools)).unwrap()
+        if self.subject.backend == Backend::Hook {
+            crate::outside::await_end(self);
+        }
+        LiveGate::new(&self.server, self.subject.settings(tools, self.scripts.path())).unwrap()
     }
 
     /// A gate that has installed this plan.
     #[track_caller]
     pub(crate) fn installed(&self, plan: &Plan) -> LiveGate {
+        if self.subject.backend == Backend::Hook {
+            crate::outside::guard(self, plan);
+        }
         let gate = self.gate();
         gate.install(plan).unwrap();
         gate
@@ -174,7 +185,10 @@ impl Lab {
                 let saved = self.server.run(&format!("{command}-save"));
                 for table in saved.split_inclusive("COMMIT\n") {
                     let lines = table.lines().filter(|line| !line.starts_with('#'));
-                    let lines: Vec<_> = lines.map(timeless).collect();
+                    let mut lines: Vec<_> = lines.map(timeless).collect();
+                    // Grants that are rules stand in the order in which they came.
+                    let is_grant = |line: &String| line.contains(GRANT);
+                    lines.chunk_by_mut(|a, b| is_grant(a) && is_grant(b)).for_each(<[_]>::sort);
                     let is_plain = |line: &String| {
                         line.starts_with('*') || line == "COMMIT" || line.ends_with(" ACCEPT")
                     };
@@ -192,13 +206,17 @@ impl Lab {
     }
 }
 
+/// How the comment of a rule begins that is a grant; it ends in a colon and a time.
+const GRANT: &str = "--comment \"spa:";
+
 /// A line of rules or elements without its counters, and without when it ends.
 fn timeless(line: &str) -> String {
     let line = line.split(" [").next().unwrap_or_default();
     let mut words = line.split(' ');
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
-        kept.push(word);
+        let until = word.strip_suffix('"').filter(|_| line.contains(GRANT));
+        kept.push(until.and_then(|word| word.rsplit_once(':')).map_or(word, |(word, _)| word));
         if matches!(word, "expires" | "--datestop") {
             words.next();
         }

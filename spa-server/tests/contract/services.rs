@@ -3,7 +3,7 @@
 use crate::space::Space;
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -83,12 +83,6 @@ impl Services {
     /// How many datagrams have come to a port from an address.
     pub(crate) fn datagrams(&self, port: u16, peer: SocketAddr) -> usize {
         self.seen.datagrams.lock().unwrap().get(&(port, peer)).copied().unwrap_or(0)
-    }
-
-    /// How many datagrams have come to a port from any port of an address.
-    pub(crate) fn datagrams_from(&self, port: u16, peer: IpAddr) -> usize {
-        let seen = self.seen.datagrams.lock().unwrap();
-        seen.iter().filter(|((to, from), _)| *to == port && from.ip() == peer).map(|(_, n)| n).sum()
     }
 }
 

@@ -42,7 +42,6 @@ pub(crate) fn what_is_confirmed_stays_without_a_gap(lab: &Lab) {
     let gate = lab.installed(&on_trial(Some(SHORT), Refusal::Drop));
     let began = Instant::now();
     let hammer = Hammer::start(lab, STRANGER, 5000);
-    hammer.sends_on();
     // As another process would.
     let report = lab.gate().install(&on_trial(None, Refusal::Drop)).unwrap();
     assert!(report.changed);

@@ -363,8 +363,8 @@ fn a_set_of_somebody_elses_is_not_taken(lab: &Lab) {
 fn removing_needs_no_more_than_it_uses_and_finds_the_other_variant(lab: &Lab) {
     let before = lab.ruleset();
     let gone = || Some("/nonexistent".into());
-    let no_conntrack = ToolOverrides { conntrack: gone(), ..lab.variant.overrides() };
-    for overrides in [no_conntrack, lab.variant.other().overrides()] {
+    let no_nft = ToolOverrides { nft: gone(), ..lab.variant.overrides() };
+    for overrides in [no_nft, lab.variant.other().overrides()] {
         lab.install(&plan(Mode::Guard, Refusal::Reject));
         assert_eq!(lab.both(CLIENT, 22), crate::lab::REFUSED);
         lab.inside("s", || {
@@ -386,10 +386,12 @@ fn removing_needs_no_more_than_it_uses_and_finds_the_other_variant(lab: &Lab) {
 
 #[test]
 fn a_missing_tool_is_named_with_what_to_do() {
-    let overrides =
-        ToolOverrides { ipset: Some("/nonexistent/ipset".into()), ..ToolOverrides::default() };
+    let overrides = ToolOverrides {
+        iptables_save: Some("/nonexistent/save".into()),
+        ..ToolOverrides::default()
+    };
     let error: MissingTool = Tools::find(&overrides).unwrap_err();
-    assert_eq!((error.name, error.package), ("ipset", "ipset"));
+    assert_eq!((error.name, error.package), ("iptables-save", "iptables"));
     // Positive control: it is there.
     assert!(Tools::find(&ToolOverrides::default()).is_ok());
 }

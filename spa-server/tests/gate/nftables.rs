@@ -14,11 +14,15 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::net::TcpSocket;
 
 const NFT: &str = "/usr/sbin/nft";
+
+/// How often the rules are exchanged under fire.
+const ROUNDS: usize = 5;
 
 fn lab() -> Lab {
     Lab::new(Variant::Nft)
@@ -213,13 +217,9 @@ fn once(ports: &[&str]) -> Plan {
 fn a_grant_of_one_connection_lets_in_one() {
     let lab = lab();
     let plan = once(&["tcp/22", "tcp/79-81"]);
-    for (sources, ports, port) in [
-        (CLIENT, "tcp/22", 22),
-        (NETWORKS, "tcp/22", 22),
-        (CLIENT, "tcp/79-81", 80),
-        (CLIENT, "tcp/80", 80),
-        (NETWORKS, "tcp/79-81", 80),
-    ] {
+    for (sources, ports, port) in
+        [(CLIENT, "tcp/22", 22), (CLIENT, "tcp/79-81", 80), (CLIENT, "tcp/80", 80)]
+    {
         apply(&lab, &plan, &admit(sources, ports, 600));
         assert_eq!(admitted(&lab, &plan).len(), 2, "{ports}");
         let mut sessions = [0, 1].map(|family| lab.session(family, port));
@@ -554,6 +554,79 @@ fn what_others_take_away_is_noticed_and_mended() {
 }
 
 #[test]
+fn the_kernel_tells_what_others_change_and_not_what_the_gate_does() {
+    let lab = lab();
+    let plan = plan();
+    let lab = &lab;
+    with_gate(lab, |gate| async move {
+        let disturbed = async |patience| tokio::time::timeout(patience, gate.disturbed()).await;
+        let (soon, long) = (Duration::from_millis(300), Duration::from_secs(10));
+        gate.install(&plan).await.unwrap();
+        disturbed(soon).await.expect_err("nobody did anything");
+        for at in 0..5 {
+            gate.apply(&admit(CLIENT, "tcp/22", 600 + at)).await.unwrap();
+            disturbed(soon).await.expect_err("it was the gate");
+        }
+        // Another length of prefix makes a set and rules.
+        gate.apply(&admit(NETWORKS, "tcp/22", 600)).await.unwrap();
+        disturbed(soon).await.expect_err("it was the gate");
+        // What others do elsewhere is no business of the gate's, before a change of its own or
+        // after.
+        lab.nft("table inet other {\n}\n");
+        disturbed(soon).await.expect_err("that is somewhere else");
+        gate.apply(&admit(CLIENT, "tcp/22", 600)).await.unwrap();
+        let _ = disturbed(soon).await;
+        gate.look(Doubt::Everything).await.unwrap();
+        gate.apply(&admit(CLIENT, "tcp/22", 600)).await.unwrap();
+        disturbed(soon).await.expect_err("known again");
+
+        for (command, least) in [
+            ("flush set inet spa spa4", Doubt::Elements),
+            ("flush chain inet spa judge4", Doubt::Everything),
+            ("delete table inet spa", Doubt::Everything),
+            ("flush ruleset", Doubt::Everything),
+        ] {
+            lab.on("s", &format!("nft {command}"));
+            let began = Instant::now();
+            let doubt = disturbed(long).await.expect(command);
+            assert!(doubt >= least, "{command}: {doubt:?}");
+            // Given up while it waited, it still knows.
+            lab.nft("table inet spa {\n chain spa-server {\n }\n chain other {\n }\n}\n");
+            if disturbed(Duration::ZERO).await.is_err() {
+                disturbed(long).await.expect("again");
+            }
+            assert!(began.elapsed() < Duration::from_secs(1), "{command}");
+            gate.install(&plan).await.unwrap();
+            assert!(gate.look(Doubt::Everything).await.unwrap().missing.is_empty());
+            disturbed(soon).await.expect_err("it was the gate");
+        }
+    });
+}
+
+#[test]
+fn a_hundred_thousand_grants_cost_each_what_the_first_did() {
+    let lab = lab();
+    let mut plan = plan();
+    plan.max_elements = 200_000;
+    with_gate(&lab, |gate| async move {
+        gate.install(&plan).await.unwrap();
+        let source = |n: u32| std::net::IpAddr::from((0x0a00_0000 + n).to_be_bytes());
+        let grant = |n: u32| Change::Admit {
+            element: Element { source: source(n).into(), ports: "tcp/22".parse().unwrap() },
+            seconds: 3600,
+        };
+        let mut held = 0;
+        while held < 100_000 {
+            let some: Vec<_> = (held..held + 10_000).map(grant).collect();
+            gate.apply(&some).await.unwrap();
+            held += 10_000;
+        }
+        assert_eq!(gate.look(Doubt::Elements).await.unwrap().elements, u64::from(held));
+        assert_eq!(gate.snapshot().await.unwrap().len(), usize::try_from(held).unwrap());
+    });
+}
+
+#[test]
 fn sets_are_resized_without_losing_an_element() {
     let lab = lab();
     let mut plan = plan();
@@ -658,4 +731,52 @@ fn a_knock_port_of_a_service_that_starts_later_is_no_change() {
     let report = with_gate(&lab, |gate| async move { gate.examine(&plan()).await.unwrap() });
     assert!(!report.changed, "{report:?}");
     assert_eq!(report.busy_knock_ports.len(), Family::ALL.len());
+}
+
+#[test]
+fn nothing_slips_through_while_rules_are_exchanged() {
+    let lab = lab();
+    let old = plan();
+    let mut new = any_plan(Mode::Guard, Refusal::Reject);
+    new.guarded.push(guarded("udp/6000-6010"));
+    new.max_elements = 4096;
+    let socket = lab.inside("s", || UdpSocket::bind("[::]:5000").unwrap());
+    socket.set_nonblocking(true).unwrap();
+    install(&lab, &old);
+    let stop = AtomicBool::new(false);
+    let sent = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for family in 0..2 {
+            let (lab, stop, sent) = (&lab, &stop, &sent);
+            scope.spawn(move || {
+                lab.inside("c", || {
+                    // Each datagram is the first of its flow, mostly.
+                    while !stop.load(Ordering::Relaxed) {
+                        let sender = UdpSocket::bind((STRANGER[family], 0)).unwrap();
+                        sender.send_to(b"let me in", (SERVER[family], 5000)).unwrap();
+                        sent.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            });
+        }
+        with_gate(&lab, |gate| {
+            let (old, new) = (&old, &new);
+            async move {
+                for _ in 0..ROUNDS {
+                    assert!(gate.install(new).await.unwrap().changed);
+                    assert!(gate.install(old).await.unwrap().changed);
+                }
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+    });
+    let mut slipped = 0;
+    while socket.recv(&mut [0; 64]).is_ok() {
+        slipped += 1;
+    }
+    assert_eq!(slipped, 0, "of {}", sent.load(Ordering::Relaxed));
+    // Positive control: without the gate one gets through.
+    remove(&lab);
+    socket.set_nonblocking(false).unwrap();
+    assert_eq!(at_once(|family| lab.udp(family, 5000, Some(&socket))), OPEN);
 }

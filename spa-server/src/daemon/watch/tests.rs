@@ -259,6 +259,17 @@ async fn connections_are_known_once_a_later_look_has_found_the_gate_whole() {
 }
 
 #[tokio::test]
+async fn connections_are_known_before_the_first_look() {
+    let (gate, others) = (Model::default(), Arc::new(Others::default()));
+    others.come("192.0.2.7:1");
+    gate.becomes(&["chain SPA-GUARD"], 0);
+    let (watch, mut alarms) =
+        Watch::start(gate.clone(), Needed::default(), others, &plan(Mode::Guard));
+    drop(next(&mut alarms).await);
+    assert_eq!(watch.known().map(|known| known.connections.len()), Some(1));
+}
+
+#[tokio::test]
 async fn in_open_mode_nobody_comes_in_because_the_gate_is_away() {
     let gate = Model::default();
     let (watch, _alarms) = Watch::start(

@@ -14,9 +14,13 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A longer file was not written by us.
 const MAX_BYTES: u64 = 64 * 1024;
+/// How long the directory may still be locked after its holder has gone: a child that was just being
+/// started has everything of its parent's until it runs its program.
+const FORKING: Duration = Duration::from_millis(300);
 const UNFINISHED: &str = ".new";
 
 /// How an element stands with the commands.
@@ -129,10 +133,16 @@ impl Ledger {
         let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
         let opened = OpenOptions::new().read(true).custom_flags(flags).open(directory);
         let opened = opened.map_err(failed("open", directory))?;
-        match opened.try_lock() {
-            Ok(()) => Ok((Hold { _directory: opened }, made)),
-            Err(TryLockError::WouldBlock) => Err(LedgerError::Held(directory.clone())),
-            Err(TryLockError::Error(error)) => Err(failed("lock", directory)(error)),
+        let deadline = Instant::now().checked_add(FORKING);
+        loop {
+            match opened.try_lock() {
+                Ok(()) => return Ok((Hold { _directory: opened }, made)),
+                Err(TryLockError::WouldBlock) if deadline > Some(Instant::now()) => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(TryLockError::WouldBlock) => return Err(LedgerError::Held(directory.clone())),
+                Err(TryLockError::Error(error)) => return Err(failed("lock", directory)(error)),
+            }
         }
     }
 

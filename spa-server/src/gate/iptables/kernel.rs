@@ -1,7 +1,6 @@
 //! What the default back-end has the tools do: one method, one run of a tool, or a few. Which
 //! tool is asked for what, how its complaints are told apart, is known here and nowhere else.
 
-use crate::gate::foreign::{self, Dropper};
 use crate::gate::saved::Saved;
 use crate::gate::tools::{LEGACY, NFT};
 use crate::gate::types::{Connection, Family};
@@ -127,33 +126,26 @@ impl Kernel {
         Ok(u32::try_from(connections.len()).unwrap_or(u32::MAX))
     }
 
-    pub(super) async fn nft_droppers(&self, variant: Variant) -> Result<Vec<Dropper>, GateError> {
+    /// All chains and rules of nftables, as JSON; none if there is nothing to list.
+    pub(super) async fn nft_ruleset(&self) -> Result<Option<String>, GateError> {
         let json = Run::new(self.tools.need_nft()?, &["-j", "-t", "list", "ruleset"])
             .output()
             .await
             .map_err(doing("list the rules of nftables"))?;
-        if json.trim().is_empty() {
-            return Ok(Vec::new());
-        }
-        foreign::in_nft(&json, variant == Variant::Nft)
-            .map_err(|what| GateError::Unreadable { tool: "nft", what })
+        Ok(Some(json).filter(|json| !json.trim().is_empty()))
     }
 
-    /// The rules of iptables-legacy, when ours are in iptables-nft.
-    pub(super) async fn legacy_droppers(
-        &self,
-        variant: Variant,
-    ) -> Result<Vec<Dropper>, GateError> {
-        let mut droppers = Vec::new();
+    /// The rules of iptables-legacy, where it has any: for when ours are in iptables-nft.
+    pub(super) async fn legacy_rules(&self) -> Result<Vec<(Family, Saved)>, GateError> {
+        let mut rules = Vec::new();
         for (family, name) in
             [(Family::V4, "iptables-legacy-save"), (Family::V6, "ip6tables-legacy-save")]
         {
-            if variant == Variant::Nft && legacy_is_in_use(family) {
-                let saved = read_rules(&Tools::find_legacy(name)?).await?;
-                droppers.extend(foreign::in_saved(family, "iptables-legacy", &saved));
+            if legacy_is_in_use(family) {
+                rules.push((family, read_rules(&Tools::find_legacy(name)?).await?));
             }
         }
-        Ok(droppers)
+        Ok(rules)
     }
 }
 

@@ -23,7 +23,8 @@ use super::saved::Saved;
 use super::sets as set_names;
 use super::sockets;
 use super::types::{
-    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look, Mode, Plan,
+    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look,
+    MAX_ELEMENT_SECONDS, Mode, Plan,
 };
 use super::{Gate, GateError, Tools};
 use crate::causes::with_causes;
@@ -122,7 +123,11 @@ impl IptablesGate {
         let batches = blueprint.batches(&host.rules);
         host.report.changed = !batches.is_empty() || !made.is_empty();
         if !batches.is_empty() {
-            let misplaced = if in_sets { self.sets.relocate(&families, plan)? } else { Vec::new() };
+            let mut misplaced = Vec::new();
+            if in_sets {
+                self.take_over(&host.rules, plan).await?;
+                misplaced = self.sets.relocate(&families, plan)?;
+            }
             self.write_rules(host, blueprint, &batches).await?;
             self.sets.change(&misplaced)?;
         }
@@ -227,10 +232,26 @@ impl IptablesGate {
 
     /// The grants that are rules, as this plan wants them written, if grants are rules.
     fn held(&self, rules: &[(Family, Saved)], plan: &Plan) -> Option<Vec<(Family, Vec<HeldRule>)>> {
+        if self.holding == Holding::InSets {
+            return None;
+        }
+        // What is left of a gate that held its grants in sets.
+        let families: Vec<_> = families().collect();
+        let in_sets = admissions(&self.sets.elements(&families, None).unwrap_or_default());
         let fitting = |(family, saved): &(Family, Saved)| {
-            (*family, Held::in_saved(*family, saved.clone()).fitting(plan))
+            (*family, Held::in_saved(*family, saved.clone()).fitting(plan, &in_sets))
         };
-        (self.holding == Holding::InRules).then(|| rules.iter().map(fitting).collect())
+        Some(rules.iter().map(fitting).collect())
+    }
+
+    /// Takes over what is left of a gate that held its grants in rules.
+    async fn take_over(&self, rules: &[(Family, Saved)], plan: &Plan) -> Result<(), GateError> {
+        for (family, saved) in rules {
+            let mut changes = admissions(&Held::in_saved(*family, saved.clone()).live(None));
+            changes.retain(|change| check_change(plan, change).is_ok());
+            self.sets.apply(plan, &changes).await?;
+        }
+        Ok(())
     }
 
     fn differences_of_sets(&self, plan: &Plan) -> Result<Vec<String>, GateError> {
@@ -261,6 +282,15 @@ impl IptablesGate {
         rules.cut = connections.to_vec();
         Ok(())
     }
+}
+
+/// What admits these elements for as long as they are admitted now.
+fn admissions(live: &[LiveElement]) -> Vec<Change> {
+    let admit = |live: &LiveElement| Change::Admit {
+        element: live.element,
+        seconds: live.seconds_left.saturating_add(1).min(MAX_ELEMENT_SECONDS),
+    };
+    live.iter().map(admit).collect()
 }
 
 fn own_tables(saved: &Saved) -> Vec<(TableName, OwnTable)> {

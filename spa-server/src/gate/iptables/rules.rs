@@ -85,7 +85,7 @@ impl Held {
         let mut last = BTreeMap::new();
         for change in changes {
             let element = change.element();
-            if Family::of(element.source.address()) == self.family {
+            if self.is_of(element) {
                 last.insert(element, change);
             }
         }
@@ -102,9 +102,11 @@ impl Held {
         Ok(render::exchange(&self.layout(plan), &self.saved, goes, &comes))
     }
 
-    /// The grants as this plan wants them written.
-    pub(super) fn fitting(&self, plan: &Plan) -> Vec<HeldRule> {
+    /// The grants as this plan wants them written, with others besides.
+    pub(super) fn fitting(&self, plan: &Plan, besides: &[Change]) -> Vec<HeldRule> {
         let mut fitting = self.rules.clone();
+        let besides = besides.iter().filter_map(|change| self.rule(plan, change));
+        fitting.extend(besides.filter(|rule| self.is_of(rule.element)));
         for rule in &mut fitting {
             let guarded = plan.guarded_at(rule.element.ports);
             match guarded.map(|guarded| guarded.connections) {
@@ -116,6 +118,10 @@ impl Held {
             }
         }
         fitting
+    }
+
+    fn is_of(&self, element: Element) -> bool {
+        Family::of(element.source.address()) == self.family
     }
 
     fn rule(&self, plan: &Plan, change: &Change) -> Option<HeldRule> {
@@ -141,7 +147,7 @@ impl Held {
     }
 
     const fn second(&self) -> u64 {
-        self.now.0 / 1_000_000
+        self.now.as_secs()
     }
 
     fn is_over(&self, rule: &HeldRule) -> bool {
@@ -162,7 +168,7 @@ impl Held {
 
 /// Until when a gate refuses that is armed now.
 pub(super) fn armed(plan: &Plan) -> Armed {
-    let second = Now::read().realtime.0 / 1_000_000;
+    let second = Now::read().realtime.as_secs();
     plan.trial_seconds
         .map_or(Armed::ForGood, |seconds| Armed::Until(second.saturating_add(seconds.into())))
 }

@@ -7,13 +7,11 @@
 
 use super::render::{MARK, Ruleset, TABLE};
 use super::shape::Shape;
-use crate::gate::types::LiveElement;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use spa_proto::{Port, PortRange, Transport};
+use spa_proto::{PortRange, Transport};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 /// The version of what is in the table. A table of another one is made anew.
@@ -109,11 +107,6 @@ impl Listing {
         self.mark.is_some()
     }
 
-    /// Whether it can be turned into a table of this program's by changing it.
-    pub(super) fn is_of_this_version(&self) -> bool {
-        self.mark.as_ref().is_some_and(|mark| mark.version == VERSION)
-    }
-
     /// Whether it is what was made of this text, and nothing was changed since.
     pub(super) fn holds(&self, wanted: &Ruleset) -> bool {
         self.mark.as_ref() == Some(&self.mark_of(wanted))
@@ -131,6 +124,16 @@ impl Listing {
     /// The names of its chains.
     pub(super) fn chains(&self) -> impl Iterator<Item = &str> {
         self.chains.keys().map(String::as_str)
+    }
+
+    /// The names of the sets that are not as they are wanted, or not wanted at all.
+    pub(super) fn outdated_sets(&self, wanted: &Ruleset) -> Vec<&str> {
+        let is_of_this_version = self.mark.as_ref().is_some_and(|mark| mark.version == VERSION);
+        let is_wanted = |name: &str| {
+            let set = wanted.sets.iter().find(|set| set.name == name);
+            is_of_this_version && set.is_some_and(|set| set.size == self.size(name))
+        };
+        self.sets().filter(|name| !is_wanted(name)).collect()
     }
 
     /// The names of its sets.
@@ -163,11 +166,8 @@ impl Listing {
         rules
             .iter()
             .filter(|rule| goes_to(rule, "judge"))
-            .filter_map(|rule| rule.get("expr")?.as_array()?.first()?.get("match")?.get("right"))
-            .flat_map(|right| match right.get("set").and_then(Value::as_array) {
-                Some(several) => several.iter().filter_map(ports).collect(),
-                None => ports(right).into_iter().collect::<Vec<_>>(),
-            })
+            .filter_map(|rule| rule.get("expr")?.as_array()?.first()?.get("match"))
+            .flat_map(matched)
             .collect()
     }
 
@@ -264,15 +264,30 @@ fn goes_to(rule: &Value, chain: &str) -> bool {
     statements.filter_map(|one| one.get("goto")).any(|goto| text(goto, "target") == chain)
 }
 
-/// `{"concat": ["tcp", 22]}`, `{"concat": ["udp", {"range": [10000, 10100]}]}`
-fn ports(value: &Value) -> Option<PortRange> {
-    let [transport, numbers] = value.get("concat")?.as_array()?.as_slice() else { return None };
-    let transport = transport_of(transport)?;
-    let (first, last) = match numbers.get("range").and_then(Value::as_array).map(Vec::as_slice) {
-        Some([first, last]) => (number(first)?, number(last)?),
-        _ => (number(numbers)?, number(numbers)?),
+/// The ports that a match chooses: one, several of their own, or a range.
+fn matched(matching: &Value) -> Vec<PortRange> {
+    let Some(right) = matching.get("right") else { return Vec::new() };
+    let payload = matching.get("left").and_then(|left| left.get("payload"));
+    if let Some(transport) = payload.and_then(|payload| transport_of(payload.get("protocol")?)) {
+        return ports(transport, right).into_iter().collect();
+    }
+    // `{"concat": ["tcp", 22]}`
+    let concatenated = |value: &Value| match value.get("concat")?.as_array()?.as_slice() {
+        [transport, numbers] => ports(transport_of(transport)?, numbers),
+        _ => None,
     };
-    PortRange::new(transport, first, last)
+    match right.get("set").and_then(Value::as_array) {
+        Some(several) => several.iter().filter_map(concatenated).collect(),
+        None => concatenated(right).into_iter().collect(),
+    }
+}
+
+/// `22`, `{"range": [10000, 10100]}`
+fn ports(transport: Transport, numbers: &Value) -> Option<PortRange> {
+    match numbers.get("range").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([first, last]) => PortRange::new(transport, number(first)?, number(last)?),
+        _ => PortRange::new(transport, number(numbers)?, number(numbers)?),
+    }
 }
 
 fn transport_of(value: &Value) -> Option<Transport> {
@@ -285,34 +300,6 @@ fn transport_of(value: &Value) -> Option<Transport> {
 
 fn number(value: &Value) -> Option<NonZeroU16> {
     value.as_u64().and_then(|number| u16::try_from(number).ok()).and_then(NonZeroU16::new)
-}
-
-/// The elements in the sets of the table, from what `nft -j list table` prints. One without an end has no
-/// seconds left.
-pub(super) fn elements(json: &str) -> Result<Vec<(Shape, LiveElement)>, String> {
-    let mut found = Vec::new();
-    for object in objects(json)? {
-        let Some(set) = object.get("set") else { continue };
-        let Some(shape) = Shape::parse(text(set, "name")) else { continue };
-        let elements = set.get("elem").and_then(Value::as_array).into_iter().flatten();
-        found.extend(elements.filter_map(|one| Some((shape, live(shape, one)?))));
-    }
-    Ok(found)
-}
-
-fn live(shape: Shape, value: &Value) -> Option<LiveElement> {
-    let value = value.get("elem").unwrap_or(value);
-    let key = value.get("val").unwrap_or(value);
-    let address = |value: &Value| value.as_str()?.parse::<IpAddr>().ok();
-    let element = match key.get("concat").and_then(Value::as_array).map(Vec::as_slice) {
-        Some([source, transport, port]) => {
-            let port = Port { transport: transport_of(transport)?, number: number(port)? };
-            shape.element(address(source)?, Some(port))
-        }
-        _ => shape.element(address(key)?, None),
-    }?;
-    let seconds = value.get("expires").and_then(Value::as_u64).unwrap_or(0);
-    Some(LiveElement { element, seconds_left: u32::try_from(seconds).ok()? })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! open mode.
 
 mod cut;
+mod elements;
 mod host;
 mod listing;
 mod render;
@@ -17,27 +18,28 @@ mod script;
 mod segments;
 mod shape;
 mod tool;
+mod watch;
 
+use self::elements::Elements;
 use self::host::{Hidden, Host};
 use self::listing::Listing;
 use self::render::Ruleset;
 use self::shape::Shape;
 use self::tool::Nft;
+use self::watch::Watch;
 use super::bounds::{check_change, check_plan};
 use super::sockets;
 use super::types::{
     Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look, Mode, Plan,
 };
 use super::{Gate, GateError, MissingTool, ToolOverrides};
+use crate::causes::with_causes;
 use crate::netlink::conntrack::{Conntrack, Tuple};
 use spa_proto::Port;
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
-use std::time::Duration;
 use tokio::sync::Mutex;
 
-/// How often is looked where the kernel tells of no change.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 const OPEN_MODE: &str = "the nftables back-end has no open mode, for an accept in its table can't take back a drop in another one; use mode = \"guard\", or backend = \"ipset\" or \"iptables\"";
 
 /// A table of nftables.
@@ -48,6 +50,7 @@ const OPEN_MODE: &str = "the nftables back-end has no open mode, for an accept i
 #[derive(Debug)]
 pub struct NftablesGate {
     nft: Nft,
+    elements: Elements,
     /// Held by who changes rules: looking at what others have, which takes longer, delays no
     /// grant.
     installing: Mutex<()>,
@@ -55,6 +58,8 @@ pub struct NftablesGate {
     installed: Mutex<Option<Installed>>,
     /// Whether connections are refused by this gate. Held by who changes that.
     cuts: Mutex<bool>,
+    /// Held by who waits for changes of others.
+    watch: Mutex<Watch>,
 }
 
 /// What this gate has installed.
@@ -66,6 +71,9 @@ struct Installed {
     size: u32,
     /// As it was read back.
     listing: Listing,
+    /// The number of the ruleset up to which nobody else can have changed the table; `None`: not
+    /// known.
+    generation: Option<u32>,
 }
 
 impl NftablesGate {
@@ -77,9 +85,11 @@ impl NftablesGate {
     pub fn new(overrides: &ToolOverrides) -> Result<Self, MissingTool> {
         Ok(Self {
             nft: Nft::find(overrides)?,
+            elements: Elements::default(),
             installing: Mutex::new(()),
             installed: Mutex::new(None),
             cuts: Mutex::new(false),
+            watch: Mutex::default(),
         })
     }
 
@@ -92,10 +102,21 @@ impl NftablesGate {
         }
     }
 
-    /// All elements, whether they count or not; none if there is no table.
-    async fn elements(&self) -> Result<Option<Vec<(Shape, LiveElement)>>, GateError> {
-        let Some(json) = self.nft.table_with_elements().await? else { return Ok(None) };
-        listing::elements(&json).map(Some).map_err(unreadable)
+    /// The table as it stands, and the number of the ruleset if that stayed the same meanwhile.
+    async fn numbered_listing(&self) -> Result<(Option<Listing>, Option<u32>), GateError> {
+        let before = self.elements.generation()?;
+        let listing = self.listing().await?;
+        let same = self.elements.generation()? == before;
+        Ok((listing, same.then_some(before)))
+    }
+
+    /// All elements, whether they count or not.
+    async fn all_elements(
+        &self,
+        listing: Option<&Listing>,
+    ) -> Result<Vec<(Shape, LiveElement)>, GateError> {
+        let shapes = listing.into_iter().flat_map(Listing::shapes);
+        Ok(self.elements.read(shapes).await?.unwrap_or_default())
     }
 
     /// How many elements a set has room for. Sets that hold more than is wanted stay as large: what is
@@ -106,7 +127,7 @@ impl NftablesGate {
         let Some(before) = sizes.max().filter(|before| *before > wanted) else {
             return Ok(wanted);
         };
-        let elements = self.elements().await?.unwrap_or_default();
+        let elements = self.all_elements(listing).await?;
         let wanted_too = usize::try_from(wanted).unwrap_or(usize::MAX);
         Ok(if elements.len() > wanted_too { before } else { wanted })
     }
@@ -134,18 +155,16 @@ impl NftablesGate {
         enter(&connections)?;
         let armed = plan.trial_seconds.map(script::arm).unwrap_or_default();
         let doing = "write the rules";
-        let resized = |one: &Listing| {
-            wanted.sets.iter().any(|set| one.size(&set.name).is_some_and(|s| Some(s) != set.size))
+        let remade = before.as_ref().is_some_and(|one| !one.outdated_sets(wanted).is_empty());
+        let elements = match before.as_ref().filter(|_| remade) {
+            Some(before) => self.all_elements(Some(before)).await?,
+            None => Vec::new(),
         };
-        let can_change =
-            before.as_ref().is_none_or(|one| one.is_of_this_version() && !resized(one));
-        let changes = can_change.then(|| script::change(before.as_ref(), wanted) + &armed);
-        let changed = match changes {
-            Some(script) => self.nft.run(doing, &script).await.is_ok(),
-            None => false,
-        };
-        if !changed {
-            let elements = self.elements().await?.unwrap_or_default();
+        let script = script::change(before.as_ref(), wanted, &elements) + &armed;
+        if let Err(error) = self.nft.run(doing, &script).await {
+            // Somebody has made of the table what no change can mend.
+            tracing::debug!("the table is made anew: {}", with_causes(&error));
+            let elements = self.all_elements(before.as_ref()).await?;
             let script = script::replace(wanted, &elements) + &armed;
             self.nft.run(doing, &script).await?;
         }
@@ -153,13 +172,14 @@ impl NftablesGate {
     }
 
     /// Reads back what was made, and marks it as complete.
-    async fn complete(&self, wanted: &Ruleset) -> Result<Listing, GateError> {
+    async fn complete(&self, wanted: &Ruleset) -> Result<(Listing, Option<u32>), GateError> {
         let listing = self.listing().await?.unwrap_or_default();
         let mark = listing.mark_of(wanted);
         self.nft.run("mark the rules as complete", &script::mark(&mark)).await?;
-        let listing = self.listing().await?.unwrap_or_default();
+        let (listing, generation) = self.numbered_listing().await?;
+        let listing = listing.unwrap_or_default();
         match listing.differences(wanted).into_iter().next() {
-            None => Ok(listing),
+            None => Ok((listing, generation)),
             Some(what) => Err(GateError::TableNotThere(what)),
         }
     }
@@ -167,17 +187,15 @@ impl NftablesGate {
     /// Takes out the elements that this plan has no use for: a later one that guards their ports
     /// would admit them again.
     async fn forget(&self, plan: &Plan) -> Result<(), GateError> {
-        let found = self.elements().await?.unwrap_or_default();
+        let listing = self.listing().await?;
+        let found = self.all_elements(listing.as_ref()).await?;
         let strays = found
             .into_iter()
             .filter(|(shape, live)| shape::under(plan, live.element) != Some(*shape));
         let changes: Vec<_> = strays
             .map(|(shape, live)| (shape, Change::Withdraw { element: live.element }))
             .collect();
-        if changes.is_empty() {
-            return Ok(());
-        }
-        self.nft.run("take out what isn't guarded any more", &script::elements(&changes)).await
+        if changes.is_empty() { Ok(()) } else { self.elements.apply(changes).await }
     }
 
     /// Brings back what was there before.
@@ -192,9 +210,9 @@ impl NftablesGate {
         shapes.extend(more);
         let Installed { plan, hidden, size, .. } = &*installed;
         let wanted = Ruleset::new(plan, hidden, &shapes, *size);
-        let script = script::change(Some(&installed.listing), &wanted);
+        let script = script::change(Some(&installed.listing), &wanted, &[]);
         self.nft.run("make a set for another length of prefix", &script).await?;
-        installed.listing = self.complete(&wanted).await?;
+        (installed.listing, installed.generation) = self.complete(&wanted).await?;
         installed.shapes = shapes;
         Ok(())
     }
@@ -213,6 +231,11 @@ fn shapes(plan: &Plan, listing: Option<&Listing>) -> BTreeSet<Shape> {
     let mut shapes = shape::of_plan(plan);
     shapes.extend(there.filter(|shape| shape::fits(plan, *shape)));
     shapes
+}
+
+/// The number after a change of ours, if nobody else has changed anything since that one.
+fn next(before: Option<u32>, now: u32) -> Option<u32> {
+    before.filter(|before| before.wrapping_add(1) == now).map(|_| now)
 }
 
 /// Enters established connections into connection tracking.
@@ -253,16 +276,17 @@ impl Gate for NftablesGate {
             self.nft.run("lift what an earlier run has refused", &cut::lift()).await?;
         }
         let mut installed = self.installed.lock().await;
-        let before = self.listing().await?;
+        let (before, mut number) = self.numbered_listing().await?;
         let shapes = shapes(plan, before.as_ref());
         let size = self.size(plan, before.as_ref()).await?;
         let wanted = Ruleset::new(plan, &hidden, &shapes, size);
-        let listing = match before {
+        let (listing, generation) = match before {
             Some(before) if before.holds(&wanted) => {
                 if let Some(seconds) = plan.trial_seconds {
                     self.nft.run("set the time of the trial", &script::arm(seconds)).await?;
+                    number = next(number, self.elements.generation()?);
                 }
-                before
+                (before, number)
             }
             before => {
                 report.changed = true;
@@ -271,12 +295,11 @@ impl Gate for NftablesGate {
                 let text = self.nft.table_as_script().await?;
                 let made = async {
                     report.connections_kept = self.put_in_place(plan, &wanted, before).await?;
-                    let listing = self.complete(&wanted).await?;
                     self.forget(plan).await?;
-                    Ok(listing)
+                    self.complete(&wanted).await
                 };
                 match made.await {
-                    Ok(listing) => listing,
+                    Ok(made) => made,
                     Err(failure) => {
                         return Err(match self.undo(text).await {
                             Ok(()) => failure,
@@ -290,7 +313,8 @@ impl Gate for NftablesGate {
             }
         };
         tracing::debug!(?report, "gate installed");
-        *installed = Some(Installed { plan: plan.clone(), hidden, shapes, size, listing });
+        let plan = plan.clone();
+        *installed = Some(Installed { plan, hidden, shapes, size, listing, generation });
         Ok(report)
     }
 
@@ -318,18 +342,22 @@ impl Gate for NftablesGate {
         if shaped.is_empty() {
             return Ok(());
         }
-        self.nft.run("change what is admitted", &script::elements(&shaped)).await
+        let before = self.elements.generation()?;
+        self.elements.apply(shaped).await?;
+        if installed.generation == Some(before) {
+            installed.generation = next(Some(before), self.elements.generation()?);
+        }
+        Ok(())
     }
 
     async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
         let installed = self.installed.lock().await;
-        let Some(json) = self.nft.table_with_elements().await? else {
-            return Err(GateError::NotInstalled);
+        let listing = match self.listing().await {
+            Ok(Some(listing)) => listing,
+            Ok(None) | Err(GateError::ForeignTable) => return Err(GateError::NotInstalled),
+            Err(error) => return Err(error),
         };
-        if !Listing::parse(&json).map_err(unreadable)?.is_some_and(|one| one.is_ours()) {
-            return Err(GateError::NotInstalled);
-        }
-        let elements = listing::elements(&json).map_err(unreadable)?;
+        let elements = self.all_elements(Some(&listing)).await?;
         Ok(match installed.as_ref() {
             Some(installed) => shape::in_force(&installed.plan, elements),
             None => elements.into_iter().map(|(_, live)| live).collect(),
@@ -365,25 +393,39 @@ impl Gate for NftablesGate {
     }
 
     async fn disturbed(&self) -> Doubt {
-        tokio::time::sleep(BETWEEN_LOOKS).await;
-        Doubt::Everything
+        let mut watch = self.watch.lock().await;
+        loop {
+            let doubt = watch.hear().await;
+            // Not before what this gate may just be doing is done.
+            let installed = self.installed.lock().await;
+            let known = installed.as_ref().and_then(|installed| installed.generation);
+            let is_ours = known.is_some() && self.elements.generation().ok() == known;
+            watch.settle();
+            if !is_ours {
+                return doubt;
+            }
+        }
     }
 
-    async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
-        let installed = self.installed.lock().await;
-        let installed = installed.as_ref().ok_or(GateError::NotInstalled)?;
-        let Some(json) = self.nft.table_with_elements().await? else {
-            return Ok(Look { missing: missing(), elements: 0 });
-        };
-        let missing = match doubt {
-            Doubt::Elements => Vec::new(),
-            Doubt::Everything => {
-                let now = Listing::parse(&json).map_err(unreadable)?.unwrap_or_default();
-                installed.listing.missing_in(&now)
+    async fn look(&self, _doubt: Doubt) -> Result<Look, GateError> {
+        let mut installed = self.installed.lock().await;
+        let installed = installed.as_mut().ok_or(GateError::NotInstalled)?;
+        let mut missing = Vec::new();
+        if installed.generation != Some(self.elements.generation()?) {
+            let (listing, generation) = match self.numbered_listing().await {
+                Err(GateError::ForeignTable) => (None, None),
+                listing => listing?,
+            };
+            missing = listing.map_or_else(self::missing, |now| installed.listing.missing_in(&now));
+            if missing.is_empty() {
+                installed.generation = generation;
             }
-        };
-        let elements = listing::elements(&json).map_err(unreadable)?;
-        let elements = shape::in_force(&installed.plan, elements).len();
+        }
+        let elements = self.elements.read(installed.shapes.iter().copied()).await?;
+        if elements.is_none() && missing.is_empty() {
+            missing = self::missing();
+        }
+        let elements = shape::in_force(&installed.plan, elements.unwrap_or_default()).len();
         Ok(Look { missing, elements: u64::try_from(elements).unwrap_or(u64::MAX) })
     }
 

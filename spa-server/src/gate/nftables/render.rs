@@ -8,7 +8,9 @@
 //!
 //! `prerouting` sees every packet before addresses are translated. One to a guarded port of this
 //! host goes to `judge`: it is granted (an accept, after which the tables of others see it) or
-//! refused there and then, by a drop or by an answer: no mark has to live until later. `input` judges
+//! refused there and then, by a drop or by an answer: no mark has to live until later. No rule
+//! relies on finding something in a map: a packet that is on its way while the rules are exchanged
+//! goes on with the old ones, but finds nothing in their maps any more. `input` judges
 //! what came to an address that only a policy route makes local. What is granted and meant for another
 //! port or host is translated in `dstnat`, which so sees nothing that isn't granted.
 
@@ -82,10 +84,9 @@ impl Ruleset {
         chains.push(Chain {
             name: "judge".to_owned(),
             hook: None,
-            rules: vec![
-                KEPT.to_owned(),
-                "meta nfproto vmap { ipv4 : goto judge4, ipv6 : goto judge6 }".to_owned(),
-            ],
+            rules: [KEPT, "meta nfproto ipv4 goto judge4", "goto judge6"]
+                .map(str::to_owned)
+                .to_vec(),
         });
         chains.push(Chain {
             name: "hide".to_owned(),
@@ -164,15 +165,13 @@ impl Parts<'_> {
         let mut rules = Vec::new();
         let unserved =
             self.choose(|segment| !segment.guarded.iter().all(|one| serves(&one.target, family)));
-        rules.extend(unserved.map(|ports| format!("{ports} goto refuse")));
+        rules.extend(unserved.iter().map(|ports| format!("{ports} goto refuse")));
         rules.extend(always(&self.plan.always_admit, family));
         let once = self.choose(|segment| connections(segment) == Connections::One);
-        if let Some(ports) = &once {
-            rules.push(format!("{ports} goto once{}", digit(family)));
-        }
+        rules.extend(once.iter().map(|ports| format!("{ports} goto once{}", digit(family))));
         let (any, mut chains) = self.look_up(family, Connections::Any);
         rules.extend(any);
-        if once.is_some() {
+        if !once.is_empty() {
             // A first packet that comes once more belongs to the connection that it began. The mark
             // alone would tell nothing of a packet that begins one: others may set it.
             let mut rules = vec![
@@ -224,7 +223,9 @@ impl Parts<'_> {
         let mut rules = Vec::new();
         let guarded = self.choose(|_| true);
         rules.extend(
-            guarded.map(|ports| format!("{ports} iif != lo fib daddr type {HERE} goto judge")),
+            guarded
+                .iter()
+                .map(|ports| format!("{ports} iif != lo fib daddr type {HERE} goto judge")),
         );
         for (family, ports) in hidden {
             let is_service = |port: u16| {
@@ -252,7 +253,9 @@ impl Parts<'_> {
         let mut rules = vec!["ct status dnat accept".to_owned()];
         let guarded = self.choose(|_| true);
         rules.extend(
-            guarded.map(|ports| format!("{ports} iif != lo fib daddr type != {HERE} goto judge")),
+            guarded
+                .iter()
+                .map(|ports| format!("{ports} iif != lo fib daddr type != {HERE} goto judge")),
         );
         let hook = Some("type filter hook input priority filter; policy accept;");
         Chain { name: "input".to_owned(), hook, rules }
@@ -318,11 +321,22 @@ impl Parts<'_> {
         chains
     }
 
-    /// Matches the ports of these segments; none if there are no such.
-    fn choose(&self, wanted: impl Fn(&Segment<'_>) -> bool) -> Option<String> {
+    /// Matches the ports of these segments, each in one or in another way.
+    ///
+    /// Not in one set of ranges: the kernel fills that a moment after the rules that look into it
+    /// are in force.
+    fn choose(&self, wanted: impl Fn(&Segment<'_>) -> bool) -> Vec<String> {
         let wanted = self.segments.iter().filter(|segment| wanted(segment));
-        let ports: Vec<_> = wanted.map(|segment| concatenated(segment.ports)).collect();
-        (!ports.is_empty()).then(|| format!("meta l4proto . th dport {{ {} }}", ports.join(", ")))
+        let (single, ranges): (Vec<_>, Vec<_>) =
+            wanted.map(|segment| segment.ports).partition(|ports| ports.single().is_some());
+        let single: Vec<_> = single.into_iter().map(concatenated).collect();
+        let mut matches = Vec::new();
+        if !single.is_empty() {
+            matches.push(format!("meta l4proto . th dport {{ {} }}", single.join(", ")));
+        }
+        let range = |ports: PortRange| format!("{} dport {}", ports.transport(), numbers(ports));
+        matches.extend(ranges.into_iter().map(range));
+        matches
     }
 }
 

@@ -1,7 +1,6 @@
 //! What the tool `nft` is asked for: one method, one run. How its complaints are told apart is
 //! known here and nowhere else.
 
-use super::render::TABLE;
 use crate::gate::tools::MissingTool;
 use crate::gate::{GateError, ToolOverrides, Tools};
 use crate::process::{ProcessError, Run};
@@ -38,14 +37,7 @@ impl Nft {
     /// Carries a script out, in one transaction.
     pub(super) async fn run(&self, what: &'static str, script: &str) -> Result<(), GateError> {
         let run = Run::new(&self.path, &["-f", "-"]).stdin(script).time_limit(LIMIT);
-        run.output().await.map(drop).map_err(|error| match error.complaint() {
-            // ENFILE
-            text if text.contains("Too many open files in system") => {
-                let name = if text.contains("spa4") { "spa4" } else { "spa6" };
-                GateError::Full { name: format!("set {name} of table {TABLE}") }
-            }
-            _ => doing(what)(error),
-        })
+        run.output().await.map(drop).map_err(doing(what))
     }
 
     /// All rules there are, without elements, in JSON.
@@ -57,11 +49,6 @@ impl Nft {
     /// The table without elements, in JSON; `None` if it isn't there.
     pub(super) async fn table(&self) -> Result<Option<String>, GateError> {
         self.list(&["-j", "-t", "list", "table", "inet", "spa"]).await
-    }
-
-    /// The table with its elements, in JSON; `None` if it isn't there.
-    pub(super) async fn table_with_elements(&self) -> Result<Option<String>, GateError> {
-        self.list(&["-j", "list", "table", "inet", "spa"]).await
     }
 
     /// The table with its elements, as a script that makes it.

@@ -3,7 +3,7 @@
 
 use super::{FIRST, GRANTS, Layout, TARGET, TableName, from, ports};
 use crate::gate::saved::Saved;
-use crate::gate::types::{Element, Family};
+use crate::gate::types::{Element, Family, Mode};
 use crate::service::Connections;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -53,7 +53,10 @@ pub(super) fn of_table(table: TableName, layout: &Layout<'_>, held: &[HeldRule])
 pub fn rule_in(table: TableName, layout: &Layout<'_>, held: &HeldRule) -> Option<String> {
     let guarded = layout.plan.guarded_at(held.element.ports)?;
     let limited = guarded.connections == Connections::One;
+    // A gate that only accepts judges nothing, but for what uses a grant up.
+    let judges = layout.plan.mode == Mode::Guard || table != TableName::Mangle || limited;
     if Family::of(held.element.source.address()) != layout.family
+        || !judges
         || !table.concerns(guarded)
         || limited != held.list.is_some()
         || !layout.serves(guarded)
