@@ -160,7 +160,7 @@ fn rate(figures: &BackendFigures) -> (bool, String) {
     }
     match worst {
         Some((least, told)) => (least >= RATE, told),
-        None => (false, "not measured".into()),
+        None => (false, figures.no_packets.clone().unwrap_or_else(|| "not measured".into())),
     }
 }
 
@@ -238,6 +238,7 @@ mod tests {
             grants: vec![level(0, 0, 1.0), level(10, 10, 1.9)],
             bursts: vec![burst_of(9, 0.9)],
             packets: vec![packets(0.91, 999)],
+            no_packets: None,
         };
         assert_eq!(verdicts(Keeping::Sets, good()), [Verdict::Met; 4]);
         let spoils: [(Spoil, &[usize]); 6] = [

@@ -78,13 +78,18 @@ fn sample(station: &Station, family: Family, cell: &mut Cell, extent: &Extent) -
     let singles = admit(Pool::Measured, family, 1, extent.singles)?;
     let batch = admit(Pool::Measured, family, 1 + extent.singles, BATCH)?;
     let start = Instant::now();
+    // Where one alone takes long, a few of them have to do.
+    let limit = extent.cell / 8;
     let sampled = station.run(move |gate, runtime| {
         timed(gate, runtime, &first)?;
-        let single = one_by_one(gate, runtime, &singles)?;
+        let single = one_by_one(gate, runtime, &singles, limit)?;
         let each = timed(gate, runtime, &batch)? / to_f64(batch.len());
         runtime.block_on(gate.apply(&withdraw(&batch)))?;
         timed(gate, runtime, &withdraw(&first))?;
-        let withdrawn = one_by_one(gate, runtime, &withdraw(&singles))?;
+        let undone = withdraw(&singles);
+        let withdrawn = one_by_one(gate, runtime, &undone, limit)?;
+        // No harm in what is withdrawn already.
+        runtime.block_on(gate.apply(&undone))?;
         Ok((single, withdrawn, each))
     });
     cell.spent += start.elapsed();
@@ -99,10 +104,19 @@ fn sample(station: &Station, family: Family, cell: &mut Cell, extent: &Extent) -
     Ok(())
 }
 
-/// Seconds for a change by itself: the median of these.
-fn one_by_one(gate: &AnyGate, runtime: &Runtime, changes: &[Change]) -> Result<f64> {
+/// Seconds for a change by itself: the median of these, as many as there is time for.
+fn one_by_one(
+    gate: &AnyGate,
+    runtime: &Runtime,
+    changes: &[Change],
+    limit: Duration,
+) -> Result<f64> {
     let mut times = Vec::new();
+    let start = Instant::now();
     for change in changes.chunks(1) {
+        if !times.is_empty() && start.elapsed() > limit {
+            break;
+        }
         times.push(timed(gate, runtime, change)?);
     }
     Ok(median(&times).unwrap_or_default())
@@ -116,7 +130,7 @@ fn timed(gate: &AnyGate, runtime: &Runtime, changes: &[Change]) -> Result<f64> {
 
 /// Ten thousand grants as fast as they go, in batches as the daemon makes them, on the empty
 /// station of each back-end.
-pub(super) fn bursts(fleets: &[&Fleet], extent: &Extent) -> Result<Vec<Vec<Burst>>> {
+pub(super) fn bursts(fleets: &[&Fleet], extent: &Extent) -> Vec<Vec<Burst>> {
     let mut bursts: Vec<Vec<_>> = fleets
         .iter()
         .map(|_| Family::BOTH.map(|_| (Vec::new(), Vec::new(), extent.burst, None)).into())
@@ -132,17 +146,30 @@ pub(super) fn bursts(fleets: &[&Fleet], extent: &Extent) -> Result<Vec<Vec<Burst
                 let (wanted, limit) = (extent.burst, extent.filling);
                 let one = fleet
                     .control
-                    .run(move |gate, runtime| burst(gate, runtime, family, wanted, limit))?;
-                *read_back = one.read_back.min(*read_back);
-                reading.push(one.reading);
-                match one.note {
-                    None => seconds.push(one.seconds),
-                    failure => *note = failure,
+                    .run(move |gate, runtime| burst(gate, runtime, family, wanted, limit));
+                // What is left of one must not be in the way of the next.
+                let one = one.and_then(|one| match one.note {
+                    None => Ok(one),
+                    Some(_) => fleet.control.reset().map(|()| one),
+                });
+                match one {
+                    Ok(one) => {
+                        *read_back = one.read_back.min(*read_back);
+                        reading.push(one.reading);
+                        if one.note.is_none() {
+                            seconds.push(one.seconds);
+                        }
+                        *note = one.note;
+                    }
+                    Err(error) => {
+                        *note = Some(with_causes(&error));
+                        *read_back = 0;
+                    }
                 }
             }
         }
     }
-    Ok(bursts
+    bursts
         .into_iter()
         .map(|of_fleet| {
             Family::BOTH
@@ -158,7 +185,7 @@ pub(super) fn bursts(fleets: &[&Fleet], extent: &Extent) -> Result<Vec<Vec<Burst
                 })
                 .collect()
         })
-        .collect())
+        .collect()
 }
 
 struct OneBurst {
@@ -194,8 +221,13 @@ fn burst(
     let start = Instant::now();
     let read_back = counted(gate, runtime)?.into_iter().sum();
     let reading = start.elapsed().as_secs_f64();
-    for batch in withdraw(&changes).chunks(BATCH * 4) {
-        runtime.block_on(gate.apply(batch))?;
+    if note.is_none() {
+        for batch in withdraw(&changes).chunks(BATCH * 4) {
+            if let Err(error) = runtime.block_on(gate.apply(batch)) {
+                note = Some(format!("they were not withdrawn: {}", with_causes(&error.into())));
+                break;
+            }
+        }
     }
     Ok(OneBurst { seconds, reading, read_back, note })
 }

@@ -144,14 +144,20 @@ fn of_backends(lab: &Lab, extent: &Extent) -> Result<Vec<BackendResults>> {
     step(start, "one more grant");
     let grants = elements::one_more(&working, extent)?;
     step(start, "bursts");
-    let bursts = elements::bursts(&working, extent)?;
+    let bursts = elements::bursts(&working, extent);
     step(start, "packets");
     let packets = packets::measure(lab, &working, extent)?;
-    let mut figures = grants
-        .into_iter()
-        .zip(bursts)
-        .zip(packets)
-        .map(|((grants, bursts), packets)| BackendFigures { grants, bursts, packets });
+    let mut figures = grants.into_iter().zip(bursts).zip(packets).map(
+        |((grants, bursts), packets)| match packets {
+            Ok(packets) => BackendFigures { grants, bursts, packets, no_packets: None },
+            Err(error) => BackendFigures {
+                grants,
+                bursts,
+                packets: Vec::new(),
+                no_packets: Some(with_causes(&error)),
+            },
+        },
+    );
     Ok(fleets
         .iter()
         .map(|(candidate, fleet)| BackendResults {

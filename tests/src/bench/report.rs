@@ -200,6 +200,9 @@ fn packets_table(results: &Results) -> String {
         for kind in KINDS {
             rows.extend(figures.packets.iter().filter(|cost| cost.kind == kind).map(packet_row));
         }
+        if let Some(why) = &figures.no_packets {
+            rows.push(vec![why.clone()]);
+        }
         rows
     })
 }

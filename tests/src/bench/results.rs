@@ -89,6 +89,8 @@ pub struct BackendFigures {
     pub bursts: Vec<Burst>,
     /// Packets.
     pub packets: Vec<PacketCost>,
+    /// Why there are none.
+    pub no_packets: Option<String>,
 }
 
 /// What one more grant costs where some are there.

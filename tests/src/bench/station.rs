@@ -73,6 +73,16 @@ impl Station {
         answered.recv().context("the gate's thread has ended")?
     }
 
+    /// Takes all grants away, by a gate made anew.
+    pub(super) fn reset(&self) -> Result<()> {
+        let plan = plan()?;
+        self.run(move |gate, runtime| {
+            runtime.block_on(gate.remove())?;
+            runtime.block_on(gate.install(&plan))?;
+            Ok(())
+        })
+    }
+
     fn end(&mut self) -> Result<()> {
         self.orders = None;
         match self.thread.take().map(JoinHandle::join) {
