@@ -102,7 +102,8 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	install -D -m 755 $(TARGET)/release/spa-server $(DESTDIR)$(SBINDIR)/spa-server
 	install -D -m 755 $(TARGET)/release/spa-client $(DESTDIR)$(BINDIR)/spa-client
 	install -D -m 644 packaging/spa-server.service $(DESTDIR)$(UNITDIR)/spa-server.service
-	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(DESTDIR)$(UNITDIR)/spa-server.service
+	install -D -m 644 packaging/spa-gate.service $(DESTDIR)$(UNITDIR)/spa-gate.service
+	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service)
 	install -D -m 644 packaging/server.toml $(DESTDIR)$(DOCDIR)/examples/server.toml
 	install -D -m 644 packaging/client.toml $(DESTDIR)$(DOCDIR)/examples/client.toml
 	install -D -m 644 spa-client/config.example.toml $(DESTDIR)$(DOCDIR)/examples/config.toml
@@ -118,7 +119,7 @@ uninstall: ## Remove what `make install` has installed. Configuration and state 
 		exit 1; \
 	fi
 	rm -f $(DESTDIR)$(SBINDIR)/spa-server $(DESTDIR)$(BINDIR)/spa-client
-	rm -f $(DESTDIR)$(UNITDIR)/spa-server.service
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,manual.md protocol.md)
 	@for directory in $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR); do \

@@ -7,7 +7,7 @@
 use crate::clock::BootMicros;
 use crate::grants::RequestId;
 use crate::source::Source;
-use spa_proto::{ClientId, Item, UnixMicros};
+use spa_proto::{ClientId, Item, PortRange, UnixMicros};
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -27,6 +27,9 @@ pub enum Event<'a> {
     Closed,
     /// An administrator, or a new policy, closed it; why.
     Revoked(&'a str),
+    /// What was for one connection let it in; or somebody took it from the kernel, which can't be
+    /// told apart, and it is not put back.
+    Used(&'a [PortRange]),
     /// The knock was accepted and nothing changed; why.
     Failed(&'a str),
 }
@@ -52,6 +55,7 @@ impl fmt::Display for Line<'_> {
             Event::Opened { .. } => "opened",
             Event::Closed => "closed",
             Event::Revoked(_) => "revoked",
+            Event::Used(_) => "used",
             Event::Failed(_) => "failed",
         };
         write!(f, "event={name} client={} source={} services=", Value(self.client), self.source)?;
@@ -66,6 +70,10 @@ impl fmt::Display for Line<'_> {
                 write!(f, " lifetime={} until={}", lifetime.as_secs(), Instant(*until))?;
             }
             Event::Closed => {}
+            Event::Used(ports) => {
+                let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
+                write!(f, " ports={}", ports.join(","))?;
+            }
             Event::Revoked(why) | Event::Failed(why) => write!(f, " reason={}", Value(why))?,
         }
         write!(f, " id={}", self.id)
@@ -303,6 +311,10 @@ mod tests {
         assert_eq!(
             line(opened, &items).to_string(),
             "event=opened client=laptop source=192.0.2.7 services=ssh,tcp/8022 lifetime=30 until=2027-01-15T08:00:00Z id=abababababababab"
+        );
+        assert_eq!(
+            line(Event::Used(&["tcp/22".parse().unwrap()]), &items[..1]).to_string(),
+            "event=used client=laptop source=192.0.2.7 services=ssh ports=tcp/22 id=abababababababab"
         );
         assert_eq!(
             line(Event::Failed("ipset: it is \"full\""), &items[..1]).to_string(),

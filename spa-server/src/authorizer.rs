@@ -19,9 +19,9 @@ use crate::gate::{Gate, GateError};
 use crate::grants::{FormerGrants, Grant, GrantKey, GrantStore, GrantTable, RequestId};
 use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
-use crate::policy::{Policy, Refusal};
+use crate::policy::{Permitted, Policy, Refusal};
 use crate::replay_store::ReplayStore;
-use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, PortRange, UnixMicros};
+use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, UnixMicros};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -104,8 +104,9 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let policy = Arc::clone(&self.judge.lock().policy);
         let (upheld, forbidden): (Vec<_>, Vec<_>) =
             grants.into_iter().partition(|grant| is_upheld(&policy, grant, now.realtime));
-        let live = self.gate.snapshot().await?;
+        let live = if self.stands { self.gate.snapshot().await? } else { Vec::new() };
         let changes = self.grants.rebuild(now.boottime, upheld, &live);
+        self.end_used(now.boottime, &live);
         self.apply(&changes).await?;
         let cut_short: Vec<_> =
             forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
@@ -236,8 +237,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return Err(Dropped::Policy(Refusal::MaxSources));
         }
         let new = |candidate: &Candidate| {
-            let known = |(item, _): &&(Item, Vec<PortRange>)| {
-                self.grants.get(&key(candidate, item)).is_none()
+            let known = |permitted: &&Permitted| {
+                self.grants.get(&key(candidate, &permitted.item)).is_none()
             };
             candidate.permit.grants.iter().filter(known).count()
         };
@@ -259,7 +260,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let mut before: Before = Vec::new();
         let (mut opened, mut closed, mut to_close) = (Vec::new(), Vec::new(), Vec::new());
         for candidate in knocks {
-            for (item, ports) in &candidate.permit.grants {
+            for Permitted { item, ports, connections } in &candidate.permit.grants {
                 let key = key(candidate, item);
                 match candidate.knock.request.message_type {
                     MessageType::Open => {
@@ -267,6 +268,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                         let grant = Grant {
                             key: key.clone(),
                             ports: ports.clone(),
+                            connections: *connections,
                             opened: now.realtime,
                             expires: now.boottime.saturating_add(candidate.permit.lifetime),
                             request: RequestId::from(candidate.knock.nonce),
@@ -324,7 +326,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 let grants = u64::try_from(knock.permit.grants.len()).unwrap_or(u64::MAX);
                 self.counters.opened.fetch_add(grants, Ordering::Relaxed);
                 // A refresh never shortens: what was granted before may last longer.
-                let ends = knock.permit.grants.iter().filter_map(|(item, _)| {
+                let ends = knock.permit.grants.iter().filter_map(|Permitted { item, .. }| {
                     self.grants.get(&key(knock, item)).map(|grant| grant.expires)
                 });
                 let left = ends.max().map_or(knock.permit.lifetime, |end| end.since(now.boottime));
@@ -382,15 +384,18 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     fn tell_revoked(&self, gone: &[Grant], why: &str) {
         for grant in gone {
             count(&self.counters.closed);
-            let name = self.client_name(&grant.key.client);
-            audit::write(&Line {
-                event: Event::Revoked(why),
-                client: &name,
-                source: grant.key.source,
-                items: std::slice::from_ref(&grant.key.service),
-                id: grant.request,
-            });
+            self.tell(grant, Event::Revoked(why));
         }
+    }
+
+    fn tell(&self, grant: &Grant, event: Event<'_>) {
+        audit::write(&Line {
+            event,
+            client: &self.client_name(&grant.key.client),
+            source: grant.key.source,
+            items: std::slice::from_ref(&grant.key.service),
+            id: grant.request,
+        });
     }
 
     /// Revokes what the policy forbids, after it has changed.
@@ -476,7 +481,7 @@ fn key(candidate: &Candidate, item: &Item) -> GrantKey {
 
 fn write_audit(candidate: &Candidate, event: Event<'_>) {
     let Candidate { knock, permit } = candidate;
-    let items: Vec<Item> = permit.grants.iter().map(|(item, _)| item.clone()).collect();
+    let items: Vec<Item> = permit.grants.iter().map(|permitted| permitted.item.clone()).collect();
     audit::write(&Line {
         event,
         client: &permit.client,
@@ -488,7 +493,9 @@ fn write_audit(candidate: &Candidate, event: Event<'_>) {
 
 fn is_upheld(policy: &Policy, grant: &Grant, now: UnixMicros) -> bool {
     let GrantKey { client, source, service } = &grant.key;
-    policy.upholds(client, *source, service, &grant.ports, now).is_ok()
+    let Grant { ports, connections, .. } = grant;
+    let had = Permitted { item: service.clone(), ports: ports.clone(), connections: *connections };
+    policy.upholds(client, *source, &had, now).is_ok()
 }
 
 fn keys_of(grants: &[Grant]) -> Vec<GrantKey> {

@@ -243,10 +243,12 @@ pub(crate) struct RevokeArgs {
     pub(crate) output: Output,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum GateCommand {
     /// Put the rules and sets in place, as the daemon does when it starts.
     Install(GateInstallArgs),
+    /// Have a gate on trial stand for good.
+    Confirm(ConfirmArgs),
     /// Show whether the gate is in place, and what it admits.
     #[command(after_help = "Example:\n  spa-server gate show")]
     Show(Output),
@@ -255,19 +257,41 @@ enum GateCommand {
     Remove,
 }
 
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Example:
-  spa-server gate install --dry-run
+Examples:
+  spa-server gate install --trial 60s
+  spa-server gate install
 
-Without the daemon nothing opens the ports. It takes the place of what another back-end
-has installed before.")]
+On trial, the kernel itself stops refusing when the time is over, whatever becomes of
+the daemon and of this connection. `spa-server gate confirm` makes the gate stand for good.
+Without --trial it does from the start. It takes the place of what another back-end has
+installed before.")]
 pub(crate) struct GateInstallArgs {
+    /// Undo it after this time, unless it is confirmed.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) trial: Option<String>,
+    /// As the boot does: not if a trial was not confirmed.
+    #[arg(long, conflicts_with = "trial")]
+    pub(crate) boot: bool,
     /// Say what would be done, and do nothing.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["trial", "boot"])]
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+#[command(after_help = "\
+Example, from a connection that was opened after the trial began:
+  spa-server gate confirm
+
+It refuses in the session that the trial was begun in: that you are still in there
+does not show that you would get in again.")]
+pub(crate) struct ConfirmArgs {
+    /// On the machine's own console, where there is no connection.
+    #[arg(long)]
+    pub(crate) from_console: bool,
 }
 
 /// Runs the program with the arguments of this process.
@@ -311,7 +335,8 @@ fn run(cli: Cli) -> u8 {
         }
         Command::Reload(output) => commands::daemon::reload(&config, output),
         Command::Gate(command) => match command {
-            GateCommand::Install(args) => commands::gate::install(&config, args),
+            GateCommand::Install(args) => commands::gate::install(&config, &args),
+            GateCommand::Confirm(args) => commands::trial::confirm(&config, args.from_console),
             GateCommand::Show(output) => commands::gate::show(&config, output),
             GateCommand::Remove => commands::gate::remove(&config),
         },
@@ -371,7 +396,7 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen_and_shows_an_example() {
         let helps = helps(&built(), "spa-server");
-        assert_eq!(helps.len(), 21, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        assert_eq!(helps.len(), 22, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
         for (names, help) in helps {
             assert!(help.contains("Example"), "{names}: no example\n{help}");
             assert!(help.lines().count() <= 30, "{names}: too long\n{help}");

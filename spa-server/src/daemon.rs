@@ -19,6 +19,7 @@ use crate::gate::{AnyGate, Backend};
 use crate::grants::FileGrantStore;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
+use crate::trial::{Trial, TrialFile};
 use anyhow::Context as _;
 use cutter::{Cutter, Which};
 use reload::{Order, Reload};
@@ -78,6 +79,8 @@ struct Daemon {
     alarms: mpsc::Receiver<Alarm>,
     cutter: Cutter<Arc<AnyGate>>,
     standing: Standing,
+    trial: Option<Trial>,
+    trial_file: TrialFile,
     restored: Restorations,
     /// What could not be put back yet.
     unmended: Option<Alarm>,
@@ -182,7 +185,11 @@ impl Daemon {
                 }
             }
             ControlRequest::Reload => return self.read_anew(Order::Reload, Some(answer)),
-            ControlRequest::GateInstall => return self.read_anew(Order::Install, Some(answer)),
+            ControlRequest::GateInstall { trial } => {
+                let order = Order::Install(trial.map(Duration::from_secs));
+                return self.read_anew(order, Some(answer));
+            }
+            ControlRequest::GateConfirm => self.confirm().await,
             ControlRequest::GateRemove => self.remove_gate().await,
             ControlRequest::ResetReplayWindow { client } => {
                 match self.client_id(client.as_deref()) {

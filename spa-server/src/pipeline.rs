@@ -30,8 +30,12 @@ pub struct Candidate {
 impl Candidate {
     /// The ports that its items stand for, each once.
     pub fn ports(&self) -> Vec<PortRange> {
-        let ports: BTreeSet<PortRange> =
-            self.permit.grants.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
+        let ports: BTreeSet<PortRange> = self
+            .permit
+            .grants
+            .iter()
+            .flat_map(|permitted| permitted.ports.iter().copied())
+            .collect();
         ports.into_iter().collect()
     }
 }

@@ -3,7 +3,7 @@
 //! Pure: it judges an authentic knock by what the configuration says, and knows nothing of files,
 //! of the clock (the time is passed in), of what is open already, or of the firewall.
 
-use crate::service::Service;
+use crate::service::{Connections, Service};
 use crate::source::Source;
 use ipnet::IpNet;
 use spa_proto::{ClientId, Item, Knock, MessageType, PortRange, ServiceName, UnixMicros};
@@ -91,10 +91,21 @@ pub struct Permit {
     pub client: Arc<str>,
     /// For whom.
     pub source: Source,
-    /// Each item that was asked for, with the ports that it stands for.
-    pub grants: Vec<(Item, Vec<PortRange>)>,
+    /// Each item that was asked for, with what it stands for.
+    pub grants: Vec<Permitted>,
     /// For how long, at most until the client expires; for a close it says nothing.
     pub lifetime: Duration,
+}
+
+/// An item, and what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permitted {
+    /// A service, or one port of one.
+    pub item: Item,
+    /// Its ports.
+    pub ports: Vec<PortRange>,
+    /// How many connections are let in, to each of the ports.
+    pub connections: Connections,
 }
 
 /// Why an authentic knock opened nothing.
@@ -164,7 +175,7 @@ impl Policy {
         let grants = request
             .items
             .iter()
-            .map(|item| Ok((item.clone(), self.resolve(rules, item, knock.source)?)))
+            .map(|item| self.resolve(rules, item, knock.source))
             .collect::<Result<Vec<_>, _>>()?;
         let lifetime = match request.lifetime {
             Some(seconds) => Duration::from_secs(seconds.get().into()),
@@ -181,24 +192,25 @@ impl Policy {
     }
 
     /// Whether a grant that an earlier policy made stands under this one: the client may still
-    /// open the item from there, and the item still stands for these ports.
+    /// open the item from there, and the item still stands for these ports and for as many
+    /// connections.
     pub fn upholds(
         &self,
         client: &ClientId,
         source: Source,
-        item: &Item,
-        ports: &[PortRange],
+        had: &Permitted,
         now: UnixMicros,
     ) -> Result<(), Refusal> {
         let rules = self.standing(client, source.address(), now)?;
         if !admitted(rules, source.address()).covers(source) {
             return Err(Refusal::SourceNotAllowed);
         }
-        let resolved = self.resolve(rules, item, source.address())?;
-        if ports.iter().all(|port| resolved.contains(port)) {
+        let has = self.resolve(rules, &had.item, source.address())?;
+        let same_ports = had.ports.iter().all(|ports| has.ports.contains(ports));
+        if same_ports && had.connections == has.connections {
             Ok(())
         } else {
-            Err(Refusal::ServiceNotAllowed(item.clone()))
+            Err(Refusal::ServiceNotAllowed(had.item.clone()))
         }
     }
 
@@ -226,13 +238,13 @@ impl Policy {
         Ok(rules)
     }
 
-    /// The ports that an item stands for.
+    /// What an item stands for.
     fn resolve(
         &self,
         rules: &ClientRules,
         item: &Item,
         source: IpAddr,
-    ) -> Result<Vec<PortRange>, Refusal> {
+    ) -> Result<Permitted, Refusal> {
         let mut allowed = rules.allow.iter().filter_map(|name| self.services.get_key_value(name));
         let (service, ports) = match item {
             Item::Service(asked) => allowed
@@ -244,7 +256,7 @@ impl Policy {
         }
         .ok_or_else(|| Refusal::ServiceNotAllowed(item.clone()))?;
         if service.target.serves(source.to_canonical()) {
-            Ok(ports)
+            Ok(Permitted { item: item.clone(), ports, connections: service.connections })
         } else {
             Err(Refusal::FamilyNotServed(item.clone()))
         }
@@ -385,7 +397,7 @@ mod tests {
         let seen: Vec<_> = permit
             .grants
             .iter()
-            .map(|(item, ports)| {
+            .map(|Permitted { item, ports, .. }| {
                 let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
                 format!("{item}: {}", ports.join(" "))
             })
@@ -499,7 +511,9 @@ mod tests {
         let upholds = |rules: ClientRules, item: &str, ports: &[&str]| {
             let ports: Vec<PortRange> = ports.iter().map(|port| port.parse().unwrap()).collect();
             let policy = Policy::new(services(), [(CLIENT, rules)]);
-            policy.upholds(&CLIENT, source, &item.parse().unwrap(), &ports, NOW).err()
+            let had =
+                Permitted { item: item.parse().unwrap(), ports, connections: Connections::Any };
+            policy.upholds(&CLIENT, source, &had, NOW).err()
         };
         assert_eq!(upholds(rules(), "ssh", &["tcp/22"]), None);
         assert_eq!(upholds(rules(), "tcp/443", &["tcp/443"]), None);
@@ -532,8 +546,12 @@ mod tests {
 
         let policy = |rules| Policy::new(services(), [(CLIENT, rules)]);
         let upholds = |rules, source: &str| {
-            let (ssh, port) = ("ssh".parse().unwrap(), "tcp/22".parse().unwrap());
-            policy(rules).upholds(&CLIENT, source.parse().unwrap(), &ssh, &[port], NOW)
+            let had = Permitted {
+                item: "ssh".parse().unwrap(),
+                ports: vec!["tcp/22".parse().unwrap()],
+                connections: Connections::Any,
+            };
+            policy(rules).upholds(&CLIENT, source.parse().unwrap(), &had, NOW)
         };
         assert_eq!(upholds(rules(), "192.0.2.0/24"), Ok(()));
         assert_eq!(upholds(rules(), "192.0.2.7"), Ok(()));
@@ -555,7 +573,7 @@ mod tests {
         let ports = |item: &str, from: &str| {
             let knock = Knock { source: from.parse().unwrap(), ..knock(&[item]) };
             let permit = policy.judge(&knock, NOW)?;
-            Ok(permit.grants[0].1.iter().map(ToString::to_string).collect::<Vec<_>>())
+            Ok(permit.grants[0].ports.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
         assert_eq!(ports("nas", "192.0.2.7"), Ok(vec!["tcp/8000-8100".into()]));
         assert_eq!(ports("tcp/8050", "192.0.2.7"), Ok(vec!["tcp/8050".into()]));
@@ -564,6 +582,26 @@ mod tests {
         for item in ["nas", "tcp/8050"] {
             let refused: Refusal = ports(item, "2001:db8::1").unwrap_err();
             assert_eq!(refused, Refusal::FamilyNotServed(item.parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn a_service_for_one_connection_is_so_by_each_port_and_what_was_for_more_is_not_upheld() {
+        let desk = Service {
+            connections: Connections::One,
+            ..Service::plain(["tcp/5900-5903".parse::<PortRange>().unwrap()])
+        };
+        let services: Services = [("desk".parse().unwrap(), desk)].into();
+        let rules = ClientRules { allow: ["desk".parse().unwrap()].into(), ..rules() };
+        let policy = Policy::new(services, [(CLIENT, rules)]);
+        for item in ["desk", "tcp/5901"] {
+            let permit = policy.judge(&knock(&[item]), NOW).unwrap();
+            let had = permit.grants[0].clone();
+            assert_eq!(had.connections, Connections::One, "{item}");
+            let upheld = |had: &Permitted| policy.upholds(&CLIENT, permit.source, had, NOW);
+            assert_eq!(upheld(&had), Ok(()));
+            let unlimited = Permitted { connections: Connections::Any, ..had.clone() };
+            assert_eq!(upheld(&unlimited), Err(Refusal::ServiceNotAllowed(had.item)));
         }
     }
 

@@ -411,7 +411,7 @@ fn check_says_what_is_wrong_and_how_to_mend_it() {
     found(1, "error    capture        there is no interface \"eth7\"; this host has lo");
     with("gate.tools.iptables-save = \"/nowhere/iptables-save\"");
     host.edit("server.toml", |text| text.replace("\n[gate]\n", "\n"));
-    found(1, "apt install ipset");
+    found(1, "apt install iptables");
     with("freshness = \"1s\"");
     found(78, "error    configuration  ");
     host.write("server.toml", &good);

@@ -15,7 +15,7 @@ fn a_quick_run_of_the_benchmark_measures_every_back_end() -> Result<()> {
     let (json, page) = (directory.path().join("gate.json"), directory.path().join("page.md"));
     let mut command = Command::new(our_binary("spa-bench")?);
     command.arg("--quick").arg("--json").arg(&json).arg("--page").arg(&page);
-    let finished = finish_within(Duration::from_secs(120), &mut command)?;
+    let finished = finish_within(Duration::from_secs(300), &mut command)?;
     ensure!(finished.success(), "{finished}");
 
     let results: Results = serde_json::from_str(&fs::read_to_string(&json)?)?;

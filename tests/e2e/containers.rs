@@ -4,13 +4,15 @@
 
 use anyhow::{Context, Result};
 use spa_tests::{
-    Backend, CONTAINER_PORT, Docker, Family, Heard, Host, Neighbour, Podman, PortState, Room,
-    Scene, Service, Talks, Watch, at_once, eventually,
+    Backend, CONTAINER_PORT, DEADLINE, Docker, Family, Heard, Host, Neighbour, Podman, PortState,
+    Room, Scene, Service, Talks, Watch, at_once, eventually, eventually_within,
 };
 use std::time::Duration;
 
 /// The service whose port is published.
 const SHOP: &str = "shop";
+/// A grant whose end is waited for.
+const LIFETIME: Duration = Duration::from_secs(4);
 
 /// Makes an engine with its container.
 type Start = for<'a> fn(&'a Room) -> Result<Box<dyn Neighbour + 'a>>;
@@ -63,8 +65,8 @@ fn ensure_hidden(scene: &Scene) -> Result<()> {
 }
 
 /// Knocks, and waits until the container answers; that it is the container is the point.
-fn open(scene: &Scene, family: Family, lifetime: u32) -> Result<Heard> {
-    let knock = scene.laptop.open(SHOP).lifetime(lifetime).seal()?;
+fn open(scene: &Scene, family: Family, lifetime: u64) -> Result<Heard> {
+    let knock = scene.laptop.open(SHOP).lifetime(u32::try_from(lifetime)?).seal()?;
     scene.knock(scene.lab.owner(), family, &knock)?;
     eventually("the published port is to open", || connect(scene, scene.lab.owner(), family))
         .with_context(|| scene.server.account())
@@ -100,9 +102,11 @@ fn published_ports_are_guarded(
     scene.server.start()?;
     ensure_hidden(&scene)?;
     for family in Family::BOTH {
-        let opened = open(&scene, family, 4)?;
+        let opened = open(&scene, family, LIFETIME.as_secs())?;
         scene.ensure_sees(scene.lab.other(), family, CONTAINER_PORT, hidden(&scene))?;
-        scene.await_shut(Duration::from_secs(4))?;
+        eventually_within(DEADLINE + LIFETIME, "the kernel is to close", || {
+            Ok(scene.server.admitted()?.is_empty().then_some(()))
+        })?;
         scene.ensure_sees(scene.lab.owner(), family, CONTAINER_PORT, hidden(&scene))?;
         opened.ensure_alive().context("opened by a knock, and cut off at its end")?;
     }

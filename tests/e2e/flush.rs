@@ -14,8 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// In this time the gate stands again.
+/// In this time the gate stands again, on a machine that has nothing else to do,
 const SOON: Duration = Duration::from_secs(1);
+/// and on a busy one in that of so many looks more: it looks, reads, writes and reads back.
+const LOOKS: u32 = 4;
 /// In this time who slipped in is cut; that it is noticed takes longer.
 const CUT: Duration = Duration::from_secs(2);
 /// A besieger tries again after this time.
@@ -106,7 +108,7 @@ const NFT_FLUSH: Disturber = Disturber {
 };
 const IPSET_FLUSH: Disturber = Disturber {
     prepare: |room| Ok(script(room, &["ipset flush"])),
-    harm: |backend| if backend.name == "ipset" { Harm::Forgets } else { Harm::None },
+    harm: |backend| if backend == Backend::IPSET { Harm::Forgets } else { Harm::None },
     legacy: false,
 };
 const EVERYTHING: Disturber = Disturber {
@@ -204,6 +206,8 @@ struct Stage {
     /// What the kernel had left for each grant, and when.
     left: Vec<(IpAddr, u64)>,
     since: Instant,
+    /// What one look at the gate takes on this machine, with all that runs beside the test.
+    look: Duration,
     _talker: Chatterbox,
 }
 
@@ -225,9 +229,11 @@ impl Stage {
                 connect(&scene, scene.lab.owner(), family)
             })?);
         }
-        let (left, since) = (admitted(&scene)?, Instant::now());
+        let asked = Instant::now();
+        let (left, since) = (scene.server.admitted()?, Instant::now());
+        let look = since - asked;
         ensure!(left.len() == 2, "the kernel admits {left:?}");
-        Ok(Self { scene, early, granted, left, since, _talker: talker })
+        Ok(Self { scene, early, granted, left, since, look, _talker: talker })
     }
 
     /// What holds when the gate stands again, or still.
@@ -238,7 +244,7 @@ impl Stage {
             let again = connect(scene, scene.lab.owner(), family)?;
             again.context("the live grant opens no more")?.ensure_alive()?;
         }
-        let (left, passed) = (admitted(scene)?, self.since.elapsed().as_secs());
+        let (left, passed) = (scene.server.admitted()?, self.since.elapsed().as_secs());
         ensure!(left.len() == self.left.len(), "the kernel admits {left:?}");
         for (source, seconds) in &left {
             let before = self.left.iter().find(|(of, _)| of == source).map(|(_, before)| *before);
@@ -264,21 +270,25 @@ impl Stage {
         let views = hosts.into_iter().flat_map(|from| Family::BOTH.map(|family| (from, family)));
         at_once(views, |(from, family)| {
             let is_owner = from.namespace() == scene.lab.owner().namespace();
-            let mut asked = start;
+            let mut away = start;
             eventually_within(SOON * 10, "the gate is to stand again", || {
-                asked = Instant::now();
+                let asked = Instant::now();
                 let seen = scene.sees(from, family, ALLOWED_PORT)?;
-                Ok(((seen == PortState::Open) == is_owner).then_some(()))
+                let stands = (seen == PortState::Open) == is_owner;
+                if !stands {
+                    away = asked;
+                }
+                Ok(stands.then_some(()))
             })
             .with_context(|| {
                 format!("{} {family:?}\n{}", from.namespace(), scene.server.account())
             })?;
-            // Not when the question was answered: silence takes its time.
+            // When the question was asked, not answered: silence takes its time.
             ensure!(
-                asked - start <= SOON,
-                "{} by {family:?} only after {:?}",
+                away - start <= SOON + self.look * LOOKS,
+                "{} by {family:?} not yet after {:?}",
                 from.namespace(),
-                asked - start
+                away - start
             );
             Ok(())
         })?;
@@ -288,7 +298,8 @@ impl Stage {
     /// Waits until all of these are cut, at both ends.
     fn await_cut(&self, intruders: &[Heard]) -> Result<()> {
         for intruder in intruders {
-            let cut = intruder.await_cut(CUT).context("who slipped in is still in");
+            let cut =
+                intruder.await_cut(CUT + self.look * LOOKS).context("who slipped in is still in");
             cut.with_context(|| self.scene.server.account())?;
             let client = intruder.local()?;
             let (address, port) = (client.ip(), client.port());
@@ -348,22 +359,15 @@ fn ensure_refused(scene: &Scene, from: &Host, family: Family) -> Result<()> {
     scene.ensure_sees(from, family, ALLOWED_PORT, refused)
 }
 
-/// Whom the kernel admits, and for how many seconds, whatever the back-end.
-fn admitted(scene: &Scene) -> Result<Vec<(IpAddr, u64)>> {
-    let shown = scene.server.admin(&["gate", "show", "--json"])?.ok()?;
-    let shown: serde_json::Value = serde_json::from_str(&shown)?;
-    let admitted = shown.get("admitted").and_then(serde_json::Value::as_array);
-    let element = |live: &serde_json::Value| {
-        let source = live.get("element")?.get("source")?.as_str()?.parse().ok()?;
-        Some((source, live.get("seconds-left")?.as_u64()?))
-    };
-    let admitted: Option<Vec<_>> = admitted.map(|all| all.iter().filter_map(element).collect());
-    admitted.with_context(|| format!("gate show prints {shown}"))
+/// The back-ends that it is tried on: where it does no harm, one is enough.
+fn backends(disturber: &Disturber) -> impl Iterator<Item = Backend> {
+    let harms = |backend: Backend| (disturber.harm)(backend) != Harm::None;
+    Backend::ALL.into_iter().filter(move |backend| *backend == Backend::IPSET || harms(*backend))
 }
 
 /// The daemon is frozen while it happens, so that it is certain that somebody slips in.
 fn a_disturbance_is_mended_and_who_slipped_in_is_cut(disturber: &Disturber) -> Result<()> {
-    for backend in Backend::ALL {
+    for backend in backends(disturber) {
         disturb_frozen(disturber, backend, "drop")
             .with_context(|| format!("back-end {}", backend.name))?;
     }
@@ -397,7 +401,7 @@ fn disturb_frozen(disturber: &Disturber, backend: Backend, refuse: &str) -> Resu
 
 /// The daemon runs, and somebody tries to get in all the time.
 fn a_disturbance_under_siege_is_mended_within_a_second(disturber: &Disturber) -> Result<()> {
-    for backend in Backend::ALL {
+    for backend in backends(disturber) {
         disturb_besieged(disturber, backend, "drop")
             .with_context(|| format!("back-end {}", backend.name))?;
     }
@@ -517,13 +521,16 @@ fn a_rejecting_gate_hides_within_a_second_what_docker_publishes_before_it() -> R
         docker.publish()?;
         let published = Instant::now();
         for family in Family::BOTH {
-            let mut asked = Instant::now();
+            let mut seen_at = published;
             eventually("what is published is to be refused", || {
-                asked = Instant::now();
+                let asked = Instant::now();
                 let seen = scene.sees(scene.lab.other(), family, CONTAINER_PORT)?;
+                if seen != PortState::Closed {
+                    seen_at = asked;
+                }
                 Ok((seen == PortState::Closed).then_some(()))
             })?;
-            ensure!(asked - published <= SOON, "only after {:?}", asked - published);
+            ensure!(seen_at - published <= SOON, "still seen after {:?}", seen_at - published);
         }
     }
     Ok(())

@@ -5,21 +5,26 @@ use crate::config::Configuration;
 /// A back-end, as `[gate] backend` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backend {
-    /// What it is called in messages.
+    /// What the configuration calls it.
     pub name: &'static str,
-    /// What the configuration says; none is the default.
-    key: Option<&'static str>,
     /// Whether its rules are in the chains of iptables: then they come before those of other
     /// users of iptables, and what they accept passes a default drop there.
     pub in_iptables: bool,
 }
 
 impl Backend {
-    /// All that there are.
-    pub const ALL: [Self; 1] = [Self { name: "ipset", key: None, in_iptables: true }];
+    /// Rules of iptables that ask sets: what a host usually has.
+    pub const IPSET: Self = Self { name: "ipset", in_iptables: true };
+    /// Rules of iptables, one a grant.
+    pub const IPTABLES: Self = Self { name: "iptables", in_iptables: true };
+    /// A table of its own, which can't be where another table drops.
+    pub const NFTABLES: Self = Self { name: "nftables", in_iptables: false };
+
+    /// All that stand in the kernel. The hook's rules are those of its commands.
+    pub const ALL: [Self; 3] = [Self::IPSET, Self::NFTABLES, Self::IPTABLES];
 
     /// Writes it into a configuration.
     pub fn choose(self, configuration: &mut Configuration) {
-        configuration.gate.backend = self.key.map(Into::into);
+        configuration.gate.backend = Some(self.name.into());
     }
 }

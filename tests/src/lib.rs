@@ -58,7 +58,7 @@ pub use programs::{interop_python, our_binary, program};
 pub use ruleset::Ruleset;
 pub use scene::{SSH_PORT, Scene, WEB_PORT};
 pub use server::{Clock, Server};
-pub use ssh::{Session, Sshd};
+pub use ssh::{Session, Shell, Sshd};
 pub use state::TinyDisk;
 pub use systemd::Machine;
 pub use talk::{Chatterbox, Heard, Talks};

@@ -13,6 +13,7 @@ use spa_server::control::{ControlRequest, ControlResponse, GrantView, Status, ca
 use spa_server::replay_store::{BootId, FileStore, Mark, ReplayStore, Snapshot};
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -351,6 +352,19 @@ impl Server {
             .filter_map(|line| line.strip_prefix("add "))
             .map(|line| line.split(" timeout").next().unwrap_or(line).to_owned())
             .collect())
+    }
+
+    /// Whom the kernel admits, and for how many seconds, whatever the back-end.
+    pub fn admitted(&self) -> Result<Vec<(IpAddr, u64)>> {
+        let shown = self.admin(&["gate", "show", "--json"])?.ok()?;
+        let shown: serde_json::Value = serde_json::from_str(&shown)?;
+        let admitted = shown.get("admitted").and_then(serde_json::Value::as_array);
+        let element = |live: &serde_json::Value| {
+            let source = live.get("element")?.get("source")?.as_str()?.parse().ok()?;
+            Some((source, live.get("seconds-left")?.as_u64()?))
+        };
+        let admitted: Option<Vec<_>> = admitted.and_then(|all| all.iter().map(element).collect());
+        admitted.with_context(|| format!("gate show prints {shown}"))
     }
 
     /// All rules of all chains, without their counters.

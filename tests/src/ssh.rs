@@ -92,9 +92,23 @@ impl Sshd {
 
     /// Opens a session from `host` that stays, and proves that it is alive.
     pub fn session(&self, host: &Host, family: Family) -> Result<Session> {
+        let mut session = self.start_session(host, family, "cat")?;
+        session.ensure_alive()?;
+        Ok(session)
+    }
+
+    /// Opens a session from `host` in which commands can be run, one after the other.
+    pub fn shell(&self, host: &Host, family: Family) -> Result<Shell> {
+        let mut shell = Shell(self.start_session(host, family, "exec sh")?);
+        let (code, said) = shell.run("echo hello")?;
+        ensure!(code == 0 && said == "hello\n", "the shell says {said:?} ({code})");
+        Ok(shell)
+    }
+
+    fn start_session(&self, host: &Host, family: Family, command: &str) -> Result<Session> {
         let mut child = self
             .ssh(host, family)?
-            .arg("cat")
+            .arg(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -109,9 +123,7 @@ impl Sshd {
                 }
             }
         });
-        let mut session = Session { child, stdin, lines };
-        session.ensure_alive()?;
-        Ok(session)
+        Ok(Session { child, stdin, lines })
     }
 
     /// The ssh client, up to the command to run.
@@ -171,6 +183,28 @@ impl Session {
                 let status = self.child.try_wait()?;
                 bail!("the ssh session is dead ({error}; ssh: {status:?})")
             }
+        }
+    }
+}
+
+/// An established ssh session with a shell at its other end.
+pub struct Shell(Session);
+
+impl Shell {
+    /// Runs a command; gives back its exit status, and what it said on both its outputs.
+    pub fn run(&mut self, command: &str) -> Result<(i32, String)> {
+        const END: &str = "the end, with status ";
+        let Session { stdin, lines, .. } = &mut self.0;
+        writeln!(stdin, "{command} 2>&1; echo \"{END}$?\"")?;
+        stdin.flush()?;
+        let mut said = String::new();
+        loop {
+            let line = lines.recv_timeout(DEADLINE).context("the shell does not answer")?;
+            if let Some(status) = line.strip_prefix(END) {
+                return Ok((status.parse()?, said));
+            }
+            said.push_str(&line);
+            said.push('\n');
         }
     }
 }

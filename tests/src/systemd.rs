@@ -35,9 +35,16 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots a machine with the network of the lab's server. `spa-server` and its unit are
+    /// Boots a machine with the network of the lab's server. `spa-server` and its units are
     /// installed, and nothing is configured.
     pub fn boot(lab: &Lab) -> Result<Self> {
+        let nothing = lab.directory().join("nothing");
+        fs::create_dir(&nothing)?;
+        Self::boot_with(lab, &nothing)
+    }
+
+    /// Boots a machine that has the files below `seed` from the beginning.
+    pub fn boot_with(lab: &Lab, seed: &Path) -> Result<Self> {
         let systemd = Path::new("/lib/systemd/systemd");
         ensure!(
             systemd.is_file(),
@@ -46,7 +53,8 @@ impl Machine {
         );
         let host = lab.server().clone();
         let root = lab.directory().join("machine");
-        fs::create_dir(&root)?;
+        // A machine that was there before is gone, with its root.
+        fs::create_dir_all(&root)?;
         let cgroup = Cgroup::new(host.namespace()).context("systemd needs a cgroup of its own")?;
 
         let console = lab.directory().join("console");
@@ -61,7 +69,8 @@ impl Machine {
             .args(["-eu", "-c", SCRIPT])
             .arg(&root)
             .arg(our_binary("spa-server")?)
-            .arg(workspace()?.join("packaging/spa-server.service"))
+            .arg(workspace()?.join("packaging"))
+            .arg(seed)
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

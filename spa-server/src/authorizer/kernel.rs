@@ -2,10 +2,11 @@
 //! after somebody else has flushed the gate.
 
 use super::Authorizer;
+use crate::audit::Event;
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
-use crate::gate::{Change, Gate, GateError, InstallReport, Plan};
-use crate::grants::GrantStore;
+use crate::gate::{Change, Gate, GateError, InstallReport, LiveElement, Plan};
+use crate::grants::{Grant, GrantStore, GrantTable};
 use crate::replay_store::ReplayStore;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,10 +78,40 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         Ok(Restored { report, grants })
     }
 
-    /// Whether so many elements in the kernel are too few for the live grants.
+    /// Whether so many elements in the kernel are too few for the live grants. Those for one
+    /// connection that are used up by now are over.
     pub async fn misses(&mut self, elements: u64) -> bool {
         self.expire(BootMicros::now()).await;
-        elements < count(self.grants.elements())
+        let is_short = |grants: &GrantTable| elements < count(grants.elements());
+        if is_short(&self.grants) && self.grants.has_single() && self.stands {
+            match self.gate.snapshot().await {
+                Ok(live) => self.end_used(BootMicros::now(), &live),
+                Err(error) => tracing::debug!("{}", with_causes(&error)),
+            }
+        }
+        is_short(&self.grants)
+    }
+
+    /// Ends what was for one connection and is gone from the kernel, which admits this right now.
+    pub(super) fn end_used(&mut self, now: BootMicros, live: &[LiveElement]) {
+        let used = self.grants.take_used(now, live);
+        if used.is_empty() {
+            return;
+        }
+        self.needed.at_most(count(self.grants.elements()));
+        for grant in &used {
+            self.tell(grant, Event::Used(&grant.ports));
+        }
+        let (mut left, mut gone) = (Vec::new(), Vec::new());
+        for Grant { key, .. } in &used {
+            match self.grants.get(key) {
+                Some(grant) => left.push(grant.clone()),
+                None => gone.push(key.clone()),
+            }
+        }
+        self.log_grants(&left, &gone);
+        // Its connection lives on.
+        self.former.remember(now, used);
     }
 
     /// Takes the gate away. The grants stay in the table, for when it comes back.
@@ -93,11 +124,6 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.stands = false;
         self.needed.exactly(0);
         self.gate.remove().await
-    }
-
-    /// For a start without a gate.
-    pub fn without_gate(&mut self) {
-        self.stands = false;
     }
 
     /// Has the kernel make these changes, after which it holds what the table says.
@@ -117,7 +143,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let now = BootMicros::now();
         let changes = if self.stands {
             match self.gate.snapshot().await {
-                Ok(live) => self.grants.reconcile(now, &live),
+                Ok(live) => {
+                    self.end_used(BootMicros::now(), &live);
+                    self.grants.reconcile(now, &live)
+                }
                 Err(error) => {
                     self.unreconciled = true;
                     tracing::error!("the gate can't be read: {}", with_causes(&error));

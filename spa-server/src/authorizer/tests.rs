@@ -9,8 +9,8 @@ use crate::grants::GrantStoreError;
 use crate::pipeline::Judge;
 use crate::policy::{ClientRules, Prefixes, Rate};
 use crate::replay_store::{Mark, Snapshot, StoreError};
-use crate::service::Service;
-use spa_proto::{DropReason, Freshness, MaskKey, Nonce, Receiver, Request, Settings};
+use crate::service::{Connections, Service};
+use spa_proto::{DropReason, Freshness, MaskKey, Nonce, PortRange, Receiver, Request, Settings};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -42,6 +42,14 @@ impl Kernel {
     fn flush(&self) {
         self.0.elements.lock().unwrap().clear();
         self.0.flushed.store(true, Ordering::Relaxed);
+    }
+
+    /// What a connection does that is the only one, or somebody else.
+    fn take(&self, element: &str) {
+        let mut elements = self.0.elements.lock().unwrap();
+        let before = elements.len();
+        elements.retain(|held, _| held.to_string() != element);
+        assert_eq!(elements.len() + 1, before, "{element}");
     }
 
     fn calls(&self) -> usize {
@@ -171,7 +179,7 @@ fn rules() -> ClientRules {
         prefixes: Prefixes::default(),
         name: "laptop".into(),
         enabled: true,
-        allow: ["ssh".parse().unwrap(), "web".parse().unwrap()].into(),
+        allow: ["ssh", "web", "desk"].map(|name| name.parse().unwrap()).into(),
         max_lifetime: Duration::from_secs(600),
         default_lifetime: Duration::from_secs(60),
         sources: Vec::new(),
@@ -187,7 +195,12 @@ fn policy(rules: ClientRules) -> Arc<Policy> {
     let service = |name: &str, port: &str| {
         (name.parse().unwrap(), Service::plain([port.parse::<PortRange>().unwrap()]))
     };
-    let services = [service("ssh", "tcp/22"), service("web", "tcp/443")].into();
+    let desk = Service {
+        connections: Connections::One,
+        ..Service::plain(["tcp/5900".parse::<PortRange>().unwrap()])
+    };
+    let desk = ("desk".parse().unwrap(), desk);
+    let services = [service("ssh", "tcp/22"), service("web", "tcp/443"), desk].into();
     Arc::new(Policy::new(services, [(CLIENT, rules)]))
 }
 
@@ -346,17 +359,21 @@ async fn grants_that_ended_meanwhile_or_are_forbidden_now_are_not_resumed() {
     let now = Now::read();
     let left = |nonce: u8, service: &str, seconds| {
         let candidate = server.candidate(nonce, service);
-        let (item, ports) = candidate.permit.grants[0].clone();
+        let Permitted { item, ports, connections } = candidate.permit.grants[0].clone();
         Grant {
             key: key(&candidate, &item),
             ports,
+            connections,
             opened: now.realtime,
             expires: now.boottime.saturating_add(Duration::from_secs(seconds)),
             request: RequestId::from(candidate.knock.nonce),
         }
     };
-    let grants = vec![left(1, "ssh", 60), left(2, "tcp/22", 0), left(3, "web", 60)];
-    let ssh_only = ClientRules { allow: ["ssh".parse().unwrap()].into(), ..rules() };
+    let mut grants = vec![left(1, "ssh", 60), left(2, "tcp/22", 0), left(3, "web", 60)];
+    // Used while no daemon ran: the kernel does not hold it.
+    grants.push(left(4, "desk", 60));
+    let allow = ["ssh".parse().unwrap(), "desk".parse().unwrap()].into();
+    let ssh_only = ClientRules { allow, ..rules() };
     server.judge.lock().policy = policy(ssh_only);
     server.authorizer.resume(grants, now).await.unwrap();
     assert_eq!(server.authorizer.count(BootMicros::now()), 1);
@@ -393,6 +410,65 @@ async fn what_somebody_flushed_is_put_back_with_the_live_grants() {
     assert_eq!(restored.grants, 2);
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7", "tcp/443 from 192.0.2.7"]);
     assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
+}
+
+const DESK: &str = "tcp/5900 from 192.0.2.7";
+const SSH: &str = "tcp/22 from 192.0.2.7";
+
+#[tokio::test]
+async fn a_grant_for_one_connection_ends_with_it_and_a_new_knock_gives_a_new_one() {
+    let mut server = server();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "desk")];
+    server.authorizer.admit(knocks).await;
+    let refresh = server.candidate(3, "desk");
+    server.authorizer.admit(vec![refresh]).await;
+    assert_eq!(server.kernel.admits(), [SSH, DESK]);
+    server.kernel.take(DESK);
+    // No alarm: nothing has to be put back.
+    assert!(!server.authorizer.misses(1).await);
+    assert_eq!(server.authorizer.count(BootMicros::now()), 1);
+    assert_eq!(server.authorizer.needed().get(), 1);
+    assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
+    assert_eq!(server.kernel.admits(), [SSH]);
+    // The control: what is not for one connection is missed, and put back.
+    server.kernel.take(SSH);
+    assert!(server.authorizer.misses(0).await);
+    assert!(server.authorizer.restore(&plan()).await.unwrap().mended());
+    assert_eq!(server.kernel.admits(), [SSH]);
+    let knock = server.candidate(4, "tcp/5900");
+    server.authorizer.admit(vec![knock]).await;
+    assert_eq!(server.kernel.admits(), [SSH, DESK]);
+}
+
+#[tokio::test]
+async fn a_flush_gives_back_nothing_that_is_for_one_connection() {
+    let mut server = server();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "desk")];
+    server.authorizer.admit(knocks).await;
+    server.kernel.flush();
+    assert_eq!(server.authorizer.restore(&plan()).await.unwrap().grants, 1);
+    assert_eq!(server.kernel.admits(), [SSH]);
+    assert_eq!(server.authorizer.count(BootMicros::now()), 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_has_the_kernel_looked_at_at_once() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    let seconds =
+        |server: &Server| *server.kernel.0.elements.lock().unwrap().values().next().unwrap();
+    // What is left by the clock on the wall, after it was set.
+    server.kernel.0.elements.lock().unwrap().values_mut().for_each(|seconds| *seconds = 7);
+    server.authorizer.tick().await;
+    // The control: without a step nobody looks.
+    assert_eq!(seconds(&server), 7);
+    let ahead = Duration::from_secs(53);
+    let now = Now::read();
+    let now = Now { realtime: now.realtime.saturating_add(ahead), ..now };
+    server.judge.lock().watch_clock(now);
+    server.authorizer.tick().await;
+    assert_eq!(seconds(&server), 60);
 }
 
 #[tokio::test]

@@ -14,10 +14,11 @@ use std::sync::Arc;
 impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// What is due every second: grants whose time is over, the clock, the stores, the audit.
     pub async fn tick(&mut self) {
-        self.watch_clock();
+        let stepped = self.watch_clock();
         let now = Now::read();
         self.expire(now.boottime).await;
-        if self.unreconciled {
+        // Where grants end by the clock on the wall, they end at another time now.
+        if stepped || self.unreconciled {
             self.reconcile().await;
         }
         self.tend_store();
@@ -52,7 +53,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.former.remember(now, gone);
     }
 
-    fn watch_clock(&mut self) {
+    /// Whether the clock was set.
+    fn watch_clock(&mut self) -> bool {
         let (step, barrier) = {
             let mut judge = self.judge.lock();
             judge.watch_clock(Now::read());
@@ -69,6 +71,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         if barrier != self.stored_barrier {
             self.rewrite_store(Mark::InUse);
         }
+        step.is_some()
     }
 
     fn tend_store(&mut self) {

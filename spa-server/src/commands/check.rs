@@ -1,7 +1,7 @@
 //! `spa-server check`: looks for whatever is wrong with an installation, and says how to mend it.
 
 use super::output::{print, print_json};
-use super::{CONFIG, CommandError, Done, FAILED, client, gate as commands_gate, host};
+use super::{CONFIG, CommandError, Done, FAILED, client, gate as commands_gate, host, trial};
 use crate::capture::{Capture, CaptureSettings, Interfaces};
 use crate::causes::with_causes;
 use crate::cli::Output;
@@ -347,11 +347,14 @@ async fn look_at_backend(settings: &Settings, findings: &mut Findings) -> Option
 async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findings) {
     let check = "gate";
     let Some(gate) = look_at_backend(settings, findings).await else { return };
-    let report = match gate.examine(&settings.gate_plan()).await {
+    let report = match gate.examine(&trial::plan(settings)).await {
         Ok(report) => report,
         Err(error) => return findings.error(check, with_causes(&error as &GateError)),
     };
     let warnings = commands_gate::warnings(&report);
+    if let Some(warning) = trial::warning(settings) {
+        findings.warning(check, warning);
+    }
     match (report.changed, daemon) {
         // There is nothing that could be looked at.
         _ if gate.backend() == Backend::DryRun => {}

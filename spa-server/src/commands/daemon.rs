@@ -271,6 +271,13 @@ fn render_status(status: &Status) -> String {
         row("dropped", dropped),
         row("lost", format!("{} before the daemon saw them", status.kernel_drops)),
     ];
+    if let Some(left) = status.trial_seconds_left {
+        let left = seconds(left);
+        let value = format!(
+            "for {left} more; then the gate is undone, unless `spa-server gate confirm` is run from a new connection"
+        );
+        rows.push(row("on trial", value));
+    }
     if let Some(last) = status.last_restored {
         let times = count(status.restored, "time");
         let last = format_timestamp(last);
@@ -333,6 +340,7 @@ mod tests {
             refuse: "drop".into(),
             guards: true,
             gate: "installed".into(),
+            trial_seconds_left: None,
             restored: 0,
             last_restored: None,
             replay_store: "writable".into(),
@@ -365,6 +373,7 @@ mod tests {
         status.dropped.clear();
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
         (status.restored, status.last_restored) = (2, Some(UnixMicros::from_secs(1_798_758_030)));
+        status.trial_seconds_left = Some(43);
         status.left_out = vec!["/etc/spa/clients.d/x.toml: line 1: no".into()];
         status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
         let text = render_status(&status);
@@ -372,6 +381,7 @@ mod tests {
         insta::assert_snapshot!(end, @"
         dropped       none
         lost          0 before the daemon saw them
+        on trial      for 43s more; then the gate is undone, unless `spa-server gate confirm` is run from a new connection
         restored      the gate, 2 times, after others had changed or flushed it; last at 2026-12-31T23:00:30Z
         barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken
         left out      /etc/spa/clients.d/x.toml: line 1: no

@@ -1,6 +1,7 @@
 //! Commands that handle the gate, with the daemon or without.
 
 use super::output::{print, print_json, table};
+use super::trial::{self, Order};
 use super::{CommandError, Done, daemon, host};
 use crate::causes::with_causes;
 use crate::cli::{GateInstallArgs, Output};
@@ -32,27 +33,50 @@ struct Shown {
 }
 
 /// `spa-server gate install`: by the daemon, if it runs; it then watches over what it installed.
-pub(crate) fn install(config: &Path, args: GateInstallArgs) -> Done {
+pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
     let settings = Settings::load(config)?;
-    let output = args.output;
     if args.dry_run {
-        return preview(&settings, output);
+        return preview(&settings, args.output);
     }
-    let (report, runs) = match call(&settings.control_socket, &ControlRequest::GateInstall) {
+    let length = args.trial.as_deref().map(trial::length).transpose()?;
+    let request = if args.boot {
+        ControlRequest::Status
+    } else {
+        ControlRequest::GateInstall { trial: length.map(|length| length.as_secs()) }
+    };
+    let (report, runs) = match call(&settings.control_socket, &request) {
+        Ok(_) if args.boot => {
+            eprintln!("the daemon runs, and sees to the gate itself");
+            return Ok(());
+        }
         Ok(ControlResponse::GateInstalled { report, reloaded }) => {
             eprint!("{}", daemon::render_reloaded(&reloaded));
             (report, true)
         }
         Ok(other) => return Err(daemon::unexpected(&other)),
-        Err(CallError::NotRunning { .. }) => (wait_for(install_without_daemon(&settings))??, false),
+        Err(CallError::NotRunning { .. }) => {
+            let order = match length {
+                _ if args.boot => Order::AsItWas,
+                Some(length) => Order::OnTrial(length),
+                None => Order::ForGood,
+            };
+            let put_up = trial::put_up(&settings, order, |plan| {
+                wait_for(install_without_daemon(&settings, &plan))?
+            })?;
+            let Some(report) = put_up else { return Ok(()) };
+            (report, false)
+        }
         Err(error) => return Err(error.into()),
     };
-    if output.json {
+    if args.output.json {
         print_json(&report)?;
     } else {
         print(&render_report(&report))?;
     }
-    if !runs {
+    if let Some(length) = length {
+        eprintln!("{}", trial::what_to_do(length));
+    }
+    if !runs && !args.boot {
         eprintln!(
             "the daemon does not run: nothing opens the ports now. `spa-server gate remove` takes the gate away"
         );
@@ -60,10 +84,13 @@ pub(crate) fn install(config: &Path, args: GateInstallArgs) -> Done {
     Ok(())
 }
 
-async fn install_without_daemon(settings: &Settings) -> Result<InstallReport, CommandError> {
-    let plan = settings.gate_plan();
-    let Choice { gate, .. } = choose(settings, &plan).await?;
-    let installed = gate.install_in_place(&settings.gate, &plan).await;
+/// Puts the gate in place by this plan, instead of that of any other back-end.
+pub(super) async fn install_without_daemon(
+    settings: &Settings,
+    plan: &Plan,
+) -> Result<InstallReport, CommandError> {
+    let Choice { gate, .. } = choose(settings, plan).await?;
+    let installed = gate.install_in_place(&settings.gate, plan).await;
     let mut report = installed.map_err(|error| failed(&error))?;
     report.warnings.extend(settings.abandoned_hook());
     Ok(report)
@@ -118,13 +145,20 @@ fn render_preview(preview: &Preview) -> String {
 
 /// `spa-server gate show`.
 pub(crate) fn show(config: &Path, output: Output) -> Done {
-    let settings = Settings::load(config)?;
+    let mut settings = Settings::load(config)?;
+    // What `auto` would take now may be another one than the daemon took at its start.
+    if let Ok(ControlResponse::Status(status)) =
+        call(&settings.control_socket, &ControlRequest::Status)
+        && status.backend != Backend::Auto
+    {
+        settings.gate.backend = status.backend;
+    }
     let shown = wait_for(look(&settings))??;
     if output.json { print_json(&shown) } else { print(&render(&shown)) }
 }
 
 async fn look(settings: &Settings) -> Result<Shown, CommandError> {
-    let plan = settings.gate_plan();
+    let plan = trial::plan(settings);
     let Choice { gate, .. } = choose(settings, &plan).await?;
     let admitted = match gate.snapshot().await {
         Ok(admitted) => Some(admitted),
@@ -132,7 +166,7 @@ async fn look(settings: &Settings) -> Result<Shown, CommandError> {
         Err(error) => return Err(failed(&error)),
     };
     let mut examined = gate.examine(&plan).await.map_err(|error| failed(&error))?;
-    examined.warnings.extend(settings.abandoned_hook());
+    examined.warnings.extend(trial::warning(settings).into_iter().chain(settings.abandoned_hook()));
     let is_there = admitted.is_some();
     Ok(Shown {
         backend: gate.backend(),
@@ -180,6 +214,9 @@ pub(crate) fn remove(config: &Path) -> Done {
         GateSettings::default()
     };
     wait_for(AnyGate::remove_all(&settings))?.map_err(|error| failed(&error))?;
+    if let Ok(settings) = Settings::load(config) {
+        trial::removed(&settings);
+    }
     eprintln!("the gate is removed: all ports are as they were without it");
     Ok(())
 }
@@ -188,7 +225,7 @@ async fn choose(settings: &Settings, plan: &Plan) -> Result<Choice, CommandError
     AnyGate::choose(&settings.gate, plan).await.map_err(|error| failed(&error))
 }
 
-fn wait_for<F: Future>(future: F) -> Result<F::Output, CommandError> {
+pub(super) fn wait_for<F: Future>(future: F) -> Result<F::Output, CommandError> {
     host::block_on(future).map_err(|source| {
         CommandError::Failed(format!("the runtime could not be started: {source}"))
     })

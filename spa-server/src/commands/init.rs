@@ -69,7 +69,7 @@ pub(crate) fn run(config: &Path, args: InitArgs) -> Done {
     } else {
         print(&format!("{}\n", initialized.public_key))?;
     }
-    eprintln!("{}", next_steps(&initialized, found.is_empty(), &this_program()));
+    eprintln!("{}", next_steps(&initialized, found.is_empty()));
     Ok(())
 }
 
@@ -133,7 +133,7 @@ fn text(config: &Path, ssh_ports: &[u16]) -> String {
 }
 
 /// What to do next, with a way back that works when nobody can log in any more.
-fn next_steps(initialized: &Initialized, guessed: bool, program: &str) -> String {
+fn next_steps(initialized: &Initialized, guessed: bool) -> String {
     let config = initialized.config.display();
     // The unit knows the usual place only.
     let is_usual = initialized.config == Path::new(DEFAULT_PATH);
@@ -156,15 +156,15 @@ next:
     if is_usual {
         format!(
             "{begin}
-  4. here, in a session that stays open to the end; the first command undoes the
-     second after ten minutes, in case nobody gets in:
-       systemd-run --unit=spa-rescue --on-active=10min /bin/sh -c 'systemctl stop spa-server; {program} gate remove'
+  4. here, in a session that stays open to the end; the kernel undoes the first command
+     after ten minutes, in case nobody gets in:
+       spa-server gate install --trial 10m
        systemctl start spa-server
   5. on the laptop:  spa-client open ssh && ssh -o ControlPath=none HOST
-  6. here, only if the laptop got in:
-       systemctl stop spa-rescue.timer
+  6. there, in the new session:
+       spa-server gate confirm
        systemctl enable spa-server
-if it didn't, wait, or undo it at once in the open session; then all is as it was:
+if nobody gets in, wait, or undo it at once in the open session; then all is as it was:
        systemctl stop spa-server; spa-server gate remove"
         )
     } else {
@@ -177,16 +177,6 @@ if that fails, stop it in the open session and remove the gate; then all is as i
        spa-server{option} gate remove"
         )
     }
-}
-
-/// Where this program is, for a command line that has to work whatever the search path is.
-fn this_program() -> String {
-    let is_plain = |path: &String| {
-        path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte))
-    };
-    let path =
-        std::env::current_exe().ok().and_then(|path| path.into_os_string().into_string().ok());
-    path.filter(is_plain).unwrap_or_else(|| "/usr/sbin/spa-server".into())
 }
 
 #[cfg(test)]
@@ -202,7 +192,7 @@ mod tests {
             public_key: PublicKey::from_bytes([9; 32]),
             ssh_ports: vec![22],
         };
-        next_steps(&initialized, false, "/usr/sbin/spa-server")
+        next_steps(&initialized, false)
     }
 
     #[test]
@@ -216,15 +206,15 @@ mod tests {
                spa-server client add laptop --public-key spa-public-... --allow ssh
              and there, the command that this prints
           3. here:  spa-server check
-          4. here, in a session that stays open to the end; the first command undoes the
-             second after ten minutes, in case nobody gets in:
-               systemd-run --unit=spa-rescue --on-active=10min /bin/sh -c 'systemctl stop spa-server; /usr/sbin/spa-server gate remove'
+          4. here, in a session that stays open to the end; the kernel undoes the first command
+             after ten minutes, in case nobody gets in:
+               spa-server gate install --trial 10m
                systemctl start spa-server
           5. on the laptop:  spa-client open ssh && ssh -o ControlPath=none HOST
-          6. here, only if the laptop got in:
-               systemctl stop spa-rescue.timer
+          6. there, in the new session:
+               spa-server gate confirm
                systemctl enable spa-server
-        if it didn't, wait, or undo it at once in the open session; then all is as it was:
+        if nobody gets in, wait, or undo it at once in the open session; then all is as it was:
                systemctl stop spa-server; spa-server gate remove
         ");
     }
@@ -232,12 +222,15 @@ mod tests {
     #[test]
     fn the_steps_are_those_of_the_readme_in_its_order() {
         let (usual, mut readme) = (steps(DEFAULT_PATH), README);
-        let commands: Vec<_> =
-            usual.lines().filter_map(|line| line.strip_prefix("       system")).collect();
+        let commands: Vec<_> = usual
+            .lines()
+            .filter_map(|line| line.strip_prefix("       "))
+            .filter(|line| line.starts_with("system") || line.starts_with("spa-server gate"))
+            .collect();
         assert_eq!(commands.len(), 5, "{usual}");
         // All but the last one, the way back.
         for command in &commands[..4] {
-            let command = format!("\n# system{command}\n");
+            let command = format!("\n# {command}\n");
             let (_, after) = readme.split_once(command.trim_end()).expect(&command);
             readme = after;
         }

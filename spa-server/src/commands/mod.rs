@@ -11,6 +11,7 @@ pub(crate) mod gate;
 mod host;
 pub(crate) mod init;
 mod output;
+pub(crate) mod trial;
 mod write;
 
 use crate::config::ConfigError;

@@ -43,7 +43,14 @@ pub enum ControlRequest {
     Reload,
     /// Read the configuration anew, and put the gate in place, also if it was removed: answered by
     /// [`ControlResponse::GateInstalled`].
-    GateInstall,
+    #[serde(rename_all = "kebab-case")]
+    GateInstall {
+        /// For so many seconds at first, unless it is confirmed; none: for good.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trial: Option<u64>,
+    },
+    /// The gate on trial stands for good: answered by [`ControlResponse::Done`].
+    GateConfirm,
     /// Take the gate away, until it is installed again or the daemon restarts: answered by
     /// [`ControlResponse::Done`].
     GateRemove,
@@ -125,10 +132,13 @@ pub struct Status {
     pub mode: String,
     /// `drop` or `reject`.
     pub refuse: String,
-    /// Whether there is to be a gate: not after an administrator has removed it.
+    /// Whether there is to be a gate: not after an administrator has removed it, nor after a trial
+    /// that nobody has confirmed.
     pub guards: bool,
     /// `installed`, or what is wrong with the rules and sets in the kernel.
     pub gate: String,
+    /// For how many more seconds the gate is on trial; none if it is not.
+    pub trial_seconds_left: Option<u64>,
     /// How often the gate was put back after somebody else had changed or flushed it.
     pub restored: u64,
     /// When that was last.
@@ -251,7 +261,9 @@ mod tests {
                 r#"{"grants-revoke":{"client":"laptop","source":"192.0.2.7","service":"ssh","all":false,"cut":false}}"#,
             ),
             (ControlRequest::Reload, r#""reload""#),
-            (ControlRequest::GateInstall, r#""gate-install""#),
+            (ControlRequest::GateInstall { trial: None }, r#"{"gate-install":{}}"#),
+            (ControlRequest::GateInstall { trial: Some(60) }, r#"{"gate-install":{"trial":60}}"#),
+            (ControlRequest::GateConfirm, r#""gate-confirm""#),
             (ControlRequest::GateRemove, r#""gate-remove""#),
             (ControlRequest::ResetReplayWindow { client: None }, r#"{"reset-replay-window":{}}"#),
         ] {

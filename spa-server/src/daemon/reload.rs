@@ -7,6 +7,7 @@ use crate::config::{Config, ConfigError, GateSettings, Settings};
 use crate::control::{ControlResponse, Reloaded};
 use crate::gate::InstallReport;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -21,8 +22,8 @@ pub(super) struct Reload {
 pub(super) enum Order {
     /// Put it in force; a gate that is away stays away.
     Reload,
-    /// Put it in force, with the gate.
-    Install,
+    /// Put it in force, with the gate, which may be on trial at first.
+    Install(Option<Duration>),
 }
 
 impl Daemon {
@@ -44,9 +45,11 @@ impl Daemon {
 
     pub(super) async fn reloaded(&mut self, config: Result<Config, String>) {
         let orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
-        let installs = orders.iter().any(|(order, _)| *order == Order::Install);
+        // The last word on the gate holds.
+        let last = orders.iter().rev().find(|(order, _)| *order != Order::Reload);
+        let order = last.map_or(Order::Reload, |(order, _)| *order);
         let outcome = match config {
-            Ok(config) => self.put_in_force(config, installs).await,
+            Ok(config) => self.put_in_force(config, order).await,
             Err(why) => Err(why),
         };
         let outcome = match outcome {
@@ -75,7 +78,7 @@ impl Daemon {
         for (order, asked_by) in orders {
             let response = match (&outcome, order) {
                 (Ok((reloaded, _)), Order::Reload) => ControlResponse::Reloaded(reloaded.clone()),
-                (Ok((reloaded, report)), Order::Install) => ControlResponse::GateInstalled {
+                (Ok((reloaded, report)), Order::Install(_)) => ControlResponse::GateInstalled {
                     report: report.clone(),
                     reloaded: reloaded.clone(),
                 },
@@ -92,7 +95,7 @@ impl Daemon {
     async fn put_in_force(
         &mut self,
         config: Config,
-        installs: bool,
+        order: Order,
     ) -> Result<(Reloaded, InstallReport), String> {
         if config.server_key != self.server_key {
             return Err("the server's private key has changed; restart the server to use it".into());
@@ -115,7 +118,7 @@ impl Daemon {
             },
             ..config.settings.clone()
         };
-        let report = self.put_up(&settings, installs).await?;
+        let report = self.put_up(&settings, order).await?;
         let now = Now::read();
         {
             let mut judge = self.judge.lock();

@@ -2,6 +2,7 @@
 //! administrator wants it.
 
 use super::cutter::Which;
+use super::reload::Order;
 use super::watch::{Alarm, Known};
 use super::{Daemon, start};
 use crate::audit::{self, Restoration};
@@ -10,6 +11,7 @@ use crate::clock::{BootMicros, Now};
 use crate::config::Settings;
 use crate::control::ControlResponse;
 use crate::gate::{Guarded, InstallReport, Plan};
+use crate::trial::Trial;
 use spa_proto::UnixMicros;
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ pub(super) enum Standing {
     Guards,
     /// An administrator has taken it away.
     Removed,
+    /// It was on trial, and nobody has confirmed it.
+    Lapsed,
 }
 
 impl Standing {
@@ -30,8 +34,18 @@ impl Standing {
             Self::Removed => Some(
                 "removed by an administrator: nothing is hidden and nothing opens; `spa-server gate install` puts it back",
             ),
+            Self::Lapsed => Some(
+                "gone, since its trial was not confirmed: nothing is hidden and nothing opens; `spa-server gate install --trial 60s` tries again, `spa-server gate install` puts it up for good",
+            ),
         }
     }
+}
+
+/// What the gate is to guard by these settings, on trial or for good.
+pub(super) fn plan_of(settings: &Settings, trial: Option<Trial>, now: BootMicros) -> Plan {
+    // When it is over nothing is installed any more.
+    let trial_seconds = trial.map(|trial| trial.seconds_left(now).unwrap_or(1));
+    Plan { trial_seconds, ..settings.gate_plan() }
 }
 
 /// What there is to tell of restorations.
@@ -45,13 +59,14 @@ pub(super) struct Restorations {
 impl Daemon {
     /// The watch has found something missing.
     pub(super) async fn alarmed(&mut self, alarm: Alarm) {
+        self.end_trial().await;
         if self.standing != Standing::Guards {
             return;
         }
         if alarm.missing.is_empty() && !self.authorizer.misses(alarm.elements).await {
             return;
         }
-        let plan = self.settings.gate_plan();
+        let plan = self.plan(&self.settings);
         match self.authorizer.restore(&plan).await {
             Ok(restored) => {
                 self.watch.tell(None);
@@ -107,6 +122,7 @@ impl Daemon {
 
     /// What is due every second.
     pub(super) async fn tend_gate(&mut self) {
+        self.end_trial().await;
         if let Some(alarm) = self.unmended.take() {
             self.alarmed(alarm).await;
         }
@@ -122,28 +138,119 @@ impl Daemon {
         }
     }
 
+    /// What the gate is to guard by these settings, for as long as its trial goes on.
+    pub(super) fn plan(&self, settings: &Settings) -> Plan {
+        plan_of(settings, self.trial, BootMicros::now())
+    }
+
     /// Brings the gate to these settings, if there is one, or if there is to be one from now on.
     pub(super) async fn put_up(
         &mut self,
         settings: &Settings,
-        installs: bool,
+        order: Order,
     ) -> Result<InstallReport, String> {
-        if let (Some(absence), false) = (self.standing.absence(), installs) {
-            let warnings = vec![format!("the gate is {absence}")];
-            return Ok(InstallReport { warnings, ..InstallReport::default() });
+        self.end_trial().await;
+        let trial = match (order, self.standing.absence()) {
+            (Order::Install(trial), _) => trial,
+            (Order::Reload, None) => {
+                let plan = self.plan(settings);
+                return self.install(&plan).await;
+            }
+            (Order::Reload, Some(absence)) => {
+                let warnings = vec![format!("the gate is {absence}")];
+                return Ok(InstallReport { warnings, ..InstallReport::default() });
+            }
+        };
+        let now = BootMicros::now();
+        let before = self.trial_file.read(now);
+        // A trial is remembered before there is one, a gate for good only when it stands: whatever
+        // happens in between, nobody finds an unconfirmed gate for good.
+        let trial = match trial {
+            Some(length) => {
+                let begun = self.trial_file.begin(now, length);
+                Some(begun.map_err(|error| with_causes(&error))?)
+            }
+            None => None,
+        };
+        match self.install(&plan_of(settings, trial, now)).await {
+            Ok(report) => {
+                self.trial = trial;
+                if trial.is_none() {
+                    self.trial_file.clear().map_err(|error| with_causes(&error))?;
+                }
+                Ok(report)
+            }
+            Err(why) => {
+                if let Err(error) = self.trial_file.put_back(before) {
+                    tracing::error!("{}", with_causes(&error));
+                }
+                Err(why)
+            }
         }
-        let plan = settings.gate_plan();
-        let installed = self.authorizer.install(&plan).await;
+    }
+
+    async fn install(&mut self, plan: &Plan) -> Result<InstallReport, String> {
+        let installed = self.authorizer.install(plan).await;
         let report = installed.map_err(|error| with_causes(&error))?;
         start::tell(&report);
         self.stand(Standing::Guards);
-        self.watch.installed(&plan);
+        self.watch.installed(plan);
         self.cutter.refuse_again();
         Ok(report)
     }
 
+    /// The gate on trial stands for good.
+    pub(super) async fn confirm(&mut self) -> ControlResponse {
+        self.end_trial().await;
+        if self.trial.is_none() {
+            return ControlResponse::error(&match self.standing {
+                Standing::Lapsed => {
+                    "the trial is over, and the gate is gone; try again with `spa-server gate install --trial 60s`"
+                }
+                _ => "the gate is not on trial",
+            });
+        }
+        let plan = plan_of(&self.settings, None, BootMicros::now());
+        if let Err(why) = self.install(&plan).await {
+            return ControlResponse::error(&why);
+        }
+        self.trial = None;
+        tracing::info!("the gate is confirmed, and stands for good");
+        match self.trial_file.clear() {
+            Ok(()) => ControlResponse::Done,
+            Err(error) => ControlResponse::error(&format!(
+                "the gate is confirmed, but the next start takes it for one whose trial was not: {}",
+                with_causes(&error)
+            )),
+        }
+    }
+
+    /// Takes the gate away when its trial is over; the kernel has stopped refusing by then.
+    async fn end_trial(&mut self) {
+        if self.trial.is_none_or(|trial| trial.seconds_left(BootMicros::now()).is_some()) {
+            return;
+        }
+        self.trial = None;
+        if let Err(error) = self.trial_file.lapse() {
+            // Its time is over all the same: whoever reads it sees that.
+            tracing::error!("{}", with_causes(&error));
+        }
+        self.stand(Standing::Lapsed);
+        self.cutter.forget();
+        tracing::error!("the gate is {}", Standing::Lapsed.absence().unwrap_or_default());
+        if let Err(error) = self.authorizer.remove_gate().await {
+            tracing::error!("what is left of the gate can't be removed: {}", with_causes(&error));
+        }
+    }
+
     /// Takes the gate away, and leaves it away.
     pub(super) async fn remove_gate(&mut self) -> ControlResponse {
+        if self.trial.take().is_some() {
+            // Whoever takes it away in its trial has not confirmed it.
+            if let Err(error) = self.trial_file.lapse() {
+                tracing::error!("{}", with_causes(&error));
+            }
+        }
         self.stand(Standing::Removed);
         self.cutter.forget();
         match self.authorizer.remove_gate().await {

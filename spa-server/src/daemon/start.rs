@@ -1,13 +1,13 @@
 //! From a configuration to a server that captures.
 
 use super::cutter::Cutter;
-use super::standing::{Restorations, Standing};
+use super::standing::{Restorations, Standing, plan_of};
 use super::watch::Watch;
 use super::{Command, Daemon, QUEUE, status};
 use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
-use crate::clock::Now;
+use crate::clock::{BootMicros, Now};
 use crate::config::{Config, Problem, Settings, judge_directory};
 use crate::connections::{Connections, KernelConnections};
 use crate::control::{self, ControlResponse};
@@ -16,6 +16,7 @@ use crate::gate::{AnyGate, Choice, Gate as _, InstallReport};
 use crate::grants::{FileGrantStore, Grant};
 use crate::pipeline::{Judge, Pipeline, SharedJudge};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
+use crate::trial::{TrialFile, TrialState};
 use anyhow::Context as _;
 use spa_proto::{Freshness, Receiver, Settings as ReceiverSettings};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -73,7 +74,22 @@ impl Daemon {
         })?;
 
         let listener = control::bind(&settings.control_socket)?;
-        tell(&gate.install(&settings.gate_plan()).await.context("the gate can't be installed")?);
+        let trial_file = TrialFile::new(&settings.state_directory, boot);
+        let (standing, trial) = match trial_file.read(BootMicros::now()) {
+            TrialState::None => (Standing::Guards, None),
+            TrialState::Running(trial) => (Standing::Guards, Some(trial)),
+            TrialState::Lapsed => (Standing::Lapsed, None),
+        };
+        let plan = plan_of(&settings, trial, BootMicros::now());
+        match standing.absence() {
+            None => tell(&gate.install(&plan).await.context("the gate can't be installed")?),
+            Some(absence) => {
+                tracing::error!("the gate is {absence}");
+                if let Err(error) = trial_file.lapse() {
+                    tracing::error!("{}", with_causes(&error));
+                }
+            }
+        }
 
         let (grant_log, grants) = load_grants(&settings.state_directory, &boot.to_string());
         let max_grants = usize::try_from(settings.max_grants).unwrap_or(usize::MAX);
@@ -85,6 +101,11 @@ impl Daemon {
             grant_log,
             max_grants,
         );
+        if standing.absence().is_some()
+            && let Err(error) = authorizer.remove_gate().await
+        {
+            tracing::error!("what is left of the gate can't be removed: {}", with_causes(&error));
+        }
         authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
 
         // Only now: what is admitted by the new gate too is admitted without a gap.
@@ -94,12 +115,9 @@ impl Daemon {
         }
 
         let connections: Arc<dyn Connections> = Arc::new(KernelConnections);
-        let (watch, alarms) = Watch::start(
-            Arc::clone(&gate),
-            authorizer.needed(),
-            Arc::clone(&connections),
-            &settings.gate_plan(),
-        );
+        let (watch, alarms) =
+            Watch::start(Arc::clone(&gate), authorizer.needed(), Arc::clone(&connections), &plan);
+        watch.rest(standing.absence().is_some());
         let cutter = Cutter::start(gate, connections);
 
         let (commands_in, commands) = mpsc::channel::<Command>(16);
@@ -133,7 +151,9 @@ impl Daemon {
             watch,
             alarms,
             cutter,
-            standing: Standing::Guards,
+            standing,
+            trial,
+            trial_file,
             restored: Restorations::default(),
             unmended: None,
             left_out: left_out.iter().map(ToString::to_string).collect(),

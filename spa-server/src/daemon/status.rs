@@ -67,6 +67,9 @@ impl Daemon {
             },
             guards: self.standing.absence().is_none(),
             gate: gate.into(),
+            trial_seconds_left: self
+                .trial
+                .map(|trial| u64::from(trial.seconds_left(boottime).unwrap_or(0))),
             restored: self.restored.count,
             last_restored: self.restored.last,
             replay_store: store.into(),

@@ -190,8 +190,9 @@ impl<G: Gate> Watcher<G> {
     async fn run(self) {
         let mut rests = self.shared.rests.subscribe();
         let mut doubt = Doubt::Everything;
-        // It was just installed: who slips in right after that is to be told from those before.
-        let (mut listed, mut list_again) = (self.list().await, Instant::now());
+        // Its installation has just found it whole; the first look may take longer than it stands.
+        *lock(&self.shared.known) = self.list().await;
+        let (mut listed, mut list_again) = (None, Instant::now());
         while rests.wait_for(|rests| !rests).await.is_ok() {
             if !self.look(doubt).await {
                 listed = None;

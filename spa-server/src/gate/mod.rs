@@ -4,7 +4,9 @@
 //! do. [`IptablesGate`] holds grants in ipset sets with a time limit on each element, or in rules
 //! that say themselves until when they count: the kernel closes a port when the daemon is dead.
 //! Its text is made by the pure [`render`] and [`sets`], and judged by the pure [`saved`],
-//! [`foreign`] and [`sockets`].
+//! [`foreign`] and [`sockets`]. [`NftablesGate`] has a table of its own; [`HookGate`] runs commands
+//! of the administrator's; [`DryRunGate`] only says what it would do. [`AnyGate::choose`] finds out
+//! which one it is.
 //!
 //! The gate knows nothing of clients, services or knocks.
 //!

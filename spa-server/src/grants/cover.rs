@@ -53,6 +53,7 @@ mod tests {
     use super::*;
     use crate::clock::BootMicros;
     use crate::grants::GrantKey;
+    use crate::service::Connections;
     use spa_proto::{ClientId, Nonce, UnixMicros};
 
     #[test]
@@ -64,6 +65,7 @@ mod tests {
                 service: "ssh".parse().unwrap(),
             },
             ports: ports.iter().map(|ports| ports.parse().unwrap()).collect(),
+            connections: Connections::Any,
             opened: UnixMicros(0),
             expires: BootMicros(0),
             request: Nonce([0; 24]).into(),

@@ -16,6 +16,7 @@ pub use store::{FileGrantStore, GrantStore, GrantStoreError, Loaded};
 pub use table::{GrantTable, MAX_LIFETIME};
 
 use crate::clock::BootMicros;
+use crate::service::Connections;
 use crate::source::Source;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use spa_proto::{ClientId, Item, Nonce, PortRange, UnixMicros};
@@ -38,8 +39,10 @@ pub struct GrantKey {
 pub struct Grant {
     /// Whose, from where, for what.
     pub key: GrantKey,
-    /// The ports that this opens.
+    /// The ports that this opens; those of a grant for one connection that are not used up yet.
     pub ports: Vec<PortRange>,
+    /// How many connections it lets in, to each of its ports.
+    pub connections: Connections,
     /// When it was granted first.
     pub opened: UnixMicros,
     /// When it ends.

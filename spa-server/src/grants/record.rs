@@ -2,6 +2,7 @@
 
 use super::{Grant, GrantKey, RequestId};
 use crate::clock::BootMicros;
+use crate::service::Connections;
 use crate::source::Source;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use spa_proto::{ClientId, Item, PortRange, UnixMicros};
@@ -42,6 +43,9 @@ pub(super) struct GrantRecord {
     source: Source,
     service: Item,
     ports: Vec<PortRange>,
+    /// Not there: as many as come, as in files of earlier versions.
+    #[serde(default, skip_serializing_if = "is_any")]
+    connections: Connections,
     opened: UnixMicros,
     expires: BootMicros,
     request: RequestId,
@@ -63,18 +67,25 @@ impl From<KeyRecord> for GrantKey {
 
 impl From<&Grant> for GrantRecord {
     fn from(grant: &Grant) -> Self {
-        let Grant { key, ports, opened, expires, request } = grant.clone();
+        let Grant { key, ports, connections, opened, expires, request } = grant.clone();
         let GrantKey { client, source, service } = key;
-        Self { client: HexClient(client), source, service, ports, opened, expires, request }
+        let client = HexClient(client);
+        Self { client, source, service, ports, connections, opened, expires, request }
     }
 }
 
 impl From<GrantRecord> for Grant {
     fn from(record: GrantRecord) -> Self {
-        let GrantRecord { client, source, service, ports, opened, expires, request } = record;
+        let GrantRecord { client, source, service, ports, connections, opened, expires, request } =
+            record;
         let key = GrantKey { client: client.0, source, service };
-        Self { key, ports, opened, expires, request }
+        Self { key, ports, connections, opened, expires, request }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_any(connections: &Connections) -> bool {
+    *connections == Connections::Any
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -212,6 +212,7 @@ mod tests {
     use super::super::RequestId;
     use super::*;
     use crate::clock::BootMicros;
+    use crate::service::Connections;
     use spa_proto::{ClientId, Nonce, UnixMicros};
     use std::net::IpAddr;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -226,6 +227,7 @@ mod tests {
                 service: "ssh".parse().unwrap(),
             },
             ports: vec!["tcp/22".parse().unwrap(), "udp/60001".parse().unwrap()],
+            connections: Connections::Any,
             opened: UnixMicros(1_800_000_000_000_000),
             expires: BootMicros(expires),
             request: RequestId::from(Nonce([source; 24])),
@@ -254,6 +256,19 @@ mod tests {
         // A knock right after a close, in one record: the grant is there.
         store.record(&[grant(1, 30)], &[grant(1, 20).key]).unwrap();
         assert_eq!(open(&directory).1.grants[0], grant(1, 30));
+    }
+
+    #[test]
+    fn that_a_grant_is_for_one_connection_is_kept_and_older_files_stay_readable() {
+        let directory = tempfile::tempdir().unwrap();
+        let one = Grant { connections: Connections::One, ..grant(1, 10) };
+        open(&directory).0.record(&[one.clone(), grant(2, 10)], &[]).unwrap();
+        let text = fs::read_to_string(path(&directory)).unwrap();
+        // A line as it was always written says nothing of connections.
+        assert_eq!(text.matches(r#""connections":"one""#).count(), 1, "{text}");
+        assert_eq!(text.matches("connections").count(), 1, "{text}");
+        let (_, loaded) = open(&directory);
+        assert_eq!((loaded.grants, loaded.damaged), (vec![one, grant(2, 10)], 0));
     }
 
     #[test]

@@ -2,12 +2,16 @@
 //!
 //! A kernel element (source, port) may be needed by several grants: of several clients behind one
 //! address, of a service and of a port of it. It carries the latest expiry of all that need it.
+//!
+//! What is for one connection is admitted by a knock and by nothing else: whatever has become of it
+//! in the kernel, putting it back could let a second connection in. If it is gone, it was used.
 
 use super::{Grant, GrantKey};
 use crate::clock::BootMicros;
 use crate::gate::{Change, Element, LiveElement, MAX_ELEMENT_SECONDS};
+use crate::service::Connections;
 use crate::source::Source;
-use spa_proto::ClientId;
+use spa_proto::{ClientId, PortRange};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +25,8 @@ pub struct GrantTable {
     grants: HashMap<Arc<GrantKey>, Grant>,
     expiries: BTreeSet<(BootMicros, Arc<GrantKey>)>,
     needs: HashMap<Element, BTreeSet<(BootMicros, Arc<GrantKey>)>>,
+    /// Those of the elements that are for one connection.
+    single: BTreeSet<Element>,
     clients: HashMap<ClientId, BTreeMap<Source, HashSet<Arc<GrantKey>>>>,
 }
 
@@ -33,24 +39,28 @@ impl GrantTable {
     /// Enters a grant, or refreshes the one with its key; says what the kernel must admit.
     ///
     /// A refresh never shortens, and keeps the time of the first opening. If the service has
-    /// other ports than before, those that it lost are withdrawn.
+    /// other ports than before, those that it lost are withdrawn. One for one connection lets one
+    /// more in, if the last one was used.
     #[must_use = "the kernel admits nothing until these changes are applied"]
     pub fn open(&mut self, now: BootMicros, mut grant: Grant) -> Vec<Change> {
-        let mut touched: BTreeSet<Element> = elements(&grant).collect();
+        let asked: BTreeSet<Element> = elements(&grant).collect();
+        let mut lost = BTreeSet::new();
         if let Some(old) = self.remove(&grant.key) {
             if old.expires > now {
                 grant.expires = grant.expires.max(old.expires);
                 grant.opened = old.opened;
             }
-            touched.extend(elements(&old));
+            lost.extend(elements(&old).filter(|element| !asked.contains(element)));
         }
         self.insert(grant);
-        touched.into_iter().map(|element| self.due(now, element)).collect()
+        let withdrawn = lost.into_iter().filter_map(|element| self.left(now, element));
+        withdrawn.chain(asked.iter().map(|element| self.due(now, *element))).collect()
     }
 
     /// Ends the grants that the predicate picks; says which, and what the kernel must change.
     ///
-    /// What other live grants need is admitted for *their* remaining time.
+    /// What other live grants need is admitted for *their* remaining time; but what is for one
+    /// connection is left as it is, until [`Self::expire`] withdraws it.
     #[must_use = "the kernel goes on admitting until these changes are applied"]
     pub fn close(
         &mut self,
@@ -68,7 +78,7 @@ impl GrantTable {
     pub fn close_keys(&mut self, now: BootMicros, keys: &[GrantKey]) -> (Vec<Grant>, Vec<Change>) {
         let closed: Vec<_> = keys.iter().filter_map(|key| self.remove(key)).collect();
         let touched: BTreeSet<_> = closed.iter().flat_map(elements).collect();
-        let changes = touched.into_iter().map(|element| self.due(now, element)).collect();
+        let changes = touched.into_iter().filter_map(|element| self.left(now, element)).collect();
         (closed, changes)
     }
 
@@ -115,7 +125,8 @@ impl GrantTable {
     }
 
     /// Says what makes the kernel, which admits this right now, admit just what the live grants
-    /// need. An element whose time is right, within the second of rounding, is left alone.
+    /// need. An element whose time is right, within the second of rounding, is left alone; so is
+    /// what is for one connection, whether it is there or not: see [`Self::take_used`].
     #[must_use = "the kernel is not as the table has it until these changes are applied"]
     pub fn reconcile(&self, now: BootMicros, kernel: &[LiveElement]) -> Vec<Change> {
         let mut changes = Vec::new();
@@ -123,6 +134,7 @@ impl GrantTable {
         for live in kernel {
             match self.until(now, live.element) {
                 None => changes.push(Change::Withdraw { element: live.element }),
+                Some(_) if self.single.contains(&live.element) => {}
                 Some(until) => {
                     // The kernel rounds down: what it calls n seconds may be almost n + 1.
                     let wanted = seconds_until(now, until);
@@ -133,13 +145,53 @@ impl GrantTable {
                 }
             }
         }
-        let missing: BTreeSet<_> =
-            self.needs.keys().filter(|element| !right.contains(*element)).collect();
+        let is_missing =
+            |element: &&Element| !right.contains(*element) && !self.single.contains(*element);
+        let missing: BTreeSet<_> = self.needs.keys().filter(is_missing).collect();
         changes.extend(missing.into_iter().filter_map(|element| {
             let until = self.until(now, *element)?;
             Some(Change::Admit { element: *element, seconds: seconds_until(now, until) })
         }));
         changes
+    }
+
+    /// Takes out what is for one connection and gone from the kernel, which admits this right now;
+    /// says of which grants, with the ports that were used. A grant of which ports are left lives on
+    /// with these. Behind one address the connection can't be told whose it is: it uses up what all
+    /// have for that port.
+    ///
+    /// What ends within a second anyway may be gone for that reason, and is left to
+    /// [`Self::expire`].
+    pub fn take_used(&mut self, now: BootMicros, kernel: &[LiveElement]) -> Vec<Grant> {
+        if self.single.is_empty() {
+            return Vec::new();
+        }
+        let held: HashSet<_> = kernel.iter().map(|live| live.element).collect();
+        let soon = now.saturating_add(Duration::from_secs(1));
+        let used: BTreeSet<_> =
+            self.single.iter().filter(|element| !held.contains(element)).copied().collect();
+        let needing = used.iter().filter_map(|element| self.needs.get(element)).flatten();
+        let keys: BTreeSet<_> = needing
+            .filter(|(expires, key)| *expires > soon && self.is_single(key))
+            .map(|(_, key)| Arc::clone(key))
+            .collect();
+        let grants: Vec<_> = keys.iter().filter_map(|key| self.remove(key)).collect();
+        let take = |mut grant: Grant| {
+            let source = grant.key.source;
+            let is_used = |ports: &PortRange| used.contains(&Element { source, ports: *ports });
+            let (gone, left) = grant.ports.iter().partition(|ports| is_used(ports));
+            grant.ports = left;
+            if !grant.ports.is_empty() {
+                self.insert(grant.clone());
+            }
+            Grant { ports: gone, ..grant }
+        };
+        grants.into_iter().map(take).collect()
+    }
+
+    /// Whether any grant is for one connection.
+    pub fn has_single(&self) -> bool {
+        !self.single.is_empty()
     }
 
     /// How many grants need an element that these changes admit.
@@ -199,6 +251,9 @@ impl GrantTable {
         let at = (grant.expires, key);
         for element in elements(&grant) {
             self.needs.entry(element).or_default().insert(at.clone());
+            if grant.connections == Connections::One {
+                self.single.insert(element);
+            }
         }
         let sources = self.clients.entry(grant.key.client).or_default();
         sources.entry(grant.key.source).or_default().insert(Arc::clone(&at.1));
@@ -217,6 +272,9 @@ impl GrantTable {
                     self.needs.remove(&element);
                 }
             }
+            if grant.connections == Connections::One && !self.is_needed_by_single(element) {
+                self.single.remove(&element);
+            }
         }
         if let Some(sources) = self.clients.get_mut(&grant.key.client) {
             if let Some(keys) = sources.get_mut(&grant.key.source) {
@@ -232,6 +290,16 @@ impl GrantTable {
         Some(grant)
     }
 
+    fn is_single(&self, key: &GrantKey) -> bool {
+        self.grants.get(key).is_some_and(|grant| grant.connections == Connections::One)
+    }
+
+    fn is_needed_by_single(&self, element: Element) -> bool {
+        self.needs
+            .get(&element)
+            .is_some_and(|needs| needs.iter().any(|(_, key)| self.is_single(key)))
+    }
+
     /// Until when the live grants need an element, if any does.
     fn until(&self, now: BootMicros, element: Element) -> Option<BootMicros> {
         let (until, _) = self.needs.get(&element)?.last()?;
@@ -243,6 +311,12 @@ impl GrantTable {
             Some(until) => Change::Admit { element, seconds: seconds_until(now, until) },
             None => Change::Withdraw { element },
         }
+    }
+
+    /// What is due when one of the grants that need an element has ended.
+    fn left(&self, now: BootMicros, element: Element) -> Option<Change> {
+        let stays = self.single.contains(&element) && self.until(now, element).is_some();
+        (!stays).then(|| self.due(now, element))
     }
 }
 
@@ -281,6 +355,7 @@ mod tests {
                 service: service.parse().unwrap(),
             },
             ports: ports.iter().map(|port| port.parse().unwrap()).collect(),
+            connections: Connections::Any,
             opened: UnixMicros(7),
             expires: BootMicros(expires),
             request: Nonce([client; 24]).into(),
@@ -402,20 +477,78 @@ mod tests {
         assert_eq!(expired.len(), 1, "a grant that ended meanwhile is reported");
     }
 
+    fn one(client: u8, source: u8, service: &str, ports: &[&str], seconds: u64) -> Grant {
+        let grant = grant(client, source, service, ports, seconds * SECOND);
+        Grant { connections: Connections::One, ..grant }
+    }
+
+    #[test]
+    fn what_was_used_is_not_put_back_and_a_port_that_is_left_lives_on() {
+        let mut table = GrantTable::new();
+        let ports = ["tcp/5900", "tcp/5901"];
+        let _ = table.open(at(0), one(1, 1, "desk", &ports, 60));
+        let _ = table.open(at(0), grant(1, 1, "ssh", &["tcp/22"], 60 * SECOND));
+        let live = |port| LiveElement { element: element(1, port), seconds_left: 59 };
+        // The control: as long as all is there, nothing was used.
+        let all = [live("tcp/5900"), live("tcp/5901"), live("tcp/22")];
+        assert_eq!(table.take_used(at(1), &all), []);
+        let used = table.take_used(at(1), &[live("tcp/5901"), live("tcp/22")]);
+        assert_eq!(used, [one(1, 1, "desk", &["tcp/5900"], 60)]);
+        assert_eq!(table.get(&used[0].key), Some(&one(1, 1, "desk", &["tcp/5901"], 60)));
+        // A flush: what isn't for one connection is put back.
+        assert_eq!(table.reconcile(at(1), &[]), [admit(1, "tcp/22", 59)]);
+        assert_eq!(table.take_used(at(1), &[]).len(), 1);
+        assert_eq!((table.len(), table.elements(), table.has_single()), (1, 1, false));
+        // A new knock, a new connection, to each port.
+        let again = table.open(at(2), one(1, 1, "desk", &ports, 62));
+        assert_eq!(again, [admit(1, "tcp/5900", 60), admit(1, "tcp/5901", 60)]);
+    }
+
+    #[test]
+    fn what_ends_anyway_was_not_used() {
+        let mut table = GrantTable::new();
+        let _ = table.open(at(0), one(1, 1, "desk", &["tcp/5900"], 60));
+        assert_eq!(table.take_used(at(59), &[]), []);
+        assert_eq!(table.reconcile(at(59), &[]), []);
+        assert_eq!(table.expire(at(60)).0.len(), 1);
+    }
+
+    #[test]
+    fn nothing_but_a_knock_admits_what_is_for_one_connection() {
+        let mut table = GrantTable::new();
+        let _ = table.open(at(0), one(1, 1, "desk", &["tcp/5900"], 60));
+        let _ = table.open(at(0), one(2, 1, "desk", &["tcp/5900"], 20));
+        // The connection has come, but nobody has looked yet.
+        let first = |g: &Grant| g.key.client == ClientId([1; 32]);
+        assert_eq!(table.close(at(5), first).1, []);
+        assert_eq!(table.expire(at(20)).1, [withdraw(1, "tcp/5900")]);
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Open { client: u8, source: u8, service: usize, seconds: u64 },
         Close { client: Option<u8>, source: Option<u8> },
         Sleep(u64),
         Expire,
+        Connect { source: u8, port: usize },
+        Look,
+        Reconcile,
     }
 
-    const SERVICES: [(&str, &[&str]); 4] = [
+    const SERVICES: [(&str, &[&str]); 6] = [
         ("ssh", &["tcp/22"]),
         ("web", &["tcp/80", "tcp/443"]),
         ("tcp/443", &["tcp/443"]),
         ("all", &["tcp/22", "tcp/80", "udp/53"]),
+        ("desk", &SINGLE),
+        ("tcp/5900", &["tcp/5900"]),
     ];
+    /// These are for one connection.
+    const SINGLE: [&str; 2] = ["tcp/5900", "tcp/5901"];
+
+    fn is_single(ports: PortRange) -> bool {
+        SINGLE.iter().any(|single| single.parse() == Ok(ports))
+    }
 
     fn any_step() -> impl Strategy<Value = Step> {
         prop_oneof![
@@ -426,6 +559,10 @@ mod tests {
                 .prop_map(|(client, source)| Step::Close { client, source }),
             2 => (1..30_000_000u64).prop_map(Step::Sleep),
             2 => Just(Step::Expire),
+            2 => (1..3u8, 0..SINGLE.len())
+                .prop_map(|(source, port)| Step::Connect { source, port }),
+            1 => Just(Step::Look),
+            1 => Just(Step::Reconcile),
         ]
     }
 
@@ -434,6 +571,10 @@ mod tests {
     struct Naive {
         grants: Vec<Grant>,
         kernel: BTreeMap<Element, u64>,
+        /// How many knocks asked for what is for one connection, less those that came.
+        owed: BTreeMap<Element, i32>,
+        /// What a connection has used since it was admitted last.
+        used: BTreeSet<Element>,
     }
 
     impl Naive {
@@ -442,12 +583,36 @@ mod tests {
                 match *change {
                     Change::Admit { element, seconds } => {
                         self.kernel.insert(element, now + u64::from(seconds) * SECOND);
+                        self.used.remove(&element);
                     }
                     Change::Withdraw { element } => {
                         self.kernel.remove(&element);
                     }
                 }
             }
+        }
+
+        fn live(&self, now: u64) -> Vec<LiveElement> {
+            let live = self.kernel.iter().map(|(element, until)| LiveElement {
+                element: *element,
+                seconds_left: u32::try_from((until - now) / SECOND).unwrap(),
+            });
+            live.collect()
+        }
+
+        fn take_used(&mut self, now: u64) -> usize {
+            let mut taken = 0;
+            for grant in self.grants.iter_mut().filter(|g| g.expires.0 > now + SECOND) {
+                let source = grant.key.source;
+                let before = grant.ports.len();
+                grant.ports.retain(|ports| {
+                    let element = Element { source, ports: *ports };
+                    !is_single(*ports) || self.kernel.contains_key(&element)
+                });
+                taken += usize::from(grant.ports.len() < before);
+            }
+            self.grants.retain(|grant| !grant.ports.is_empty());
+            taken
         }
 
         fn needed_until(&self, now: u64, element: Element) -> Option<u64> {
@@ -473,6 +638,12 @@ mod tests {
                     Step::Open { client, source, service, seconds } => {
                         let (name, ports) = SERVICES[service];
                         let mut grant = grant(client, source, name, ports, now + seconds);
+                        let single = |element: &Element| is_single(element.ports);
+                        let singles: Vec<_> = elements(&grant).filter(single).collect();
+                        for element in singles {
+                            grant.connections = Connections::One;
+                            *naive.owed.entry(element).or_default() += 1;
+                        }
                         let changes = table.open(BootMicros(now), grant.clone());
                         if let Some(at) = naive.grants.iter().position(|g| g.key == grant.key) {
                             let old = naive.grants.remove(at);
@@ -493,6 +664,23 @@ mod tests {
                         naive.apply(now, &changes);
                     }
                     Step::Sleep(micros) => now += micros,
+                    Step::Connect { source, port } => {
+                        let element = element(source, SINGLE[port]);
+                        if naive.kernel.remove(&element).is_some() {
+                            naive.used.insert(element);
+                            let owed = naive.owed.entry(element).or_default();
+                            *owed -= 1;
+                            prop_assert!(*owed >= 0, "{} let in one too many", element);
+                        }
+                    }
+                    Step::Look => {
+                        let used = table.take_used(BootMicros(now), &naive.live(now));
+                        prop_assert_eq!(used.len(), naive.take_used(now));
+                    }
+                    Step::Reconcile => {
+                        let changes = table.reconcile(BootMicros(now), &naive.live(now));
+                        naive.apply(now, &changes);
+                    }
                     Step::Expire => {
                         let (expired, changes) = table.expire(BootMicros(now));
                         let before = naive.grants.len();
@@ -512,6 +700,16 @@ mod tests {
                 let next = naive.grants.iter().map(|g| g.expires).min();
                 prop_assert_eq!(table.next_expiry(), next);
                 for source in 1..3 {
+                    for port in SINGLE {
+                        let element = element(source, port);
+                        let (held, needed) =
+                            (naive.kernel.get(&element), naive.needed_until(now, element));
+                        match (held, needed) {
+                            (Some(until), Some(needed)) => prop_assert!(*until >= needed),
+                            (None, Some(_)) => prop_assert!(naive.used.contains(&element)),
+                            (_, None) => {}
+                        }
+                    }
                     for port in ["tcp/22", "tcp/80", "tcp/443", "udp/53"] {
                         let element = element(source, port);
                         match (naive.kernel.get(&element), naive.needed_until(now, element)) {
@@ -527,11 +725,7 @@ mod tests {
                 }
                 // However the kernel was brought here, nothing is left to mend, but for what ends
                 // within this second.
-                let live: Vec<_> = naive.kernel.iter().map(|(element, until)| LiveElement {
-                    element: *element,
-                    seconds_left: u32::try_from((until - now) / SECOND).unwrap(),
-                }).collect();
-                for change in table.reconcile(BootMicros(now), &live) {
+                for change in table.reconcile(BootMicros(now), &naive.live(now)) {
                     let withdraws = matches!(change, Change::Withdraw { .. });
                     prop_assert!(withdraws, "{:?}", change);
                 }
@@ -542,6 +736,7 @@ mod tests {
             naive.apply(now, &changes);
             naive.kernel.retain(|_, until| *until >= now + SECOND);
             prop_assert!(naive.kernel.is_empty());
+            prop_assert!(table.single.is_empty());
             prop_assert!(table.needs.is_empty() && table.expiries.is_empty() && table.clients.is_empty());
         }
     }

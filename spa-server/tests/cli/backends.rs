@@ -205,3 +205,26 @@ fn where_no_backend_works_each_one_is_told() {
         assert!(failed.err.contains(told), "{told}: {failed:#?}");
     }
 }
+
+#[test]
+fn the_two_of_iptables_hand_over_to_each_other_what_is_open() {
+    let host = host_with("ipset");
+    let script = format!(
+        "cd {directory}
+        % gate install; ipset add spa4 192.0.2.7,tcp:22 timeout 5000
+        {to_iptables}; % gate install; {{ {RULES}; % gate show; }} >iptables
+        {to_ipset}; % gate install; {{ {RULES}; % gate show; }} >ipset",
+        directory = host.directory.path().display(),
+        to_iptables = change(&host, "ipset", "iptables"),
+        to_ipset = change(&host, "iptables", "ipset"),
+    );
+    let done = host.script_in_namespace(&script).done();
+    assert!(!done.out.contains("warning"), "{done:#?}");
+    for (backend, has_sets) in [("iptables", false), ("ipset", true)] {
+        let seen = fs::read_to_string(host.directory.path().join(backend)).unwrap();
+        assert!(seen.contains(&format!("is installed (back-end {backend})\n")), "{seen}");
+        assert!(seen.contains("192.0.2.7  tcp/22  1h"), "{seen}");
+        assert_eq!(seen.lines().any(|line| line == "spa4"), has_sets, "{seen}");
+        assert_eq!(seen.contains("--match-set"), has_sets, "{seen}");
+    }
+}

@@ -6,6 +6,7 @@ use crate::lab::{
 };
 use crate::probe::Seen::{Open, Silent};
 use crate::probe::{LONG, PATIENCE, both, until};
+use spa_server::config::GateSettings;
 use spa_server::gate::{AnyGate, Gate as _, GateError, Plan, Refusal, ToolOverrides};
 use std::fmt::Write as _;
 use std::fs;
@@ -107,6 +108,10 @@ where
     }
     gate.wait(task).unwrap();
     false
+}
+
+fn settings(lab: &Lab, unlucky: &Unlucky) -> GateSettings {
+    lab.subject.settings(unlucky.tools.clone(), lab.scripts.path())
 }
 
 /// Rules of the host's own.
@@ -243,7 +248,7 @@ pub(crate) fn a_tool_that_fails_leaves_what_was_there_before(lab: &Lab) {
             let there = lab.ruleset();
             let unlucky = Unlucky::new(lab, number, Fate::Fails);
             // A tool that is only asked for its version may fail before there is a gate.
-            let installed = LiveGate::new(&lab.server, lab.subject.settings(unlucky.tools.clone()))
+            let installed = LiveGate::new(&lab.server, settings(lab, &unlucky))
                 .and_then(|gate| gate.install(&new).map(drop));
             if let Err(error) = installed {
                 failures += 1;
@@ -264,7 +269,7 @@ pub(crate) fn a_change_that_fails_is_told(lab: &Lab) {
     for number in 1.. {
         assert!(number < MANY);
         let unlucky = Unlucky::new(lab, number, Fate::Fails);
-        let gate = LiveGate::new(&lab.server, lab.subject.settings(unlucky.tools.clone()));
+        let gate = LiveGate::new(&lab.server, settings(lab, &unlucky));
         let Ok(gate) = gate else { continue };
         if gate.install(&plan).is_err() {
             continue;

@@ -6,7 +6,9 @@ use crate::services::Services;
 use crate::space::Space;
 use crate::subject::{Subject, Variant};
 use spa_proto::PortRange;
-use spa_server::gate::{Change, Element, Guarded, LiveElement, Mode, Plan, Refusal, ToolOverrides};
+use spa_server::gate::{
+    Backend, Change, Element, Guarded, LiveElement, Mode, Plan, Refusal, ToolOverrides,
+};
 use spa_server::service::{Forward, ForwardTo, Target};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -91,6 +93,9 @@ impl Lab {
         let scripts = tempfile::tempdir().unwrap();
         let lab = Self { subject, clients, server, inner, at_server, at_inner, scripts };
         lab.await_links();
+        if subject.backend == Backend::Hook {
+            crate::outside::write_commands(&lab);
+        }
         lab
     }
 
@@ -114,12 +119,18 @@ impl Lab {
 
     /// A gate that uses these tools.
     pub(crate) fn gate_with(&self, tools: ToolOverrides) -> LiveGate {
-        LiveGate::new(&self.server, self.subject.settings(tools)).unwrap()
+        if self.subject.backend == Backend::Hook {
+            crate::outside::await_end(self);
+        }
+        LiveGate::new(&self.server, self.subject.settings(tools, self.scripts.path())).unwrap()
     }
 
     /// A gate that has installed this plan.
     #[track_caller]
     pub(crate) fn installed(&self, plan: &Plan) -> LiveGate {
+        if self.subject.backend == Backend::Hook {
+            crate::outside::guard(self, plan);
+        }
         let gate = self.gate();
         gate.install(plan).unwrap();
         gate

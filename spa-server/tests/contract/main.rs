@@ -30,6 +30,8 @@ mod once;
 #[cfg(test)]
 mod opening;
 #[cfg(test)]
+mod outside;
+#[cfg(test)]
 mod probe;
 #[cfg(test)]
 mod scale;
@@ -152,6 +154,36 @@ macro_rules! cases {
             })*
         }
     };
+}
+
+#[cfg(test)]
+mod hook {
+    cases!(HOOK, outside:
+        nobody_closes_for_a_dead_daemon_but_the_next_one,
+        commands_hide_nothing_and_cut_nothing,
+    );
+    cases!(HOOK, opening:
+        an_established_connection_outlives_its_grant,
+        a_refresh_moves_the_end,
+        a_new_gate_finds_what_the_old_one_admitted,
+    );
+    cases!(HOOK, elements:
+        a_network_is_admitted_whole_and_apart_from_its_members,
+        a_range_is_admitted_whole_or_port_by_port,
+        a_batch_is_made_in_its_order,
+        a_bad_change_in_a_batch_is_refused_with_all_of_it,
+        a_snapshot_tells_what_is_admitted_and_for_how_long,
+    );
+    cases!(HOOK, model: any_sequence_leaves_what_the_grants_need,);
+}
+
+#[cfg(test)]
+mod dry_run {
+    cases!(DRY_RUN, outside: a_dry_run_touches_nothing_and_says_what_it_would_do,);
+    cases!(DRY_RUN, elements:
+        a_batch_is_made_in_its_order,
+        a_bad_change_in_a_batch_is_refused_with_all_of_it,
+    );
 }
 
 #[cfg(test)]

@@ -3,12 +3,14 @@
 
 use crate::gates::LiveGate;
 use crate::lab::{Lab, plan, ports};
+use crate::probe::until;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use spa_proto::{ClientId, Nonce, UnixMicros};
 use spa_server::clock::BootMicros;
-use spa_server::gate::{Change, Element, Plan};
+use spa_server::gate::{Backend, Change, Element, LiveElement, Plan};
 use spa_server::grants::{Grant, GrantKey, GrantTable};
+use spa_server::service::Connections;
 use spa_server::source::Source;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -79,7 +81,8 @@ struct Promise {
 struct Daemon<'a> {
     lab: &'a Lab,
     plan: Plan,
-    gate: LiveGate,
+    /// `None` while there is no daemon.
+    gate: Option<LiveGate>,
     table: GrantTable,
     slept: Duration,
     /// When it was last looked what is over.
@@ -92,8 +95,12 @@ impl Daemon<'_> {
         BootMicros::now().saturating_add(self.slept)
     }
 
+    fn gate(&self) -> &LiveGate {
+        self.gate.as_ref().unwrap()
+    }
+
     fn apply(&self, changes: &[Change]) {
-        self.gate.apply(&[changes]);
+        self.gate().apply(&[changes]);
     }
 
     fn happens(&mut self, event: Event) {
@@ -111,6 +118,7 @@ impl Daemon<'_> {
                             service: name.parse().unwrap(),
                         },
                         ports: opens.iter().map(|text| ports(text)).collect(),
+                        connections: Connections::Any,
                         opened: UnixMicros(0),
                         expires: until,
                         request: Nonce([client; 24]).into(),
@@ -137,9 +145,11 @@ impl Daemon<'_> {
                 });
             }
             Event::Restart => {
-                self.gate = self.lab.installed(&self.plan);
+                self.gate = None;
+                self.gate = Some(self.lab.installed(&self.plan));
                 let grants: Vec<_> = self.table.iter().cloned().collect();
-                let changes = self.table.rebuild(now, grants, &self.gate.snapshot());
+                let found = self.gate().snapshot();
+                let changes = self.table.rebuild(now, grants, &found);
                 self.apply(&changes);
             }
             Event::Suspend { seconds } => self.slept += Duration::from_secs(seconds),
@@ -153,7 +163,13 @@ impl Daemon<'_> {
     /// The kernel admits what the model says, and for as long; but for what ends while this looks.
     fn check(&self, times: bool) {
         let before = self.wanted(self.judged);
-        let live = self.gate.snapshot();
+        if self.lab.subject.backend == Backend::Hook {
+            // A command takes its time to close what is over, which is told of until then.
+            let is_over =
+                |live: &LiveElement| live.seconds_left == 0 && !before.contains_key(&live.element);
+            until("closed", || !self.gate().snapshot().iter().any(is_over));
+        }
+        let live = self.gate().snapshot();
         let after = self.wanted(self.now());
         for element in after.keys().filter(|element| before.contains_key(element)) {
             assert!(live.iter().any(|live| live.element == *element), "{element} is missing");
@@ -204,7 +220,7 @@ pub(crate) fn any_sequence_leaves_what_the_grants_need(lab: &Lab) {
             let mut daemon = Daemon {
                 lab,
                 plan: plan.clone(),
-                gate: lab.installed(&plan),
+                gate: Some(lab.installed(&plan)),
                 table: GrantTable::new(),
                 slept: Duration::ZERO,
                 judged: BootMicros::now(),
@@ -219,7 +235,7 @@ pub(crate) fn any_sequence_leaves_what_the_grants_need(lab: &Lab) {
                 daemon.check(exact);
                 *reached.borrow_mut() += daemon.wanted(daemon.judged).len();
             }
-            let changes = daemon.table.reconcile(daemon.now(), &daemon.gate.snapshot());
+            let changes = daemon.table.reconcile(daemon.now(), &daemon.gate().snapshot());
             daemon.apply(&changes);
             daemon.check(true);
             Ok(())

@@ -1,9 +1,10 @@
 //! The back-ends that the contract is held against, and what each of them promises.
 
 use crate::lab::Lab;
+use crate::outside;
 use spa_server::config::GateSettings;
 use spa_server::gate::{Backend, Mode, Refusal, ToolOverrides};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A back-end on a kind of host.
 #[derive(Debug)]
@@ -86,6 +87,15 @@ pub(crate) const NFTABLES: Subject = Subject {
     },
 };
 
+/// What keeps to other firewalls, or to none.
+const NOTHING: Promises =
+    Promises { passes_default_drop: false, open_mode: false, one_connection: false, sets: false };
+
+pub(crate) const HOOK: Subject =
+    Subject { backend: Backend::Hook, variant: Variant::Nft, promises: NOTHING };
+pub(crate) const DRY_RUN: Subject =
+    Subject { backend: Backend::DryRun, variant: Variant::Nft, promises: NOTHING };
+
 impl Subject {
     /// The tools of this host, where nothing goes wrong.
     pub(crate) fn tools(&self) -> ToolOverrides {
@@ -111,14 +121,14 @@ impl Subject {
     }
 
     /// What the daemon would read from its configuration.
-    pub(crate) fn settings(&self, tools: ToolOverrides) -> GateSettings {
+    pub(crate) fn settings(&self, tools: ToolOverrides, directory: &Path) -> GateSettings {
         GateSettings {
             mode: Mode::Guard,
             refuse: Refusal::Drop,
             backend: self.backend,
             always_admit: Vec::new(),
             tools,
-            hook: None,
+            hook: (self.backend == Backend::Hook).then(|| outside::commands(directory)),
         }
     }
 }

@@ -14,11 +14,15 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::net::TcpSocket;
 
 const NFT: &str = "/usr/sbin/nft";
+
+/// How often the rules are exchanged under fire.
+const ROUNDS: usize = 5;
 
 fn lab() -> Lab {
     Lab::new(Variant::Nft)
@@ -727,4 +731,52 @@ fn a_knock_port_of_a_service_that_starts_later_is_no_change() {
     let report = with_gate(&lab, |gate| async move { gate.examine(&plan()).await.unwrap() });
     assert!(!report.changed, "{report:?}");
     assert_eq!(report.busy_knock_ports.len(), Family::ALL.len());
+}
+
+#[test]
+fn nothing_slips_through_while_rules_are_exchanged() {
+    let lab = lab();
+    let old = plan();
+    let mut new = any_plan(Mode::Guard, Refusal::Reject);
+    new.guarded.push(guarded("udp/6000-6010"));
+    new.max_elements = 4096;
+    let socket = lab.inside("s", || UdpSocket::bind("[::]:5000").unwrap());
+    socket.set_nonblocking(true).unwrap();
+    install(&lab, &old);
+    let stop = AtomicBool::new(false);
+    let sent = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for family in 0..2 {
+            let (lab, stop, sent) = (&lab, &stop, &sent);
+            scope.spawn(move || {
+                lab.inside("c", || {
+                    // Each datagram is the first of its flow, mostly.
+                    while !stop.load(Ordering::Relaxed) {
+                        let sender = UdpSocket::bind((STRANGER[family], 0)).unwrap();
+                        sender.send_to(b"let me in", (SERVER[family], 5000)).unwrap();
+                        sent.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            });
+        }
+        with_gate(&lab, |gate| {
+            let (old, new) = (&old, &new);
+            async move {
+                for _ in 0..ROUNDS {
+                    assert!(gate.install(new).await.unwrap().changed);
+                    assert!(gate.install(old).await.unwrap().changed);
+                }
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+    });
+    let mut slipped = 0;
+    while socket.recv(&mut [0; 64]).is_ok() {
+        slipped += 1;
+    }
+    assert_eq!(slipped, 0, "of {}", sent.load(Ordering::Relaxed));
+    // Positive control: without the gate one gets through.
+    remove(&lab);
+    socket.set_nonblocking(false).unwrap();
+    assert_eq!(at_once(|family| lab.udp(family, 5000, Some(&socket))), OPEN);
 }

@@ -185,6 +185,7 @@ pub(crate) fn status() -> Status {
         refuse: "drop".into(),
         guards: true,
         gate: "installed".into(),
+        trial_seconds_left: None,
         restored: 0,
         last_restored: None,
         replay_store: "writable".into(),

@@ -172,3 +172,91 @@ pub(super) fn short_count(count: usize) -> String {
 /// Kinds in the order of the reports.
 pub(super) const KINDS: [PacketKind; 3] =
     [PacketKind::Granted, PacketKind::Refused, PacketKind::Unguarded];
+
+#[cfg(test)]
+mod tests {
+    use super::super::results::{BackendResults, Burst, Machine, Outcome, PacketCost};
+    use super::*;
+
+    fn figure(median: f64) -> Option<Figure> {
+        Figure::of(&[median])
+    }
+
+    fn level(wanted: usize, present: usize, ratio: f64) -> Cost {
+        Cost {
+            family: "IPv4".into(),
+            wanted,
+            present,
+            filled_in_seconds: 0.0,
+            note: None,
+            single_us: figure(ratio),
+            single_ratio: figure(ratio),
+            withdraw_us: None,
+            batch_us: figure(ratio),
+            batch_ratio: figure(ratio),
+        }
+    }
+
+    fn packets(rate: f64, answered: usize) -> PacketCost {
+        PacketCost {
+            family: "IPv6".into(),
+            kind: PacketKind::Granted,
+            present: 100_000,
+            packets: 1,
+            answered_permille: Some(answered),
+            bare_ns: None,
+            none_ns: None,
+            many_ns: None,
+            rate: figure(rate),
+            control: None,
+        }
+    }
+
+    fn burst_of(read_back: usize, seconds: f64) -> Burst {
+        let (seconds, family) = (figure(seconds), "IPv4".into());
+        Burst { family, wanted: 9, read_back, note: None, seconds, reading_seconds: None }
+    }
+
+    fn verdicts(keeping: Keeping, figures: BackendFigures) -> Vec<Verdict> {
+        let outcome = Outcome::Measured(figures);
+        let results = Results {
+            machine: Machine::default(),
+            quick: false,
+            seconds: 0.0,
+            batch: 256,
+            backends: vec![BackendResults { name: "x".into(), keeping, outcome }],
+            programs: Vec::new(),
+        };
+        bars(&results).into_iter().map(|bar| bar.verdict).collect()
+    }
+
+    type Spoil = fn(&mut BackendFigures);
+
+    #[test]
+    fn every_bar_is_met_or_missed_for_its_own_reason() {
+        let good = || BackendFigures {
+            grants: vec![level(0, 0, 1.0), level(10, 10, 1.9)],
+            bursts: vec![burst_of(9, 0.9)],
+            packets: vec![packets(0.91, 999)],
+        };
+        assert_eq!(verdicts(Keeping::Sets, good()), [Verdict::Met; 4]);
+        let spoils: [(Spoil, &[usize]); 6] = [
+            (|figures| figures.grants.push(level(99, 99, 2.1)), &[0, 1]),
+            // What could not be filled proves nothing.
+            (|figures| figures.grants.push(level(99, 98, 1.0)), &[0, 1]),
+            (|figures| figures.bursts.push(burst_of(9, 1.1)), &[2]),
+            (|figures| figures.bursts.push(burst_of(8, 0.1)), &[2]),
+            (|figures| figures.packets.push(packets(0.89, 1000)), &[3]),
+            (|figures| figures.packets.push(packets(1.0, 500)), &[3]),
+        ];
+        for (spoil, missed) in spoils {
+            let mut figures = good();
+            spoil(&mut figures);
+            let wanted = [0, 1, 2, 3]
+                .map(|bar| if missed.contains(&bar) { Verdict::Missed } else { Verdict::Met });
+            assert_eq!(verdicts(Keeping::Sets, figures), wanted, "{missed:?}");
+        }
+        assert_eq!(verdicts(Keeping::Sets, BackendFigures::default()), [Verdict::Missed; 4]);
+        assert_eq!(verdicts(Keeping::Rules, BackendFigures::default()), [Verdict::NotAsked; 4]);
+    }
+}

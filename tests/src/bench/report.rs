@@ -20,7 +20,8 @@ pub fn table(results: &Results) -> String {
         ("Whole programs, saturated", programs_table(results)),
         ("Executed programs", execs_table(results)),
     ];
-    sections.iter().fold(String::new(), |mut text, (title, table)| {
+    let quick = if results.quick { QUICK } else { "" };
+    sections.iter().fold(quick.to_owned(), |mut text, (title, table)| {
         let _ = write!(text, "{title}\n\n{table}\n");
         text
     })
@@ -35,7 +36,7 @@ pub fn markdown(results: &Results) -> String {
          and hours. What is compared was measured in turns, in one run, so the ratios hold.\n\n",
     );
     if results.quick {
-        page.push_str("**A quick run, which only shows that the benchmark works: its figures mean nothing.**\n\n");
+        page.push_str(QUICK);
     }
     page.push_str(&machine(&results.machine, results.seconds));
     let _ = write!(page, "\n## What was to be reached\n\n{}\n", bars_table(results));
@@ -53,6 +54,9 @@ pub fn markdown(results: &Results) -> String {
     page.push_str(AGAIN);
     page
 }
+
+const QUICK: &str =
+    "**A quick run, which only shows that the benchmark works: its figures mean nothing.**\n\n";
 
 const BARS: &str = "\
 The bars are those of the back-ends that keep grants in sets. Rules are looked at one after the other, so a back-end
@@ -77,7 +81,7 @@ answer. The figures are processor time a packet, sending included, and (*a secon
 of its own. *Granted*: from sixteen granted addresses, to the guarded port, answered by a SYN cookie. *Refused*: each from another
 address without a grant. *Unguarded*: to another port, answered. *No gate* is a host without any rule, and without connection tracking. *None* is a
 host with the gate and no grants (but the sixteen); *rate left* is the packet rate with the grants as a part of that, the median of pairs. *Control* is the same between two
-hosts that both have none: what the method can't tell from 100%. *Answered* is the worst round.
+hosts that both have none: what the method can't tell from 100%. *Answered* is the worst round. Rules alone are met in their order: the newest grants, as the sixteen are, first; a refused packet passes all.
 ";
 
 const PROGRAMS: &str = "\

@@ -1,6 +1,7 @@
 # Makes the file system of a machine, and boots systemd in it. Runs as the first process of its
 # namespaces, with -eu.
-#   $0  an empty directory     $1  spa-server     $2  its unit
+#   $0  an empty directory     $1  spa-server     $2  the directory of its units
+#   $3  a directory with files that are there from the beginning, below the root
 umask 022
 mount -t tmpfs -o mode=0755 machine "$0"
 cd "$0"
@@ -29,11 +30,12 @@ rm -rf usr/lib/systemd/system-generators usr/lib/systemd/system-environment-gene
 cat >etc/systemd/system/machine.target <<'UNIT'
 [Unit]
 Description=What the tests boot
-Requires=basic.target
-After=basic.target
+Requires=multi-user.target
+After=multi-user.target
 UNIT
 install -m 0755 "$1" usr/sbin/spa-server
-install -m 0644 "$2" usr/lib/systemd/system/spa-server.service
+install -m 0644 "$2"/spa-*.service usr/lib/systemd/system/
+cp -a "$3"/. .
 
 # What belongs to the kernel, and so to everybody, can't be changed from here.
 mount -t proc proc proc

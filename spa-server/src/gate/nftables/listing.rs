@@ -107,11 +107,6 @@ impl Listing {
         self.mark.is_some()
     }
 
-    /// Whether it can be turned into a table of this program's by changing it.
-    pub(super) fn is_of_this_version(&self) -> bool {
-        self.mark.as_ref().is_some_and(|mark| mark.version == VERSION)
-    }
-
     /// Whether it is what was made of this text, and nothing was changed since.
     pub(super) fn holds(&self, wanted: &Ruleset) -> bool {
         self.mark.as_ref() == Some(&self.mark_of(wanted))
@@ -129,6 +124,16 @@ impl Listing {
     /// The names of its chains.
     pub(super) fn chains(&self) -> impl Iterator<Item = &str> {
         self.chains.keys().map(String::as_str)
+    }
+
+    /// The names of the sets that are not as they are wanted, or not wanted at all.
+    pub(super) fn outdated_sets(&self, wanted: &Ruleset) -> Vec<&str> {
+        let is_of_this_version = self.mark.as_ref().is_some_and(|mark| mark.version == VERSION);
+        let is_wanted = |name: &str| {
+            let set = wanted.sets.iter().find(|set| set.name == name);
+            is_of_this_version && set.is_some_and(|set| set.size == self.size(name))
+        };
+        self.sets().filter(|name| !is_wanted(name)).collect()
     }
 
     /// The names of its sets.
@@ -162,11 +167,7 @@ impl Listing {
             .iter()
             .filter(|rule| goes_to(rule, "judge"))
             .filter_map(|rule| rule.get("expr")?.as_array()?.first()?.get("match"))
-            .filter_map(|matched| Some((matched.get("left")?, matched.get("right")?)))
-            .flat_map(|(left, right)| match right.get("set").and_then(Value::as_array) {
-                Some(several) => several.iter().filter_map(ports).collect(),
-                None => Vec::from_iter(ports(right).or_else(|| ports_of(left, right))),
-            })
+            .flat_map(matched)
             .collect()
     }
 
@@ -263,24 +264,30 @@ fn goes_to(rule: &Value, chain: &str) -> bool {
     statements.filter_map(|one| one.get("goto")).any(|goto| text(goto, "target") == chain)
 }
 
-/// `{"concat": ["tcp", 22]}`, `{"concat": ["udp", {"range": [10000, 10100]}]}`
-fn ports(value: &Value) -> Option<PortRange> {
-    let [transport, numbers] = value.get("concat")?.as_array()?.as_slice() else { return None };
-    range(transport, numbers)
-}
-
-/// `{"payload": {"protocol": "udp", "field": "dport"}}` and `{"range": [10000, 10100]}`
-fn ports_of(left: &Value, right: &Value) -> Option<PortRange> {
-    range(left.get("payload")?.get("protocol")?, right)
-}
-
-fn range(transport: &Value, numbers: &Value) -> Option<PortRange> {
-    let transport = transport_of(transport)?;
-    let (first, last) = match numbers.get("range").and_then(Value::as_array).map(Vec::as_slice) {
-        Some([first, last]) => (number(first)?, number(last)?),
-        _ => (number(numbers)?, number(numbers)?),
+/// The ports that a match chooses: one, several of their own, or a range.
+fn matched(matching: &Value) -> Vec<PortRange> {
+    let Some(right) = matching.get("right") else { return Vec::new() };
+    let payload = matching.get("left").and_then(|left| left.get("payload"));
+    if let Some(transport) = payload.and_then(|payload| transport_of(payload.get("protocol")?)) {
+        return ports(transport, right).into_iter().collect();
+    }
+    // `{"concat": ["tcp", 22]}`
+    let concatenated = |value: &Value| match value.get("concat")?.as_array()?.as_slice() {
+        [transport, numbers] => ports(transport_of(transport)?, numbers),
+        _ => None,
     };
-    PortRange::new(transport, first, last)
+    match right.get("set").and_then(Value::as_array) {
+        Some(several) => several.iter().filter_map(concatenated).collect(),
+        None => concatenated(right).into_iter().collect(),
+    }
+}
+
+/// `22`, `{"range": [10000, 10100]}`
+fn ports(transport: Transport, numbers: &Value) -> Option<PortRange> {
+    match numbers.get("range").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([first, last]) => PortRange::new(transport, number(first)?, number(last)?),
+        _ => PortRange::new(transport, number(numbers)?, number(numbers)?),
+    }
 }
 
 fn transport_of(value: &Value) -> Option<Transport> {

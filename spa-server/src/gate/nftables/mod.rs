@@ -33,6 +33,7 @@ use super::types::{
     Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look, Mode, Plan,
 };
 use super::{Gate, GateError, MissingTool, ToolOverrides};
+use crate::causes::with_causes;
 use crate::netlink::conntrack::{Conntrack, Tuple};
 use spa_proto::Port;
 use std::collections::BTreeSet;
@@ -154,17 +155,15 @@ impl NftablesGate {
         enter(&connections)?;
         let armed = plan.trial_seconds.map(script::arm).unwrap_or_default();
         let doing = "write the rules";
-        let resized = |one: &Listing| {
-            wanted.sets.iter().any(|set| one.size(&set.name).is_some_and(|s| Some(s) != set.size))
+        let remade = before.as_ref().is_some_and(|one| !one.outdated_sets(wanted).is_empty());
+        let elements = match before.as_ref().filter(|_| remade) {
+            Some(before) => self.all_elements(Some(before)).await?,
+            None => Vec::new(),
         };
-        let can_change =
-            before.as_ref().is_none_or(|one| one.is_of_this_version() && !resized(one));
-        let changes = can_change.then(|| script::change(before.as_ref(), wanted) + &armed);
-        let changed = match changes {
-            Some(script) => self.nft.run(doing, &script).await.is_ok(),
-            None => false,
-        };
-        if !changed {
+        let script = script::change(before.as_ref(), wanted, &elements) + &armed;
+        if let Err(error) = self.nft.run(doing, &script).await {
+            // Somebody has made of the table what no change can mend.
+            tracing::debug!("the table is made anew: {}", with_causes(&error));
             let elements = self.all_elements(before.as_ref()).await?;
             let script = script::replace(wanted, &elements) + &armed;
             self.nft.run(doing, &script).await?;
@@ -211,7 +210,7 @@ impl NftablesGate {
         shapes.extend(more);
         let Installed { plan, hidden, size, .. } = &*installed;
         let wanted = Ruleset::new(plan, hidden, &shapes, *size);
-        let script = script::change(Some(&installed.listing), &wanted);
+        let script = script::change(Some(&installed.listing), &wanted, &[]);
         self.nft.run("make a set for another length of prefix", &script).await?;
         (installed.listing, installed.generation) = self.complete(&wanted).await?;
         installed.shapes = shapes;

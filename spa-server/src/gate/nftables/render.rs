@@ -8,7 +8,9 @@
 //!
 //! `prerouting` sees every packet before addresses are translated. One to a guarded port of this
 //! host goes to `judge`: it is granted (an accept, after which the tables of others see it) or
-//! refused there and then, by a drop or by an answer: no mark has to live until later. `input` judges
+//! refused there and then, by a drop or by an answer: no mark has to live until later. No rule
+//! relies on finding something in a map: a packet that is on its way while the rules are exchanged
+//! goes on with the old ones, but finds nothing in their maps any more. `input` judges
 //! what came to an address that only a policy route makes local. What is granted and meant for another
 //! port or host is translated in `dstnat`, which so sees nothing that isn't granted.
 
@@ -82,10 +84,9 @@ impl Ruleset {
         chains.push(Chain {
             name: "judge".to_owned(),
             hook: None,
-            rules: vec![
-                KEPT.to_owned(),
-                "meta nfproto vmap { ipv4 : goto judge4, ipv6 : goto judge6 }".to_owned(),
-            ],
+            rules: [KEPT, "meta nfproto ipv4 goto judge4", "goto judge6"]
+                .map(str::to_owned)
+                .to_vec(),
         });
         chains.push(Chain {
             name: "hide".to_owned(),
@@ -164,15 +165,13 @@ impl Parts<'_> {
         let mut rules = Vec::new();
         let unserved =
             self.choose(|segment| !segment.guarded.iter().all(|one| serves(&one.target, family)));
-        rules.extend(unserved.map(|ports| format!("{ports} goto refuse")));
+        rules.extend(unserved.iter().map(|ports| format!("{ports} goto refuse")));
         rules.extend(always(&self.plan.always_admit, family));
         let once = self.choose(|segment| connections(segment) == Connections::One);
-        if let Some(ports) = &once {
-            rules.push(format!("{ports} goto once{}", digit(family)));
-        }
+        rules.extend(once.iter().map(|ports| format!("{ports} goto once{}", digit(family))));
         let (any, mut chains) = self.look_up(family, Connections::Any);
         rules.extend(any);
-        if once.is_some() {
+        if !once.is_empty() {
             // A first packet that comes once more belongs to the connection that it began. The mark
             // alone would tell nothing of a packet that begins one: others may set it.
             let mut rules = vec![
@@ -222,8 +221,12 @@ impl Parts<'_> {
 
     fn prerouting(&self, hidden: &[(Family, Vec<u16>)]) -> Chain {
         let mut rules = Vec::new();
-        let to_judge = format!("iif != lo fib daddr type {HERE} goto judge");
-        rules.extend(self.guarded().into_iter().map(|ports| format!("{ports} {to_judge}")));
+        let guarded = self.choose(|_| true);
+        rules.extend(
+            guarded
+                .iter()
+                .map(|ports| format!("{ports} iif != lo fib daddr type {HERE} goto judge")),
+        );
         for (family, ports) in hidden {
             let is_service = |port: u16| {
                 let port = format!("udp/{port}").parse::<PortRange>();
@@ -248,8 +251,12 @@ impl Parts<'_> {
     /// that it had before.
     fn input(&self) -> Chain {
         let mut rules = vec!["ct status dnat accept".to_owned()];
-        let to_judge = format!("iif != lo fib daddr type != {HERE} goto judge");
-        rules.extend(self.guarded().into_iter().map(|ports| format!("{ports} {to_judge}")));
+        let guarded = self.choose(|_| true);
+        rules.extend(
+            guarded
+                .iter()
+                .map(|ports| format!("{ports} iif != lo fib daddr type != {HERE} goto judge")),
+        );
         let hook = Some("type filter hook input priority filter; policy accept;");
         Chain { name: "input".to_owned(), hook, rules }
     }
@@ -314,23 +321,22 @@ impl Parts<'_> {
         chains
     }
 
-    /// Matches all guarded ports: single ones in a set, each range by itself. A set that holds
-    /// ranges is filled a moment after the rules that ask it are in force (the kernel puts the
-    /// elements of its intervals in place last), and whoever comes in that moment would pass.
-    fn guarded(&self) -> Vec<String> {
-        let ranges = self.segments.iter().filter(|segment| segment.ports.single().is_none());
-        let ranges = ranges.map(|segment| {
-            format!("{} dport {}", segment.ports.transport(), numbers(segment.ports))
-        });
-        self.choose(|segment| segment.ports.single().is_some()).into_iter().chain(ranges).collect()
-    }
-
-    /// Matches the ports of these segments; none if there are no such. Only for rules behind which
-    /// nothing is let in that they don't match: see [`Self::guarded`].
-    fn choose(&self, wanted: impl Fn(&Segment<'_>) -> bool) -> Option<String> {
+    /// Matches the ports of these segments, each in one or in another way.
+    ///
+    /// Not in one set of ranges: the kernel fills that a moment after the rules that look into it
+    /// are in force.
+    fn choose(&self, wanted: impl Fn(&Segment<'_>) -> bool) -> Vec<String> {
         let wanted = self.segments.iter().filter(|segment| wanted(segment));
-        let ports: Vec<_> = wanted.map(|segment| concatenated(segment.ports)).collect();
-        (!ports.is_empty()).then(|| format!("meta l4proto . th dport {{ {} }}", ports.join(", ")))
+        let (single, ranges): (Vec<_>, Vec<_>) =
+            wanted.map(|segment| segment.ports).partition(|ports| ports.single().is_some());
+        let single: Vec<_> = single.into_iter().map(concatenated).collect();
+        let mut matches = Vec::new();
+        if !single.is_empty() {
+            matches.push(format!("meta l4proto . th dport {{ {} }}", single.join(", ")));
+        }
+        let range = |ports: PortRange| format!("{} dport {}", ports.transport(), numbers(ports));
+        matches.extend(ranges.into_iter().map(range));
+        matches
     }
 }
 

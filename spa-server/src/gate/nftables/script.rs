@@ -15,45 +15,66 @@ pub(super) fn track() -> String {
     format!("table {TABLE} {{\n\tchain track {{\n\t\tct state established accept\n\t}}\n}}\n{mark}")
 }
 
-/// Gives a table that is there, if any, other rules, and sets that it doesn't have yet. Elements live
-/// on.
-pub(super) fn change(before: Option<&Listing>, wanted: &Ruleset) -> String {
+/// Gives a table that is there, if any, other rules. Sets that it doesn't have yet are made, and
+/// those that aren't as they should be are made anew, with these elements; in all others, elements
+/// live on.
+///
+/// Base chains stay: while one takes the place of another, a packet could get by both. Each sees
+/// the rules of its time only, and it passes the new one before the kernel changes over, and
+/// the old one after.
+pub(super) fn change(
+    before: Option<&Listing>,
+    wanted: &Ruleset,
+    elements: &[(Shape, LiveElement)],
+) -> String {
     let mut text = String::new();
+    let mut outdated = Vec::new();
     if let Some(before) = before {
         let _ = writeln!(text, "flush table {TABLE}");
         let is_wanted = |name: &str| wanted.chains.iter().any(|chain| chain.name == name);
         for chain in before.chains().filter(|name| !is_wanted(name)) {
             let _ = writeln!(text, "delete chain {TABLE} {chain}");
         }
-        let is_wanted = |name: &str| wanted.sets.iter().any(|set| set.name == name);
-        for set in before.sets().filter(|name| !is_wanted(name)) {
+        outdated = before.outdated_sets(wanted);
+        for set in &outdated {
             let _ = writeln!(text, "delete set {TABLE} {set}");
         }
     }
     let _ = write!(text, "{wanted}");
+    let is_outdated = |name: &str| outdated.contains(&name);
+    add(&mut text, wanted, elements, is_outdated);
     text + &mark(&Mark::unfinished())
 }
 
 /// Makes the table anew in the place of whatever is there, with these elements.
-///
-/// A second is added to what is left of each time, which was rounded down: a time may grow by a
-/// moment, and never shrinks.
 pub(super) fn replace(wanted: &Ruleset, elements: &[(Shape, LiveElement)]) -> String {
     let mut text = remove();
     let _ = write!(text, "{wanted}");
-    let mut keys: BTreeMap<Shape, Vec<String>> = BTreeMap::new();
+    add(&mut text, wanted, elements, |_| true);
+    text + &mark(&Mark::unfinished())
+}
+
+/// Adds these elements to those of their sets that are chosen.
+///
+/// A second is added to what is left of each time, which was rounded down: a time may grow by a
+/// moment, and never shrinks.
+fn add(
+    text: &mut String,
+    wanted: &Ruleset,
+    elements: &[(Shape, LiveElement)],
+    is_chosen: impl Fn(&str) -> bool,
+) {
+    let mut keys: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (shape, live) in elements {
         let seconds = live.seconds_left.saturating_add(1).min(MAX_ELEMENT_SECONDS);
         let key = format!("{} timeout {seconds}s", key(live.element));
-        keys.entry(*shape).or_default().push(key);
+        keys.entry(shape.to_string()).or_default().push(key);
     }
-    for (shape, keys) in keys.iter().filter(|(shape, _)| {
-        let name = shape.to_string();
-        wanted.sets.iter().any(|set| set.name == name)
-    }) {
-        let _ = writeln!(text, "add element {TABLE} {shape} {{ {} }}", keys.join(", "));
+    for set in wanted.sets.iter().map(|set| &set.name).filter(|name| is_chosen(name)) {
+        if let Some(keys) = keys.get(set) {
+            let _ = writeln!(text, "add element {TABLE} {set} {{ {} }}", keys.join(", "));
+        }
     }
-    text + &mark(&Mark::unfinished())
 }
 
 /// Takes the table away, if it is there.

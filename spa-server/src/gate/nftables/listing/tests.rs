@@ -76,27 +76,31 @@ fn what_was_changed_is_named() {
     let wanted = Ruleset::new(&plan, &[], &shape::of_plan(&plan), 8);
     let differences = made.differences(&wanted);
     assert_eq!(differences[0], "set spa4 has another size in table inet spa");
-    assert!(differences.contains(&"chain judge has 1 rules of 2 in table inet spa".to_owned()));
+    assert!(differences.contains(&"chain judge has 1 rules of 3 in table inet spa".to_owned()));
 }
 
 #[test]
 fn the_ports_that_are_judged_are_read() {
-    let rule = |right: &str| {
-        let left = r#"{"payload": {"protocol": "udp", "field": "dport"}}"#;
+    let rule = |left: &str, right: &str| {
         format!(
             r#"{{"rule": {{TABLE, "chain": "prerouting", "expr": [
-                {{"match": {{"op": "==", "left": {left}, "right": {right}}}}}, {{"goto": {{"target": "judge"}}}}]}}}}"#
+                {{"match": {{"op": "==", "left": {left}, "right": {right}}}}},
+                {{"goto": {{"target": "judge"}}}}]}}}}"#
         )
     };
-    let several = r#"{"set": [{"concat": ["tcp", 22]}, {"concat": ["udp", {"range": [5, 9]}]}]}"#;
-    for (right, ports) in [
-        (several, vec!["tcp/22", "udp/5-9"]),
-        (r#"{"concat": [6, 22]}"#, vec!["tcp/22"]),
-        (r#"{"range": [5, 9]}"#, vec!["udp/5-9"]),
+    let both = r#"{"concat": [{"meta": {"key": "l4proto"}}, {"payload": {"protocol": "th"}}]}"#;
+    let udp = r#"{"payload": {"protocol": "udp", "field": "dport"}}"#;
+    let several = r#"{"set": [{"concat": ["tcp", 22]}, {"concat": ["udp", 53]}]}"#;
+    for (left, right, ports) in [
+        (both, several, vec!["tcp/22", "udp/53"]),
+        (both, r#"{"concat": [6, 22]}"#, vec!["tcp/22"]),
+        (udp, r#"{"range": [5, 9]}"#, vec!["udp/5-9"]),
+        (udp, "7", vec!["udp/7"]),
     ] {
-        let listing = listing(&[OURS, JUDGE, RULE, &rule(right)]).unwrap();
+        let listing = listing(&[OURS, JUDGE, RULE, &rule(left, right)]).unwrap();
         let found: Vec<_> = listing.guarded().iter().map(ToString::to_string).collect();
         assert_eq!(found, ports);
     }
-    assert_eq!(listing(&[OURS, &rule(several)]).unwrap().guarded(), []);
+    let several = rule(both, several);
+    assert_eq!(listing(&[OURS, &several]).unwrap().guarded(), []);
 }

@@ -62,7 +62,8 @@ fn plain_ports_are_judged_by_their_number() {
     	}
     	chain judge {
     		ct state established,related accept
-    		meta nfproto vmap { ipv4 : goto judge4, ipv6 : goto judge6 }
+    		meta nfproto ipv4 goto judge4
+    		goto judge6
     	}
     	chain hide {
     		ct state established,related accept
@@ -147,7 +148,8 @@ fn a_grant_of_one_connection_is_marked_first_and_then_used_up() {
     plan.guarded.push(Guarded { connections: Connections::One, ..guarded("udp/7-9") });
     let text = ruleset(&plan);
     insta::assert_snapshot!(part(&text, "judge4"), @"
-    meta l4proto . th dport { tcp . 2022, udp . 7-9 } goto once4
+    meta l4proto . th dport { tcp . 2022 } goto once4
+    udp dport 7-9 goto once4
     ip saddr . meta l4proto . th dport @spa4 accept
     goto refuse
     ");
@@ -207,7 +209,7 @@ fn granted_packets_are_translated_and_no_others() {
     ");
     // Over IPv6 nobody is behind the range.
     insta::assert_snapshot!(part(&text, "judge6"), @"
-    meta l4proto . th dport { udp . 100-200 } goto refuse
+    udp dport 100-200 goto refuse
     ip6 saddr . meta l4proto . th dport @spa6 accept
     meta l4proto . th dport vmap { udp . 100-200 : goto ports6-udp-100-200 }
     goto refuse

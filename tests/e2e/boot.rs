@@ -1,0 +1,216 @@
+//! From the start of the machine on: the gate stands before the network is up, and longer than the
+//! daemon, under the real systemd.
+
+use anyhow::{Context, Result, ensure};
+use spa_tests::{Family, Lab, Laptop, Listener, Machine, PortState, SSH_PORT, eventually};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const GATE: &str = "spa-gate.service";
+const DAEMON: &str = "spa-server.service";
+/// What brings the network up: it writes down how the firewall is at that moment.
+const NETWORK: &str = "\
+[Unit]
+DefaultDependencies=no
+After=network-pre.target
+Wants=network-pre.target
+Before=network.target
+Wants=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'iptables-save >/run/rules4; ip6tables-save >/run/rules6'
+";
+
+/// A machine that the administrator has set up, and that is started anew.
+struct Reboot {
+    machine: Machine,
+    laptop: Laptop,
+    lab: Lab,
+}
+
+impl Reboot {
+    /// `change` may do what it likes to the files, which are below the path that it gets, before
+    /// the machine is started again. Both units are enabled.
+    fn after(change: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
+        let lab = Lab::new()?;
+        let seed = lab.directory().join("seed");
+        let laptop = Laptop::new(&lab, lab.owner(), "laptop");
+        {
+            let machine = Machine::boot(&lab)?;
+            let server_key = machine.sh("spa-server init")?;
+            let key = laptop.keygen()?;
+            machine.sh(&format!("spa-server client add laptop --public-key {key} --allow ssh"))?;
+            let key = server_key.trim();
+            laptop
+                .run(&["server", "add", "work", "--host", "gateway", "--public-key", key])?
+                .ok()?;
+            machine.write("/etc/systemd/system/test-network.service", NETWORK)?;
+            machine.sh("systemctl enable spa-gate spa-server")?;
+            enable(&machine.path_of("/etc/systemd/system"), "test-network.service")?;
+            for directory in ["etc/spa", "etc/systemd/system", "var/lib/spa"] {
+                let to = seed.join(directory);
+                fs::create_dir_all(&to)?;
+                let from = machine.path_of(&format!("/{directory}/."));
+                let copied = Command::new("cp").arg("-a").args([&from, &to]).status()?;
+                ensure!(copied.success(), "{directory} was not copied");
+            }
+        }
+        change(&seed)?;
+        let machine = Machine::boot_with(&lab, &seed)?;
+        Ok(Self { machine, laptop, lab })
+    }
+
+    fn ensure_sees(&self, from: &spa_tests::Host, wanted: PortState) -> Result<()> {
+        for family in Family::BOTH {
+            let seen = from.tcp(self.lab.server().at(family, SSH_PORT))?;
+            let journals = || {
+                let of = |unit| self.machine.journal(unit).unwrap_or_default();
+                format!("{}\n{}", of(GATE), of(DAEMON))
+            };
+            ensure!(seen == wanted, "{seen} by {family:?}, not {wanted}\n{}", journals());
+        }
+        Ok(())
+    }
+
+    /// When a unit began to be started, and when it was, in microseconds.
+    fn started(&self, unit: &str) -> Result<(u64, u64)> {
+        let at = |name| -> Result<u64> {
+            let text = self.machine.property(unit, name)?;
+            text.parse().with_context(|| format!("{name} of {unit} is {text:?}"))
+        };
+        Ok((at("InactiveExitTimestampMonotonic")?, at("ActiveEnterTimestampMonotonic")?))
+    }
+
+    fn await_state(&self, unit: &str, state: &str) -> Result<()> {
+        eventually(&format!("{unit} is to be {state}"), || {
+            Ok((self.machine.property(unit, "ActiveState")? == state).then_some(()))
+        })
+        .with_context(|| self.machine.journal(unit).unwrap_or_default())
+    }
+
+    fn knock(&self) -> Result<()> {
+        let opened = self.laptop.run(&["open", "ssh", "--wait", "--lifetime", "10m"])?;
+        ensure!(opened.success(), "{opened}\n{}", self.machine.journal(DAEMON)?);
+        Ok(())
+    }
+}
+
+fn enable(units: &Path, name: &str) -> Result<()> {
+    let wants = units.join("multi-user.target.wants");
+    fs::create_dir_all(&wants)?;
+    symlink(PathBuf::from("..").join(name), wants.join(name))?;
+    Ok(())
+}
+
+#[test]
+fn the_gate_stands_before_the_network_is_up() -> Result<()> {
+    let reboot = Reboot::after(|_| Ok(()))?;
+    let (machine, lab) = (&reboot.machine, &reboot.lab);
+    let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
+    reboot.await_state(DAEMON, "active")?;
+    for family in ["rules4", "rules6"] {
+        let rules = machine.read(&format!("/run/{family}"))?;
+        for chain in ["-A PREROUTING -j SPA-GUARD", "-A INPUT -j SPA-INPUT"] {
+            ensure!(rules.contains(chain), "no {chain} when the network came up:\n{rules}");
+        }
+    }
+    let (_, gate) = reboot.started(GATE)?;
+    let (network_pre, _) = reboot.started("network-pre.target")?;
+    let (network, _) = reboot.started("test-network.service")?;
+    let (daemon, _) = reboot.started(DAEMON)?;
+    ensure!(
+        gate > 0 && gate <= network_pre && network_pre <= network,
+        "{gate} {network_pre} {network}"
+    );
+    ensure!(gate <= daemon, "the daemon came first: {daemon}, {gate}");
+    // The whole of it works.
+    reboot.ensure_sees(lab.other(), PortState::Filtered)?;
+    reboot.knock()?;
+    reboot.ensure_sees(lab.owner(), PortState::Open)?;
+    reboot.ensure_sees(lab.other(), PortState::Filtered)?;
+
+    // Whoever stops both has changed nothing for those outside; who removes the gate has.
+    machine.sh("systemctl disable --now spa-server spa-gate")?;
+    reboot.await_state(GATE, "inactive")?;
+    reboot.ensure_sees(lab.other(), PortState::Filtered)?;
+    machine.sh("spa-server gate remove")?;
+    reboot.ensure_sees(lab.other(), PortState::Open)
+}
+
+#[test]
+fn a_daemon_that_fails_to_start_leaves_the_ports_hidden_but_for_those_always_admitted() -> Result<()>
+{
+    let mut owner = Vec::new();
+    let reboot = Reboot::after(|seed| {
+        fs::write(seed.join("etc/spa/server.key"), "nonsense\n")?;
+        let path = seed.join("etc/spa/server.toml");
+        let text = fs::read_to_string(&path)?;
+        owner = vec!["10.66.0.2".to_owned(), "fd66::2".to_owned()];
+        let text = text.replace("[gate]\n", &format!("[gate]\nalways-admit = {owner:?}\n"));
+        fs::write(&path, text)?;
+        Ok(())
+    })?;
+    let lab = &reboot.lab;
+    for (family, address) in Family::BOTH.into_iter().zip(&owner) {
+        ensure!(lab.owner().address(family).to_string() == *address, "the lab has other addresses");
+    }
+    let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
+    reboot.await_state(GATE, "active")?;
+    reboot.machine.await_journal(DAEMON, "server.key")?;
+    ensure!(reboot.machine.property(DAEMON, "ActiveState")? != "active");
+    reboot.ensure_sees(lab.other(), PortState::Filtered)?;
+    reboot.ensure_sees(lab.owner(), PortState::Open)
+}
+
+/// What other firewalls' units say of their place in the boot, as Debian ships them.
+#[test]
+fn no_other_firewall_makes_a_circle_of_the_order() -> Result<()> {
+    // firewalld and nftables.service exclude each other.
+    ensure_order_with(&["nftables.service", "ufw.service"])?;
+    ensure_order_with(&["firewalld.service", "ufw.service"])
+}
+
+/// A circle makes systemd leave out one of the units in it.
+fn ensure_order_with(others: &[&str]) -> Result<()> {
+    let reboot = Reboot::after(|seed| {
+        let units = seed.join("etc/systemd/system");
+        for name in others {
+            let text = fs::read_to_string(Path::new("/lib/systemd/system").join(name))
+                .with_context(|| format!("{name} is not installed"))?;
+            // Only the order matters here: what they start would need what this machine hasn't.
+            let text: Vec<_> = text
+                .lines()
+                .filter(|line| {
+                    !["Exec", "Type=", "BusName="].iter().any(|key| line.starts_with(key))
+                })
+                .map(|line| match line {
+                    "[Service]" => {
+                        "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true"
+                    }
+                    other => other,
+                })
+                .collect();
+            fs::write(units.join(name), text.join("\n") + "\n")?;
+            let wanted_by = if *name == "nftables.service" { "sysinit" } else { "multi-user" };
+            let wants = units.join(format!("{wanted_by}.target.wants"));
+            fs::create_dir_all(&wants)?;
+            symlink(PathBuf::from("..").join(name), wants.join(name))?;
+        }
+        Ok(())
+    })?;
+    reboot.await_state(GATE, "active")?;
+    reboot.await_state(DAEMON, "active")?;
+    let journal = reboot.machine.sh("journalctl --quiet --no-pager --output cat _PID=1")?;
+    ensure!(journal.contains("spa-gate"), "the control: systemd tells of units\n{journal}");
+    ensure!(!journal.contains("ordering cycle"), "{journal}");
+    let (gate, _) = reboot.started(GATE)?;
+    for name in others {
+        reboot.await_state(name, "active")?;
+        let (_, other) = reboot.started(name)?;
+        ensure!(other <= gate, "{name} came after the gate");
+    }
+    Ok(())
+}
