@@ -7,6 +7,7 @@
 mod blueprint;
 mod changes;
 mod host;
+mod install;
 mod kernel;
 mod rules;
 mod sets;
@@ -14,21 +15,20 @@ mod sets;
 use self::blueprint::Blueprint;
 use self::changes::Changes;
 use self::host::{Host, KnockPorts};
+use self::install::admissions;
 use self::kernel::{Kernel, Variant};
 use self::rules::Held;
-use self::sets::{Made, Sets};
+use self::sets::Sets;
 use super::bounds::{check_change, check_plan};
 use super::render::{self, Armed, HeldRule, OwnTable, TableName};
 use super::saved::Saved;
 use super::sets as set_names;
 use super::sockets;
 use super::types::{
-    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look,
-    MAX_ELEMENT_SECONDS, Mode, Plan,
+    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look, Plan,
 };
 use super::{Gate, GateError, Tools};
 use crate::causes::with_causes;
-use crate::netlink::Reason;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -94,127 +94,19 @@ impl IptablesGate {
         }
     }
 
-    /// Fails where the kernel has no sets, or this process may not use them.
-    pub fn probe(&self) -> Result<(), GateError> {
-        self.sets.probe()
-    }
-
-    /// Everything that [`Gate::install`] changes, in the order that locks nobody out: sets, then
-    /// connection tracking, then its entries, then the rules; and what nothing needs any more.
-    async fn put_in_place(
-        &self,
-        host: &mut Host,
-        blueprint: &Blueprint<'_>,
-        made: &mut Vec<Made>,
-    ) -> Result<(), GateError> {
-        let plan = blueprint.plan;
-        let families: Vec<_> = families().collect();
-        let in_sets = self.holding == Holding::InSets;
-        if in_sets {
-            for set in families.iter().flat_map(|family| set_names::wanted(*family, plan)) {
-                made.extend(self.sets.make(set, set.size(plan))?);
-            }
-            if let Some(seconds) = plan.trial_seconds {
-                for family in &families {
-                    self.sets.arm(*family, seconds)?;
-                }
-            }
-        }
-        let batches = blueprint.batches(&host.rules);
-        host.report.changed = !batches.is_empty() || !made.is_empty();
-        if !batches.is_empty() {
-            let mut misplaced = Vec::new();
-            if in_sets {
-                self.take_over(&host.rules, plan).await?;
-                misplaced = self.sets.relocate(&families, plan)?;
-            }
-            self.write_rules(host, blueprint, &batches).await?;
-            self.sets.change(&misplaced)?;
-        }
-        match self.sets.tidy(&families, in_sets.then_some(plan)) {
-            Ok(any) => host.report.changed |= any,
-            Err(GateError::Netlink(error)) if error.reason() == Some(Reason::InUse) => {
-                let why = with_causes(&error);
-                host.report.warnings.push(format!("a set that isn't needed stays: {why}"));
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    async fn write_rules(
-        &self,
-        host: &mut Host,
-        blueprint: &Blueprint<'_>,
-        batches: &[(Family, String)],
-    ) -> Result<(), GateError> {
-        let plan = blueprint.plan;
-        if plan.mode == Mode::Guard {
-            for (family, saved) in &host.rules {
-                if let Some(batch) = render::track(saved.table("mangle")) {
-                    self.kernel.restore(*family, &batch).await?;
-                }
-            }
-            // Only now: a connection that comes about from here on is tracked from its beginning.
-            let mut connections = sockets::established(&sockets::read()?, &plan.guarded);
-            // Where rules of ours judge a connection's packets already, it is tracked, or refused.
-            connections.retain(|connection| {
-                let family = Family::of(connection.local.ip());
-                !host.rules.iter().any(|(of, saved)| {
-                    *of == family && render::judges(saved.table("mangle"), connection)
-                })
-            });
-            host.report.connections_kept = Kernel::enter(&connections)?;
-        }
-        for (family, batch) in batches {
-            let discard = match plan.mode {
-                // What tracked during the installation goes in the batch that tracks for good.
-                Mode::Guard => render::DISCARD_TRACK,
-                Mode::Open => "",
-            };
-            self.kernel.restore(*family, &format!("{batch}{discard}")).await?;
-        }
-        Ok(())
-    }
-
-    /// Reads back what is ours; all of it has to be there.
-    async fn read_back(&self, blueprint: &Blueprint<'_>) -> Result<Standing, GateError> {
-        let mut standing = Vec::new();
-        for family in families() {
-            let saved = self.kernel.saved(family).await?;
-            if let Some(what) = blueprint.missing(family, &saved) {
-                return Err(GateError::NotThere { family, what });
-            }
-            standing.push((family, own_tables(&saved)));
-        }
-        Ok(standing)
-    }
-
-    /// Brings back what is ours to what it was.
-    async fn undo(&self, before: &[(Family, Saved)], made: &[Made]) -> Result<(), GateError> {
-        for (family, before) in before {
-            let now = self.kernel.saved(*family).await?;
-            let batch: String = TableName::ALL
-                .into_iter()
-                .filter_map(|table| {
-                    let wanted = OwnTable::of(before.table(table.as_str()));
-                    render::transition(table, now.table(table.as_str()), &wanted)
-                })
-                .collect();
-            if !batch.is_empty() {
-                self.kernel.restore(*family, &batch).await?;
-            }
-        }
-        made.iter().try_for_each(|made| self.sets.unmake(made))
-    }
-
     async fn remove_family(&self, family: Family) -> Result<(), GateError> {
-        let removed = remove_rules(&self.kernel, family).await;
+        let mut removed = match self.kernel.saved(family).await {
+            Ok(saved) => remove_rules(&self.kernel, family, &saved).await,
+            Err(error) => Err(error),
+        };
         // What iptables stands for may have changed since the gate was installed.
         for kernel in self.kernel.variants(family) {
-            if let Err(error) = remove_rules(&kernel, family).await {
+            match kernel.saved(family).await {
+                Ok(saved) => removed = removed.and(remove_rules(&kernel, family, &saved).await),
                 // If there are rules of ours there, they hold the set, which says so.
-                tracing::debug!("a variant can't be used: {}", with_causes(&error));
+                Err(error) => {
+                    tracing::debug!("a variant can't be read: {}", with_causes(&error));
+                }
             }
         }
         removed?;
@@ -242,16 +134,6 @@ impl IptablesGate {
             (*family, Held::in_saved(*family, saved.clone()).fitting(plan, &in_sets))
         };
         Some(rules.iter().map(fitting).collect())
-    }
-
-    /// Takes over what is left of a gate that held its grants in rules.
-    async fn take_over(&self, rules: &[(Family, Saved)], plan: &Plan) -> Result<(), GateError> {
-        for (family, saved) in rules {
-            let mut changes = admissions(&Held::in_saved(*family, saved.clone()).live(None));
-            changes.retain(|change| check_change(plan, change).is_ok());
-            self.sets.apply(plan, &changes).await?;
-        }
-        Ok(())
     }
 
     fn differences_of_sets(&self, plan: &Plan) -> Result<Vec<String>, GateError> {
@@ -284,21 +166,7 @@ impl IptablesGate {
     }
 }
 
-/// What admits these elements for as long as they are admitted now.
-fn admissions(live: &[LiveElement]) -> Vec<Change> {
-    let admit = |live: &LiveElement| Change::Admit {
-        element: live.element,
-        seconds: live.seconds_left.saturating_add(1).min(MAX_ELEMENT_SECONDS),
-    };
-    live.iter().map(admit).collect()
-}
-
-fn own_tables(saved: &Saved) -> Vec<(TableName, OwnTable)> {
-    TableName::ALL.map(|table| (table, OwnTable::of(saved.table(table.as_str())))).to_vec()
-}
-
-async fn remove_rules(kernel: &Kernel, family: Family) -> Result<(), GateError> {
-    let saved = kernel.saved(family).await?;
+async fn remove_rules(kernel: &Kernel, family: Family, saved: &Saved) -> Result<(), GateError> {
     let batch: String = TableName::ALL
         .into_iter()
         .filter_map(|table| {

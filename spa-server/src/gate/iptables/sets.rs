@@ -39,11 +39,6 @@ pub(super) struct Placed {
 }
 
 impl Sets {
-    /// Fails where the kernel has no sets, or this process may not use them.
-    pub(super) fn probe(&self) -> Result<(), GateError> {
-        self.with(|_| Ok(()))
-    }
-
     /// Makes the set, or gives it the size wanted; elements live on. A set that holds more than
     /// that keeps its size: without it the gate could not be installed, and the ports would stay
     /// hidden with nobody to open them until enough elements are over.

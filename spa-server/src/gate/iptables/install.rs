@@ -1,0 +1,155 @@
+//! What an installation changes, in which order, and how it is undone when it fails.
+
+use super::blueprint::Blueprint;
+use super::host::Host;
+use super::kernel::Kernel;
+use super::rules::Held;
+use super::sets::Made;
+use super::{Holding, IptablesGate, Standing, families};
+use crate::causes::with_causes;
+use crate::gate::GateError;
+use crate::gate::bounds::check_change;
+use crate::gate::render::{self, OwnTable, TableName};
+use crate::gate::saved::Saved;
+use crate::gate::sets as set_names;
+use crate::gate::sockets;
+use crate::gate::types::{Change, Family, LiveElement, MAX_ELEMENT_SECONDS, Mode, Plan};
+use crate::netlink::Reason;
+
+impl IptablesGate {
+    /// Everything that [`Gate::install`] changes, in the order that locks nobody out: sets, then
+    /// connection tracking, then its entries, then the rules; and what nothing needs any more.
+    pub(super) async fn put_in_place(
+        &self,
+        host: &mut Host,
+        blueprint: &Blueprint<'_>,
+        made: &mut Vec<Made>,
+    ) -> Result<(), GateError> {
+        let plan = blueprint.plan;
+        let families: Vec<_> = families().collect();
+        let in_sets = self.holding == Holding::InSets;
+        if in_sets {
+            for set in families.iter().flat_map(|family| set_names::wanted(*family, plan)) {
+                made.extend(self.sets.make(set, set.size(plan))?);
+            }
+            if let Some(seconds) = plan.trial_seconds {
+                for family in &families {
+                    self.sets.arm(*family, seconds)?;
+                }
+            }
+        }
+        let batches = blueprint.batches(&host.rules);
+        host.report.changed = !batches.is_empty() || !made.is_empty();
+        if !batches.is_empty() {
+            let mut misplaced = Vec::new();
+            if in_sets {
+                self.take_over(&host.rules, plan).await?;
+                misplaced = self.sets.relocate(&families, plan)?;
+            }
+            self.write_rules(host, blueprint, &batches).await?;
+            self.sets.change(&misplaced)?;
+        }
+        match self.sets.tidy(&families, in_sets.then_some(plan)) {
+            Ok(any) => host.report.changed |= any,
+            Err(GateError::Netlink(error)) if error.reason() == Some(Reason::InUse) => {
+                let why = with_causes(&error);
+                host.report.warnings.push(format!("a set that isn't needed stays: {why}"));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn write_rules(
+        &self,
+        host: &mut Host,
+        blueprint: &Blueprint<'_>,
+        batches: &[(Family, String)],
+    ) -> Result<(), GateError> {
+        let plan = blueprint.plan;
+        if plan.mode == Mode::Guard {
+            for (family, saved) in &host.rules {
+                if let Some(batch) = render::track(saved.table("mangle")) {
+                    self.kernel.restore(*family, &batch).await?;
+                }
+            }
+            // Only now: a connection that comes about from here on is tracked from its beginning.
+            let mut connections = sockets::established(&sockets::read()?, &plan.guarded);
+            // Where rules of ours judge a connection's packets already, it is tracked, or refused.
+            connections.retain(|connection| {
+                let family = Family::of(connection.local.ip());
+                !host.rules.iter().any(|(of, saved)| {
+                    *of == family && render::judges(saved.table("mangle"), connection)
+                })
+            });
+            host.report.connections_kept = Kernel::enter(&connections)?;
+        }
+        for (family, batch) in batches {
+            let discard = match plan.mode {
+                // What tracked during the installation goes in the batch that tracks for good.
+                Mode::Guard => render::DISCARD_TRACK,
+                Mode::Open => "",
+            };
+            self.kernel.restore(*family, &format!("{batch}{discard}")).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads back what is ours; all of it has to be there.
+    pub(super) async fn read_back(&self, blueprint: &Blueprint<'_>) -> Result<Standing, GateError> {
+        let mut standing = Vec::new();
+        for family in families() {
+            let saved = self.kernel.saved(family).await?;
+            if let Some(what) = blueprint.missing(family, &saved) {
+                return Err(GateError::NotThere { family, what });
+            }
+            standing.push((family, own_tables(&saved)));
+        }
+        Ok(standing)
+    }
+
+    /// Brings back what is ours to what it was.
+    pub(super) async fn undo(
+        &self,
+        before: &[(Family, Saved)],
+        made: &[Made],
+    ) -> Result<(), GateError> {
+        for (family, before) in before {
+            let now = self.kernel.saved(*family).await?;
+            let batch: String = TableName::ALL
+                .into_iter()
+                .filter_map(|table| {
+                    let wanted = OwnTable::of(before.table(table.as_str()));
+                    render::transition(table, now.table(table.as_str()), &wanted)
+                })
+                .collect();
+            if !batch.is_empty() {
+                self.kernel.restore(*family, &batch).await?;
+            }
+        }
+        made.iter().try_for_each(|made| self.sets.unmake(made))
+    }
+
+    /// Takes over what is left of a gate that held its grants in rules.
+    async fn take_over(&self, rules: &[(Family, Saved)], plan: &Plan) -> Result<(), GateError> {
+        for (family, saved) in rules {
+            let mut changes = admissions(&Held::in_saved(*family, saved.clone()).live(None));
+            changes.retain(|change| check_change(plan, change).is_ok());
+            self.sets.apply(plan, &changes).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What admits these elements for as long as they are admitted now.
+pub(super) fn admissions(live: &[LiveElement]) -> Vec<Change> {
+    let admit = |live: &LiveElement| Change::Admit {
+        element: live.element,
+        seconds: live.seconds_left.saturating_add(1).min(MAX_ELEMENT_SECONDS),
+    };
+    live.iter().map(admit).collect()
+}
+
+fn own_tables(saved: &Saved) -> Vec<(TableName, OwnTable)> {
+    TableName::ALL.map(|table| (table, OwnTable::of(saved.table(table.as_str())))).to_vec()
+}
