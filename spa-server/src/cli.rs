@@ -271,7 +271,7 @@ pub(crate) struct GateInstallArgs {
     /// Undo it after this time, unless it is confirmed.
     #[arg(long, value_name = "TIME")]
     pub(crate) trial: Option<String>,
-    /// As the boot does: only where a gate stands for good, by the last one if the configuration is wrong.
+    /// As the boot does: where one stood for good, and as it last did if the configuration is wrong.
     #[arg(long, conflicts_with = "trial")]
     pub(crate) boot: bool,
     /// Say what would be done, and do nothing.

@@ -5,11 +5,10 @@
 //! tells whether there is to be a gate before there is a daemon.
 
 use crate::causes::with_causes;
-use crate::config::{GateSettings, Problem, judge_directory};
+use crate::config::{GateSettings, Problem, judge_directory, read_judged};
 use crate::gate::{Backend, Plan, ToolOverrides};
 use crate::state_file::{StateFile, StateFileError};
 use serde::{Deserialize, Serialize};
-use std::io;
 use std::path::{Path, PathBuf};
 
 const FILE: &str = "last-gate";
@@ -29,17 +28,9 @@ pub enum LastGateError {
     /// No gate has been put up for good, or it was removed.
     #[error("no gate is remembered in {}", .0.display())]
     None(PathBuf),
-    /// Others could have written the file.
-    #[error("the state directory can't be trusted")]
-    Directory(#[from] Problem),
-    /// It can't be read.
-    #[error("{} can't be read", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    /// It can't be read, or others could have written it.
+    #[error("what is remembered of the last gate can't be used")]
+    Unusable(#[from] Problem),
     /// It was read, and is no gate for good.
     #[error("{} is damaged; the next start of the daemon writes it anew", .path.display())]
     Damaged {
@@ -119,11 +110,7 @@ impl LastGateFile {
         if let Some(directory) = path.parent() {
             judge_directory(directory)?;
         }
-        let text = match self.0.read() {
-            Ok(Some(text)) => text,
-            Ok(None) => return Err(LastGateError::None(path)),
-            Err(source) => return Err(LastGateError::Read { path, source }),
-        };
+        let text = read_judged(&path)?;
         match serde_json::from_str::<LastGate>(text.trim_end()) {
             Ok(gate) if gate.plan.trial_seconds.is_none() => Ok(gate),
             Ok(_) => Err(LastGateError::Damaged { path, source: None }),
@@ -216,7 +203,7 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert!(matches!(file.read(), Err(LastGateError::Read { .. })));
+        assert!(matches!(file.read(), Err(LastGateError::Unusable(_))));
     }
 
     #[test]
@@ -224,9 +211,13 @@ mod tests {
         let (directory, file) = file();
         file.stands(&settings(Backend::Auto), &plan());
         file.read().unwrap();
-        fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
-        let error = with_causes(&file.read().unwrap_err());
-        assert!(error.contains("chmod go-w"), "{error}");
+        for (path, mode) in [(directory.path(), 0o700), (&directory.path().join(FILE), 0o600)] {
+            fs::set_permissions(path, Permissions::from_mode(mode | 0o022)).unwrap();
+            let error = with_causes(&file.read().unwrap_err());
+            assert!(error.contains("chmod go-w"), "{error}");
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+            file.read().unwrap();
+        }
     }
 
     #[test]
