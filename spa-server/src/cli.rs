@@ -271,7 +271,7 @@ pub(crate) struct GateInstallArgs {
     /// Undo it after this time, unless it is confirmed.
     #[arg(long, value_name = "TIME")]
     pub(crate) trial: Option<String>,
-    /// As the boot does: not if a trial was not confirmed.
+    /// As the boot does: where one stood for good, and as it last did if the configuration is wrong.
     #[arg(long, conflicts_with = "trial")]
     pub(crate) boot: bool,
     /// Say what would be done, and do nothing.
@@ -335,6 +335,9 @@ fn run(cli: Cli) -> u8 {
         }
         Command::Reload(output) => commands::daemon::reload(&config, output),
         Command::Gate(command) => match command {
+            GateCommand::Install(args) if args.boot => {
+                commands::boot::install(&config, args.output)
+            }
             GateCommand::Install(args) => commands::gate::install(&config, &args),
             GateCommand::Confirm(args) => commands::trial::confirm(&config, args.from_console),
             GateCommand::Show(output) => commands::gate::show(&config, output),

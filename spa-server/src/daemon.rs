@@ -17,6 +17,7 @@ use crate::control::{ControlRequest, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::{AnyGate, Backend};
 use crate::grants::FileGrantStore;
+use crate::last_gate::LastGateFile;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
 use crate::trial::{Trial, TrialFile};
@@ -58,7 +59,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let daemon = Daemon::start(config, &left_out).await?;
-        daemon.serve().await
+        Box::pin(daemon.serve()).await
     })
 }
 
@@ -81,6 +82,7 @@ struct Daemon {
     standing: Standing,
     trial: Option<Trial>,
     trial_file: TrialFile,
+    last_gate: LastGateFile,
     restored: Restorations,
     /// What could not be put back yet.
     unmended: Option<Alarm>,

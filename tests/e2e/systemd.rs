@@ -132,8 +132,6 @@ fn the_unit_is_active_when_the_daemon_is_ready_and_not_before() -> Result<()> {
     let installation = Installation::new()?;
     let machine = &installation.machine;
     let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
-    // The gate's own unit comes first; what it made is then not what the daemon wants.
-    machine.sh("systemctl start spa-gate")?;
     // The daemon can't be ready while one of its tools takes its time.
     installation.have_the_tool_hang_while_there_is(HANG)?;
     machine.write(HANG, "")?;
@@ -164,6 +162,22 @@ fn a_start_that_fails_says_so_and_is_tried_again() -> Result<()> {
     machine.await_journal(UNIT, CONFIG)?;
     // Whoever mends it needs no second start.
     machine.write(CONFIG, &config)?;
+    installation.await_successor("0")?;
+    installation.ensure_a_knock_opens()
+}
+
+#[test]
+fn a_first_start_that_fails_hides_nothing() -> Result<()> {
+    let installation = Installation::new()?;
+    let (machine, lab) = (&installation.machine, &installation.lab);
+    let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
+    machine.sh("systemctl enable spa-server")?;
+    machine.sh("mv /etc/spa/server.key /etc/spa/moved.key")?;
+    let started = machine.run("systemctl start spa-server")?;
+    ensure!(!started.success(), "{started}");
+    machine.await_journal(UNIT, "server.key")?;
+    installation.ensure_sees(lab.other(), PortState::Open)?;
+    machine.sh("mv /etc/spa/moved.key /etc/spa/server.key")?;
     installation.await_successor("0")?;
     installation.ensure_a_knock_opens()
 }

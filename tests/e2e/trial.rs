@@ -3,15 +3,19 @@
 use anyhow::{Context, Result, ensure};
 use spa_tests::{
     Backend, Family, Finished, PortState, SSH_PORT, Scene, at_once, eventually, eventually_within,
-    our_binary,
+    finish, our_binary,
 };
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Time enough to do something in it, on a busy machine too.
 const LONG: &str = "10m";
+/// Time enough to be refused twice in, and to be waited for.
+const TRIED: &str = "20s";
+const TRIED_TIME: Duration = Duration::from_secs(20);
 /// A trial that is waited for.
 const SHORT: &str = "6s";
 const SHORT_TIME: Duration = Duration::from_secs(6);
@@ -82,7 +86,7 @@ fn a_new_connection_confirms_and_the_session_of_the_beginning_does_not() -> Resu
 
     let confirm = confirm_command(&scene)?;
     let (code, said) = old.run(&confirm)?;
-    ensure!(code == 1 && said.contains("before the trial began"), "{code}: {said}");
+    ensure!(code == 1 && said.contains("before the gate on trial stood"), "{code}: {said}");
     let (code, said) = old.run(&format!("{confirm} --from-console"))?;
     ensure!(code == 1 && said.contains("not the console"), "{code}: {said}");
     ensure!(scene.server.status()?.trial_seconds_left.is_some());
@@ -231,6 +235,172 @@ fn a_trial_that_can_not_be_begun_leaves_the_gate_as_it_was() -> Result<()> {
     fs::remove_dir(state.join("trial.new"))?;
     stands_for_good(&scene)?;
     begin(&scene, LONG)
+}
+
+#[test]
+fn who_came_in_while_the_gate_was_put_up_confirms_nothing() -> Result<()> {
+    at_once([false, true], |daemon_runs| {
+        came_in_meanwhile(daemon_runs).with_context(|| format!("the daemon runs: {daemon_runs}"))
+    })?;
+    Ok(())
+}
+
+fn came_in_meanwhile(daemon_runs: bool) -> Result<()> {
+    let mut tool = None;
+    let mut scene = Scene::prepared(|configuration| {
+        configuration.gate.always_admit = vec!["10.66.0.4".into()];
+        let path = configuration.state_directory.with_file_name("iptables-restore");
+        configuration.gate.tools.insert("iptables-restore".into(), path.clone());
+        tool = Some(path);
+    })?;
+    let tool = tool.context("the configuration was not made")?;
+    let (hang, hangs) = (tool.with_extension("hang"), tool.with_extension("hangs"));
+    let script = format!(
+        "#!/bin/sh\n\
+         while [ -e {} ]; do : >{}; sleep 0.02; done\n\
+         exec /usr/sbin/iptables-restore \"$@\"\n",
+        hang.display(),
+        hangs.display(),
+    );
+    fs::write(&tool, script)?;
+    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
+    if daemon_runs {
+        scene.server.start()?;
+        ensure!(scene.server.admin(&["gate", "remove"])?.success());
+    }
+
+    fs::write(&hang, "")?;
+    let mut install = scene.server.admin_command(&["gate", "install", "--trial", LONG])?;
+    let install = install.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    eventually("the tool is to hang", || Ok(hangs.exists().then_some(())))?;
+    let third = scene.lab.third();
+    let mut meanwhile = scene.sshd.shell(third, Family::V4)?;
+    fs::remove_file(&hang)?;
+    let install = install.wait_with_output()?;
+    ensure!(install.status.success(), "{}", String::from_utf8_lossy(&install.stderr));
+    hidden(&scene)?;
+
+    let confirm = confirm_command(&scene)?;
+    let (code, said) = meanwhile.run(&confirm)?;
+    ensure!(code == 1 && said.contains("before the gate on trial stood"), "{code}: {said}");
+    // The control: from the same address, a moment later.
+    let confirmed = scene.sshd.login(third, Family::V4, &confirm)?;
+    ensure!(confirmed.success(), "{confirmed}");
+    hidden(&scene)
+}
+
+#[test]
+fn who_came_through_another_gate_than_the_one_on_trial_confirms_nothing() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let owner = scene.lab.owner().clone();
+    let confirm = confirm_command(&scene)?;
+    begin(&scene, LONG)?;
+    for again in ["another trial", "a reload", "a restart", "a flush"] {
+        scene.ensure_owner_gets_in(Family::V4)?;
+        let mut before = scene.sshd.shell(&owner, Family::V4)?;
+        match again {
+            "another trial" => begin(&scene, LONG)?,
+            "a reload" => ensure!(scene.server.admin(&["reload"])?.success()),
+            "a restart" => scene.server.restart()?,
+            _ => {
+                scene.server.host().sh("nft flush ruleset")?;
+                eventually("the gate is to be put back", || {
+                    Ok((scene.server.status()?.restored > 0).then_some(()))
+                })?;
+            }
+        }
+        let (code, said) = before.run(&confirm)?;
+        let refused = code == 1 && said.contains("before the gate on trial stood");
+        ensure!(refused, "{again}: {code}: {said}");
+    }
+    scene.ensure_owner_gets_in(Family::V4)?;
+    let confirmed = scene.sshd.login(&owner, Family::V4, &confirm)?;
+    ensure!(confirmed.success(), "{confirmed}");
+    stands_for_good(&scene)
+}
+
+/// Makes the state directory read-only, for who runs the shell that this is given to.
+fn make_read_only(scene: &Scene) -> String {
+    let state = scene.server.configuration().state_directory.display();
+    format!("mount --bind {state} {state} && mount -o remount,bind,ro {state}")
+}
+
+#[test]
+fn a_trial_that_can_not_be_ended_in_the_file_goes_on_in_the_kernel() -> Result<()> {
+    let mut scene = Scene::new()?;
+    begin(&scene, TRIED)?;
+    let pid = scene.server.pid()?;
+    let ro = make_read_only(&scene);
+    finish(Command::new("nsenter").args([
+        &format!("--mount=/proc/{pid}/ns/mnt"),
+        "sh",
+        "-c",
+        &ro,
+    ]))?
+    .ok()?;
+    scene.ensure_owner_gets_in(Family::V4)?;
+    let confirm = confirm_command(&scene)?;
+    let refused = scene.sshd.login(scene.lab.owner(), Family::V4, &confirm)?;
+    ensure!(!refused.success() && said_to_be_as_it_was(&refused), "{refused}");
+    let refused = scene.server.admin(&["gate", "install"])?;
+    ensure!(!refused.success() && said_to_be_as_it_was(&refused), "{refused}");
+    let left = scene.server.status()?.trial_seconds_left;
+    ensure!(left.is_some_and(|left| left > 0), "{left:?}: too late to show anything");
+    // With nobody there who could do it, it is the kernel that undoes it.
+    scene.server.kill9()?;
+    await_undone(&scene)?;
+    scene.server.start()?;
+    await_lapsed(&scene)?;
+    // The control: where it can be written, it is done.
+    begin(&scene, LONG)?;
+    scene.ensure_owner_gets_in(Family::V4)?;
+    let confirmed = scene.sshd.login(scene.lab.owner(), Family::V4, &confirm)?;
+    ensure!(confirmed.success(), "{confirmed}");
+    scene.server.restart()?;
+    stands_for_good(&scene)
+}
+
+#[test]
+fn without_a_daemon_neither_is_a_trial_ended_that_can_not_be_ended_in_the_file() -> Result<()> {
+    let scene = Scene::prepared(|configuration| {
+        configuration.gate.always_admit = vec!["10.66.0.4".into()];
+    })?;
+    let ro = make_read_only(&scene);
+    let program = our_binary("spa-server")?;
+    let config = scene.server.config_path();
+    let install = format!("{} --config {} gate install", program.display(), config.display());
+    let in_vain = |order: &str| format!("unshare --mount sh -c '{ro} && exec {order}'");
+    let shell = |line: &str| finish(scene.server.host().command("sh")?.args(["-c", line]));
+    // What needs no record needs no file that can be written; it tells what it could not remember.
+    let installed = shell(&in_vain(&install))?;
+    ensure!(installed.success(), "{installed}");
+    ensure!(installed.said().contains("does not know of this gate"), "{installed}");
+    hidden(&scene)?;
+
+    begin(&scene, TRIED)?;
+    let began = Instant::now();
+    let refused = shell(&in_vain(&install))?;
+    ensure!(!refused.success() && said_to_be_as_it_was(&refused), "{refused}");
+    let confirm = in_vain(&confirm_command(&scene)?);
+    let refused = scene.sshd.login(scene.lab.third(), Family::V4, &confirm)?;
+    ensure!(!refused.success() && said_to_be_as_it_was(&refused), "{refused}");
+    ensure!(began.elapsed() < TRIED_TIME, "it was over before that could show anything");
+    await_undone(&scene)?;
+    let shown = scene.server.admin(&["gate", "show"])?;
+    ensure!(shown.said().contains("not confirmed"), "{shown}");
+
+    // After it, too: nothing is put up that the next start would take away.
+    let refused = shell(&in_vain(&install))?;
+    ensure!(!refused.success() && said_to_be_as_it_was(&refused), "{refused}");
+    await_undone(&scene)?;
+    let installed = shell(&install)?;
+    ensure!(installed.success(), "{installed}");
+    hidden(&scene)
+}
+
+fn said_to_be_as_it_was(refused: &Finished) -> bool {
+    let said = refused.said();
+    said.contains("the gate is as it was") && said.contains("Read-only file system")
 }
 
 /// Runs a command whose parents have no connection, whoever runs the tests: they are gone.

@@ -1,15 +1,17 @@
 //! Commands that handle the gate, with the daemon or without.
 
 use super::output::{print, print_json, table};
-use super::trial::{self, Order};
+use super::trial;
 use super::{CommandError, Done, daemon, host};
 use crate::causes::with_causes;
 use crate::cli::{GateInstallArgs, Output};
+use crate::clock::BootMicros;
 use crate::config::{GateSettings, Settings, format_duration};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
 use crate::gate::{
     AnyGate, Backend, Choice, Gate as _, GateError, InstallReport, LiveElement, Plan,
 };
+use crate::trial::Trial;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
@@ -39,44 +41,24 @@ pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
         return preview(&settings, args.output);
     }
     let length = args.trial.as_deref().map(trial::length).transpose()?;
-    let request = if args.boot {
-        ControlRequest::Status
-    } else {
-        ControlRequest::GateInstall { trial: length.map(|length| length.as_secs()) }
-    };
+    let request = ControlRequest::GateInstall { trial: length.map(|length| length.as_secs()) };
     let (report, runs) = match call(&settings.control_socket, &request) {
-        Ok(_) if args.boot => {
-            eprintln!("the daemon runs, and sees to the gate itself");
-            return Ok(());
-        }
         Ok(ControlResponse::GateInstalled { report, reloaded }) => {
             eprint!("{}", daemon::render_reloaded(&reloaded));
             (report, true)
         }
         Ok(other) => return Err(daemon::unexpected(&other)),
         Err(CallError::NotRunning { .. }) => {
-            let order = match length {
-                _ if args.boot => Order::AsItWas,
-                Some(length) => Order::OnTrial(length),
-                None => Order::ForGood,
-            };
-            let put_up = trial::put_up(&settings, order, |plan| {
-                wait_for(install_without_daemon(&settings, &plan))?
-            })?;
-            let Some(report) = put_up else { return Ok(()) };
-            (report, false)
+            let trial = length.map(|length| Trial::of(length, BootMicros::now()));
+            (trial::put_up(&settings, trial)?, false)
         }
         Err(error) => return Err(error.into()),
     };
-    if args.output.json {
-        print_json(&report)?;
-    } else {
-        print(&render_report(&report))?;
-    }
+    tell(&report, args.output)?;
     if let Some(length) = length {
         eprintln!("{}", trial::what_to_do(length));
     }
-    if !runs && !args.boot {
+    if !runs {
         eprintln!(
             "the daemon does not run: nothing opens the ports now. `spa-server gate remove` takes the gate away"
         );
@@ -84,16 +66,18 @@ pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
     Ok(())
 }
 
+/// Says what an installation found and did.
+pub(super) fn tell(report: &InstallReport, output: Output) -> Done {
+    if output.json { print_json(report) } else { print(&render_report(report)) }
+}
+
 /// Puts the gate in place by this plan, instead of that of any other back-end.
 pub(super) async fn install_without_daemon(
-    settings: &Settings,
+    settings: &GateSettings,
     plan: &Plan,
 ) -> Result<InstallReport, CommandError> {
     let Choice { gate, .. } = choose(settings, plan).await?;
-    let installed = gate.install_in_place(&settings.gate, plan).await;
-    let mut report = installed.map_err(|error| failed(&error))?;
-    report.warnings.extend(settings.abandoned_hook());
-    Ok(report)
+    gate.install_in_place(settings, plan).await.map_err(|error| failed(&error))
 }
 
 /// What `gate install --dry-run` prints.
@@ -113,7 +97,7 @@ struct Preview {
 fn preview(settings: &Settings, output: Output) -> Done {
     let plan = settings.gate_plan();
     let preview = wait_for(async {
-        let Choice { gate, .. } = choose(settings, &plan).await?;
+        let Choice { gate, .. } = choose(&settings.gate, &plan).await?;
         let stands = gate.snapshot().await.is_ok();
         let report = gate.examine(&plan).await.map_err(|error| failed(&error))?;
         Ok::<_, CommandError>(Preview {
@@ -159,7 +143,7 @@ pub(crate) fn show(config: &Path, output: Output) -> Done {
 
 async fn look(settings: &Settings) -> Result<Shown, CommandError> {
     let plan = trial::plan(settings);
-    let Choice { gate, .. } = choose(settings, &plan).await?;
+    let Choice { gate, .. } = choose(&settings.gate, &plan).await?;
     let admitted = match gate.snapshot().await {
         Ok(admitted) => Some(admitted),
         Err(GateError::NotInstalled) => None,
@@ -184,6 +168,7 @@ async fn look(settings: &Settings) -> Result<Shown, CommandError> {
 pub(crate) fn remove(config: &Path) -> Done {
     match call(&Settings::control_socket_of(config), &ControlRequest::GateRemove) {
         Ok(ControlResponse::Done) => {
+            trial::removed(&Settings::state_directory_of(config))?;
             eprintln!(
                 "the gate is removed: all ports are as they were without it, until `spa-server gate install` or a restart of the daemon"
             );
@@ -214,15 +199,13 @@ pub(crate) fn remove(config: &Path) -> Done {
         GateSettings::default()
     };
     wait_for(AnyGate::remove_all(&settings))?.map_err(|error| failed(&error))?;
-    if let Ok(settings) = Settings::load(config) {
-        trial::removed(&settings);
-    }
+    trial::removed(&Settings::state_directory_of(config))?;
     eprintln!("the gate is removed: all ports are as they were without it");
     Ok(())
 }
 
-async fn choose(settings: &Settings, plan: &Plan) -> Result<Choice, CommandError> {
-    AnyGate::choose(&settings.gate, plan).await.map_err(|error| failed(&error))
+async fn choose(settings: &GateSettings, plan: &Plan) -> Result<Choice, CommandError> {
+    AnyGate::choose(settings, plan).await.map_err(|error| failed(&error))
 }
 
 pub(super) fn wait_for<F: Future>(future: F) -> Result<F::Output, CommandError> {

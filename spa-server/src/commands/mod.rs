@@ -3,6 +3,7 @@
 //! Data goes to standard output, messages to standard error. They know the configuration's files
 //! and the control socket; what the daemon does is its own business.
 
+pub(crate) mod boot;
 pub(crate) mod check;
 pub(crate) mod client;
 pub(crate) mod client_add;

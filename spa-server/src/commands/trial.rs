@@ -1,16 +1,17 @@
 //! The trial of a gate, as the commands have it: begun and confirmed without the daemon, where none
 //! runs.
 
-use super::gate::{install_without_daemon, wait_for};
+use super::gate::{install_without_daemon, wait_for, warnings};
 use super::{CommandError, Done, daemon};
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::config::{Settings, format_duration};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
-use crate::gate::Plan;
+use crate::gate::{InstallReport, Plan};
+use crate::last_gate::LastGateFile;
 use crate::origin::Origin;
 use crate::replay_store::BootId;
-use crate::trial::{LONGEST, SHORTEST, Trial, TrialFile, TrialState};
+use crate::trial::{LONGEST, SHORTEST, Trial, TrialFile, TrialState, plan_of, unconfirmable};
 use spa_proto::parse_duration;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -19,22 +20,10 @@ use std::time::Duration;
 
 const LAPSED: &str = "a trial of the gate was not confirmed, so there is to be none: nothing is hidden. `spa-server gate install --trial 60s` tries again, `spa-server gate install` puts it up for good";
 
-/// How the gate is to be put up.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Order {
-    /// It stands until it is removed.
-    ForGood,
-    /// It is undone after this time.
-    OnTrial(Duration),
-    /// On trial if it was, and not at all if a trial has lapsed.
-    AsItWas,
-}
-
 /// `spa-server gate confirm`.
 pub(crate) fn confirm(config: &Path, from_console: bool) -> Done {
     let settings = Settings::load(config)?;
-    let file = file(&settings)?;
-    let trial = match file.read(BootMicros::now()) {
+    let trial = match state(&settings.state_directory)? {
         TrialState::Running(trial) => trial,
         TrialState::None => return Err(failed("the gate is not on trial")),
         TrialState::Lapsed => return Err(failed(LAPSED)),
@@ -46,8 +35,9 @@ pub(crate) fn confirm(config: &Path, from_console: bool) -> Done {
         Ok(ControlResponse::Done) => {}
         Ok(other) => return Err(daemon::unexpected(&other)),
         Err(CallError::NotRunning { .. }) => {
-            wait_for(install_without_daemon(&settings, &settings.gate_plan()))??;
-            file.clear().map_err(|error| CommandError::Failed(with_causes(&error)))?;
+            for warning in warnings(&put_up(&settings, None)?) {
+                eprintln!("warning: {warning}");
+            }
         }
         Err(error) => return Err(error.into()),
     }
@@ -55,13 +45,14 @@ pub(crate) fn confirm(config: &Path, from_console: bool) -> Done {
     Ok(())
 }
 
-/// Who is to confirm has to have come in since the trial began.
+/// Who is to confirm has to have come in since the gate on trial stands.
 fn judge(origin: Origin, trial: Trial, from_console: bool) -> Done {
+    let came_through = |since| trial.stands_since.is_some_and(|stands| since > stands);
     match (origin, from_console) {
-        (Origin::Connection { since, .. }, false) if since > trial.started => Ok(()),
+        (Origin::Connection { since, .. }, false) if came_through(since) => Ok(()),
         (Origin::Console, true) => Ok(()),
         (Origin::Connection { peer, .. }, false) => Err(CommandError::Failed(format!(
-            "this session, from {peer}, was there before the trial began: it does not show that a new connection gets in. Open a second one (knock, then ssh), and confirm there"
+            "this session, from {peer}, was there before the gate on trial stood as it does now: it does not show that a new connection gets in. Open a second one (knock, then ssh), and confirm there"
         ))),
         (Origin::Connection { peer, .. }, true) => Err(CommandError::Failed(format!(
             "this is not the console: the session comes from {peer}. Leave --from-console out, in a session that was opened after the trial began"
@@ -75,41 +66,32 @@ fn judge(origin: Origin, trial: Trial, from_console: bool) -> Done {
     }
 }
 
-/// Puts the gate up by `install`, and keeps the record of trials in step; `None` if there is to be
-/// no gate.
-pub(super) fn put_up<T>(
+/// Puts the gate up, on trial or for good, and keeps in step what is remembered of it.
+pub(super) fn put_up(
     settings: &Settings,
-    order: Order,
-    install: impl FnOnce(Plan) -> Result<T, CommandError>,
-) -> Result<Option<T>, CommandError> {
-    let file = file(settings)?;
+    trial: Option<Trial>,
+) -> Result<InstallReport, CommandError> {
+    let directory = &settings.state_directory;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|source| CommandError::Write { path: directory.clone(), source })?;
     let now = BootMicros::now();
-    let before = file.read(now);
-    let told = |error| CommandError::Failed(with_causes(&error));
-    let trial = match (order, before) {
-        (Order::AsItWas, TrialState::Lapsed) => {
-            eprintln!("{LAPSED}");
-            file.lapse().map_err(told)?;
-            return Ok(None);
-        }
-        (Order::AsItWas, TrialState::Running(trial)) => Some(trial),
-        (Order::AsItWas | Order::ForGood, _) => None,
-        (Order::OnTrial(length), _) => {
-            let directory = &settings.state_directory;
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-            made.map_err(|source| CommandError::Write { path: directory.clone(), source })?;
-            Some(file.begin(now, length).map_err(told)?)
-        }
-    };
-    match install(plan_of(settings, trial, now)) {
-        Ok(done) => {
-            if matches!(order, Order::ForGood) {
-                file.clear().map_err(told)?;
-            }
-            Ok(Some(done))
+    let announced = file(directory)?.announce(trial, now).map_err(|error| {
+        let why = with_causes(&error);
+        CommandError::Failed(format!(
+            "the gate is as it was, since that could not be remembered: {why}"
+        ))
+    })?;
+    let plan = plan_of(settings, announced.trial, now);
+    match wait_for(install_without_daemon(&settings.gate, &plan)).flatten() {
+        Ok(mut report) => {
+            let recorded = announced.stands(BootMicros::now()).1;
+            report.warnings.extend(recorded.err().map(|error| unconfirmable(&error)));
+            report.warnings.extend(LastGateFile::new(directory).stands(&settings.gate, &plan));
+            report.warnings.extend(settings.abandoned_hook());
+            Ok(report)
         }
         Err(error) => {
-            if let Err(also) = file.put_back(before) {
+            if let Err(also) = announced.withdraw() {
                 eprintln!("{}", with_causes(&also));
             }
             Err(error)
@@ -119,42 +101,50 @@ pub(super) fn put_up<T>(
 
 /// What the gate is to guard now, on trial or for good.
 pub(super) fn plan(settings: &Settings) -> Plan {
-    let now = BootMicros::now();
-    match file(settings).map(|file| file.read(now)) {
-        Ok(TrialState::Running(trial)) => plan_of(settings, Some(trial), now),
+    match state(&settings.state_directory) {
+        Ok(TrialState::Running(trial)) => plan_of(settings, Some(trial), BootMicros::now()),
         _ => settings.gate_plan(),
     }
 }
 
-fn plan_of(settings: &Settings, trial: Option<Trial>, now: BootMicros) -> Plan {
-    let trial_seconds = trial.and_then(|trial| trial.seconds_left(now));
-    Plan { trial_seconds, ..settings.gate_plan() }
+/// Whether the gate of this state directory is on trial.
+pub(super) fn state(state_directory: &Path) -> Result<TrialState, CommandError> {
+    Ok(file(state_directory)?.read(BootMicros::now()))
+}
+
+/// A trial has lapsed, maybe with the boot that it began in: that is written down, and told.
+pub(super) fn tell_lapsed(state_directory: &Path) -> Done {
+    eprintln!("{LAPSED}");
+    let lapsed = file(state_directory)?.lapse();
+    lapsed.map_err(|error| CommandError::Failed(with_causes(&error)))
 }
 
 /// What an administrator should know of a trial.
 pub(super) fn warning(settings: &Settings) -> Option<String> {
-    let now = BootMicros::now();
-    match file(settings).ok()?.read(now) {
+    match state(&settings.state_directory).ok()? {
         TrialState::None => None,
         TrialState::Lapsed => Some(LAPSED.to_owned()),
         TrialState::Running(trial) => {
-            let left = Duration::from_secs(trial.seconds_left(now).unwrap_or(0).into());
+            let left = trial.seconds_left(BootMicros::now()).unwrap_or(0);
             Some(format!(
                 "the gate is on trial for {} more; then it is undone, unless `spa-server gate confirm` is run from a new connection",
-                format_duration(left)
+                format_duration(Duration::from_secs(left.into()))
             ))
         }
     }
 }
 
-/// The gate was taken away: if that was in its trial, nobody has confirmed it.
-pub(super) fn removed(settings: &Settings) {
-    let Ok(file) = file(settings) else { return };
-    if let TrialState::Running(_) = file.read(BootMicros::now())
-        && let Err(error) = file.lapse()
-    {
-        eprintln!("{}", with_causes(&error));
+/// The gate was taken away: if that was in its trial, nobody has confirmed it; and no boot is to
+/// put up again what stood for good.
+pub(super) fn removed(state_directory: &Path) -> Done {
+    let mut forgotten = LastGateFile::new(state_directory).forget();
+    if let TrialState::Running(_) = state(state_directory)? {
+        forgotten = forgotten.and(file(state_directory)?.lapse());
     }
+    forgotten.map_err(|error| {
+        let why = with_causes(&error);
+        CommandError::Failed(format!("the gate is removed, but a boot may put it up again: {why}"))
+    })
 }
 
 /// The length of a trial, as it is given on the command line.
@@ -184,10 +174,10 @@ pub(super) fn what_to_do(length: Duration) -> String {
     )
 }
 
-fn file(settings: &Settings) -> Result<TrialFile, CommandError> {
+fn file(state_directory: &Path) -> Result<TrialFile, CommandError> {
     let boot = BootId::read()
         .map_err(|source| CommandError::Read { path: BootId::SOURCE.into(), source })?;
-    Ok(TrialFile::new(&settings.state_directory, boot))
+    Ok(TrialFile::new(state_directory, boot))
 }
 
 fn failed(why: &str) -> CommandError {
@@ -200,7 +190,8 @@ mod tests {
 
     #[test]
     fn only_who_came_in_since_confirms_and_the_console_only_where_it_is_one() {
-        let trial = Trial { started: BootMicros(100), deadline: BootMicros(200) };
+        let stands_since = Some(BootMicros(100));
+        let trial = Trial { stands_since, deadline: BootMicros(200) };
         let connection = |since| Origin::Connection {
             peer: "198.51.100.7:4000".parse().unwrap(),
             since: BootMicros(since),
@@ -218,6 +209,9 @@ mod tests {
             let judged = judge(origin, trial, from_console);
             assert_eq!(judged.is_ok(), confirms, "{origin:?} {from_console}");
         }
+        // While it is being put up nobody has come through it.
+        let trial = Trial { stands_since: None, ..trial };
+        assert!(judge(connection(101), trial, false).is_err());
         let refused = judge(connection(1), trial, false).unwrap_err().to_string();
         assert!(refused.contains("198.51.100.7") && refused.contains("second"), "{refused}");
     }

@@ -12,7 +12,7 @@ const MAX_LENGTH: u64 = 1024 * 1024;
 
 /// Reads a file that belongs to root or to this user and that nobody else can write. It is judged
 /// by what was opened; a link that leads to it is followed.
-pub(super) fn read(path: &Path) -> Result<String, Problem> {
+pub(crate) fn read(path: &Path) -> Result<String, Problem> {
     read_opened(path).map_err(|fault| Problem { path: path.into(), fault })
 }
 

@@ -15,7 +15,7 @@ mod time;
 pub use client::{Client, ClientName, ClientNameError, ClientSettings};
 pub use clients_d::{client_file, client_files, clients_directory};
 pub use error::{ConfigError, Fault, Problem, ValueError};
-pub(crate) use file::{judge_directory, judge_program};
+pub(crate) use file::{judge_directory, judge_program, read as read_judged};
 pub use settings::{GateSettings, Settings};
 pub use spa_proto::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
 pub use time::{TimestampError, format_timestamp, parse_timestamp};

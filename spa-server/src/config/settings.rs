@@ -24,6 +24,7 @@ pub(super) const MIN_LIFETIME: Duration = Duration::from_secs(1);
 /// The longest lifetime of a grant: ipset has no longer timeout.
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(2_147_483);
 const CONTROL_SOCKET: &str = "/run/spa/control.sock";
+const STATE_DIRECTORY: &str = "/var/lib/spa";
 const MAX_GRANTS: i64 = 1_048_576;
 /// How long a hook command may take, at least and at most: knocks wait for it.
 const HOOK_TIME_LIMITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -95,12 +96,16 @@ impl Settings {
     /// Where the daemon that runs by the file at `path` is reached, whatever else is wrong with
     /// that file now: it is then that its status is wanted, and that clients are to be disabled.
     pub fn control_socket_of(path: &Path) -> PathBuf {
-        let text = file::read(path).unwrap_or_default();
-        let stated = text.lines().find_map(|line| {
-            let table = toml::from_str::<toml::Table>(line).ok()?;
-            table.get("control-socket")?.as_str().map(PathBuf::from)
-        });
-        stated.filter(|socket| socket.is_absolute()).unwrap_or_else(|| CONTROL_SOCKET.into())
+        stated_path(path, "control-socket").unwrap_or_else(|| CONTROL_SOCKET.into())
+    }
+
+    /// Where the state is by the file at `path`, whatever else is wrong with that file.
+    pub fn state_directory_of(path: &Path) -> PathBuf {
+        let stated = match Self::load(path) {
+            Ok(settings) => Some(settings.state_directory),
+            Err(_) => stated_path(path, "state-directory"),
+        };
+        stated.unwrap_or_else(|| STATE_DIRECTORY.into())
     }
 
     /// Judges the text of a `server.toml` that is, or will be, at `path`.
@@ -156,6 +161,16 @@ impl Settings {
     }
 }
 
+/// The absolute path that a line of the file gives for `key`; the file need not make sense.
+fn stated_path(path: &Path, key: &str) -> Option<PathBuf> {
+    let text = file::read(path).unwrap_or_default();
+    let stated = text.lines().find_map(|line| {
+        let table = toml::from_str::<toml::Table>(line).ok()?;
+        table.get(key)?.as_str().map(PathBuf::from)
+    });
+    stated.filter(|stated| stated.is_absolute())
+}
+
 /// Collects what is wrong, and goes on with a value that serves until the end of the judgement.
 struct Judge {
     faults: Vec<Fault>,
@@ -167,7 +182,7 @@ impl Judge {
         let knock_ports = self.knock_ports(raw.knock_ports);
         let services = self.services(raw.services, &knock_ports);
         let state_directory = self
-            .path("state-directory", raw.state_directory.unwrap_or_else(|| "/var/lib/spa".into()));
+            .path("state-directory", raw.state_directory.unwrap_or_else(|| STATE_DIRECTORY.into()));
         Settings {
             interfaces: self.interfaces(raw.interfaces),
             knock_ports,

@@ -545,20 +545,24 @@ fn ten_thousand_clients_load_quickly() {
 }
 
 #[test]
-fn the_control_socket_is_found_in_a_file_that_is_wrong_otherwise() {
+fn socket_and_state_are_found_in_a_file_that_is_wrong_otherwise() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("server.toml");
     let found = |text: &str| {
         std::fs::write(&path, text).unwrap();
-        Settings::control_socket_of(&path)
+        (Settings::control_socket_of(&path), Settings::state_directory_of(&path))
     };
-    let usual = Path::new("/run/spa/control.sock");
+    let usual = ("/run/spa/control.sock".into(), "/var/lib/spa".into());
     assert_eq!(
-        found("control-socket = \"/a/b\" # mine\nknock-ports = [\n[services"),
-        Path::new("/a/b")
+        found("control-socket = \"/a/b\" # mine\nknock-ports = [\nstate-directory='/c'\n[services"),
+        ("/a/b".into(), "/c".into())
     );
-    assert_eq!(found("#control-socket = \"/a/b\"\n"), usual);
-    assert_eq!(found("control-socket = \"relative\"\n"), usual);
+    assert_eq!(found("#control-socket = \"/a/b\"\n#state-directory = \"/c\"\n"), usual);
+    assert_eq!(found("control-socket = \"relative\"\nstate-directory = \"c\"\n"), usual);
+    let sound = "[services.ssh]\nports = [\"tcp/22\"]\n";
+    let stated = found(&format!("state-directory = \"/c\"\n{sound}"));
+    assert_eq!(stated, (usual.0.clone(), "/c".into()));
     std::fs::remove_file(&path).unwrap();
-    assert_eq!(Settings::control_socket_of(&path), usual);
+    assert_eq!(Settings::control_socket_of(&path), usual.0);
+    assert_eq!(Settings::state_directory_of(&path), usual.1);
 }

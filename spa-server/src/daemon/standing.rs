@@ -11,7 +11,7 @@ use crate::clock::{BootMicros, Now};
 use crate::config::Settings;
 use crate::control::ControlResponse;
 use crate::gate::{Guarded, InstallReport, Plan};
-use crate::trial::Trial;
+use crate::trial::{Trial, plan_of, unconfirmable};
 use spa_proto::UnixMicros;
 use std::sync::Arc;
 
@@ -41,13 +41,6 @@ impl Standing {
     }
 }
 
-/// What the gate is to guard by these settings, on trial or for good.
-pub(super) fn plan_of(settings: &Settings, trial: Option<Trial>, now: BootMicros) -> Plan {
-    // When it is over nothing is installed any more.
-    let trial_seconds = trial.map(|trial| trial.seconds_left(now).unwrap_or(1));
-    Plan { trial_seconds, ..settings.gate_plan() }
-}
-
 /// What there is to tell of restorations.
 #[derive(Debug, Default)]
 pub(super) struct Restorations {
@@ -72,6 +65,7 @@ impl Daemon {
                 self.watch.tell(None);
                 tracing::debug!(?restored, ?alarm, "the gate was restored");
                 if restored.mended() {
+                    self.put_back();
                     let (missing, cut) = (alarm.missing(), self.cut_strangers(&plan).await);
                     self.restored.count = self.restored.count.saturating_add(1);
                     self.restored.last = Some(Now::read().realtime);
@@ -157,38 +151,32 @@ impl Daemon {
         order: Order,
     ) -> Result<InstallReport, String> {
         self.end_trial().await;
+        let now = BootMicros::now();
         let trial = match (order, self.standing.absence()) {
-            (Order::Install(trial), _) => trial,
-            (Order::Reload, None) => {
-                let plan = self.plan(settings);
-                return self.install(&plan).await;
-            }
+            (Order::Install(length), _) => length.map(|length| Trial::of(length, now)),
+            // By these settings nobody has come in yet.
+            (Order::Reload, None) => self.trial,
             (Order::Reload, Some(absence)) => {
                 let warnings = vec![format!("the gate is {absence}")];
                 return Ok(InstallReport { warnings, ..InstallReport::default() });
             }
         };
-        let now = BootMicros::now();
-        let before = self.trial_file.read(now);
-        // A trial is remembered before there is one, a gate for good only when it stands: whatever
-        // happens in between, nobody finds an unconfirmed gate for good.
-        let trial = match trial {
-            Some(length) => {
-                let begun = self.trial_file.begin(now, length);
-                Some(begun.map_err(|error| with_causes(&error))?)
-            }
-            None => None,
-        };
-        match self.install(&plan_of(settings, trial, now)).await {
-            Ok(report) => {
+        let announced = self.trial_file.announce(trial, now).map_err(|error| {
+            let why = with_causes(&error);
+            format!("the gate is as it was, since that could not be remembered: {why}")
+        })?;
+        let plan = plan_of(settings, announced.trial, now);
+        match self.install(&plan).await {
+            Ok(mut report) => {
+                let (trial, recorded) = announced.stands(BootMicros::now());
                 self.trial = trial;
-                if trial.is_none() {
-                    self.trial_file.clear().map_err(|error| with_causes(&error))?;
-                }
+                report.warnings.extend(recorded.err().map(|error| unconfirmable(&error)));
+                report.warnings.extend(self.last_gate.stands(&self.settings.gate, &plan));
+                start::tell(&report);
                 Ok(report)
             }
             Err(why) => {
-                if let Err(error) = self.trial_file.put_back(before) {
+                if let Err(error) = announced.withdraw() {
                     tracing::error!("{}", with_causes(&error));
                 }
                 Err(why)
@@ -199,11 +187,19 @@ impl Daemon {
     async fn install(&mut self, plan: &Plan) -> Result<InstallReport, String> {
         let installed = self.authorizer.install(plan).await;
         let report = installed.map_err(|error| with_causes(&error))?;
-        start::tell(&report);
         self.stand(Standing::Guards);
         self.watch.installed(plan);
         self.cutter.refuse_again();
         Ok(report)
+    }
+
+    /// The gate on trial was away, and is back: who came in meanwhile has not come through it.
+    fn put_back(&mut self) {
+        let Some(trial) = self.trial else { return };
+        match self.trial_file.stands(trial, BootMicros::now()) {
+            Ok(trial) => self.trial = Some(trial),
+            Err(error) => tracing::error!("{}", with_causes(&error)),
+        }
     }
 
     /// The gate on trial stands for good.
@@ -217,18 +213,13 @@ impl Daemon {
                 _ => "the gate is not on trial",
             });
         }
-        let plan = plan_of(&self.settings, None, BootMicros::now());
-        if let Err(why) = self.install(&plan).await {
-            return ControlResponse::error(&why);
-        }
-        self.trial = None;
-        tracing::info!("the gate is confirmed, and stands for good");
-        match self.trial_file.clear() {
-            Ok(()) => ControlResponse::Done,
-            Err(error) => ControlResponse::error(&format!(
-                "the gate is confirmed, but the next start takes it for one whose trial was not: {}",
-                with_causes(&error)
-            )),
+        let settings = self.settings.clone();
+        match self.put_up(&settings, Order::Install(None)).await {
+            Ok(_) => {
+                tracing::info!("the gate is confirmed, and stands for good");
+                ControlResponse::Done
+            }
+            Err(why) => ControlResponse::error(&why),
         }
     }
 
@@ -252,21 +243,22 @@ impl Daemon {
 
     /// Takes the gate away, and leaves it away.
     pub(super) async fn remove_gate(&mut self) -> ControlResponse {
+        let mut forgotten = self.last_gate.forget();
         if self.trial.take().is_some() {
             // Whoever takes it away in its trial has not confirmed it.
-            if let Err(error) = self.trial_file.lapse() {
-                tracing::error!("{}", with_causes(&error));
-            }
+            forgotten = forgotten.and(self.trial_file.lapse());
         }
         self.stand(Standing::Removed);
         self.cutter.forget();
-        match self.authorizer.remove_gate().await {
-            Ok(()) => {
-                tracing::warn!("the gate is {}", Standing::Removed.absence().unwrap_or_default());
-                ControlResponse::Done
-            }
-            Err(error) => ControlResponse::error(&with_causes(&error)),
+        if let Err(error) = self.authorizer.remove_gate().await {
+            return ControlResponse::error(&with_causes(&error));
         }
+        tracing::warn!("the gate is {}", Standing::Removed.absence().unwrap_or_default());
+        if let Err(error) = forgotten {
+            // Whoever gave the order tries it, too, and is told.
+            tracing::error!("a boot may put it up again: {}", with_causes(&error));
+        }
+        ControlResponse::Done
     }
 
     /// From now on that is how it is to be.

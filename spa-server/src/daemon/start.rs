@@ -1,7 +1,7 @@
 //! From a configuration to a server that captures.
 
 use super::cutter::Cutter;
-use super::standing::{Restorations, Standing, plan_of};
+use super::standing::{Restorations, Standing};
 use super::watch::Watch;
 use super::{Command, Daemon, QUEUE, status};
 use crate::authorizer::Authorizer;
@@ -14,9 +14,10 @@ use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::{AnyGate, Choice, Gate as _, InstallReport};
 use crate::grants::{FileGrantStore, Grant};
+use crate::last_gate::LastGateFile;
 use crate::pipeline::{Judge, Pipeline, SharedJudge};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
-use crate::trial::{TrialFile, TrialState};
+use crate::trial::{TrialFile, TrialState, plan_of, unconfirmable};
 use anyhow::Context as _;
 use spa_proto::{Freshness, Receiver, Settings as ReceiverSettings};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -75,14 +76,27 @@ impl Daemon {
 
         let listener = control::bind(&settings.control_socket)?;
         let trial_file = TrialFile::new(&settings.state_directory, boot);
-        let (standing, trial) = match trial_file.read(BootMicros::now()) {
+        let last_gate = LastGateFile::new(&settings.state_directory);
+        let (standing, mut trial) = match trial_file.read(BootMicros::now()) {
             TrialState::None => (Standing::Guards, None),
             TrialState::Running(trial) => (Standing::Guards, Some(trial)),
             TrialState::Lapsed => (Standing::Lapsed, None),
         };
         let plan = plan_of(&settings, trial, BootMicros::now());
         match standing.absence() {
-            None => tell(&gate.install(&plan).await.context("the gate can't be installed")?),
+            None => {
+                let installed = gate.install(&plan).await;
+                let mut report = installed.context("the gate can't be installed")?;
+                // The configuration may be another one than it was put on trial with.
+                if let Some(running) = trial {
+                    match trial_file.stands(running, BootMicros::now()) {
+                        Ok(running) => trial = Some(running),
+                        Err(error) => report.warnings.push(unconfirmable(&error)),
+                    }
+                }
+                report.warnings.extend(last_gate.stands(&settings.gate, &plan));
+                tell(&report);
+            }
             Some(absence) => {
                 tracing::error!("the gate is {absence}");
                 if let Err(error) = trial_file.lapse() {
@@ -154,6 +168,7 @@ impl Daemon {
             standing,
             trial,
             trial_file,
+            last_gate,
             restored: Restorations::default(),
             unmended: None,
             left_out: left_out.iter().map(ToString::to_string).collect(),
