@@ -142,6 +142,39 @@ pub(crate) fn a_connection_that_is_cut_ends_at_both_ends(lab: &Lab) {
     }
 }
 
+/// A peer may be anybody, under an address that is not his: this host and those behind it go on talking
+/// with whoever has it.
+pub(crate) fn what_is_cut_is_one_connection_and_no_other_with_its_peer(lab: &Lab) {
+    const THEIRS: u16 = 4443;
+    let _services = Services::start("client", &lab.clients, &[THEIRS], &[THEIRS]);
+    let gate = installed(lab);
+    for family in BOTH {
+        let peer = at(CLIENT[family], THEIRS);
+        let places = [(&lab.server, SERVER[family]), (&lab.inner, INNER[family])];
+        let talk = || {
+            places.map(|(space, from)| Session::open(space, at(from, 0), peer)).map(Result::unwrap)
+        };
+        let flows = || places.map(|(space, from)| Flow::new(space, from.parse().unwrap(), peer));
+        let (mut sessions, datagrams) = (talk(), flows());
+        sessions.iter_mut().for_each(Session::let_it_talk);
+        assert!(datagrams.iter().all(Flow::answers));
+        let to = |transport, port| cut(transport, peer, at(SERVER[family], port));
+        let [tcp, udp] = [Transport::Tcp, Transport::Udp];
+        gate.sever(&[
+            to(tcp, 22),
+            to(tcp, 2222),
+            to(tcp, 3322),
+            to(tcp, MASQUERADED),
+            to(udp, 5000),
+            to(udp, 3324),
+        ]);
+        assert!(sessions.iter_mut().all(Session::lives), "{}", lab.ruleset());
+        assert!(talk().iter_mut().all(Session::lives));
+        assert!(datagrams.iter().all(Flow::answers) && flows().iter().all(Flow::answers));
+        gate.lift();
+    }
+}
+
 pub(crate) fn a_cut_connection_can_be_made_again_once_it_is_lifted(lab: &Lab) {
     let gate = installed(lab);
     for family in BOTH {

@@ -274,8 +274,11 @@ impl<G: Gate> Worker<G> {
             }
             Err(error) => {
                 let error = with_causes(&error);
-                let what = if cuts.is_empty() { "are still refused" } else { "can't be refused" };
-                tracing::error!("the packets of connections that end {what}: {error}");
+                // Once, however often it is tried.
+                if self.again.is_none() {
+                    let how = if cuts.is_empty() { "are still" } else { "can't be" };
+                    tracing::error!("the packets of connections that end {how} refused: {error}");
+                }
                 self.again = Some(Instant::now() + HOLD_DESTROYED);
                 Err(error)
             }
