@@ -279,14 +279,22 @@ fn slipped_in_by_the_trail(scene: &Scene) -> Result<usize> {
 /// Somebody flushes everything while the daemon stands still, and things happen; then it goes on,
 /// and puts the gate back.
 fn in_a_flush<T>(scene: &Scene, things: impl FnOnce() -> Result<T>) -> Result<T> {
+    let flush = || scene.server.host().sh("nft flush ruleset");
+    let await_restored = |more_than| {
+        eventually("the gate is to be put back", || {
+            Ok((scene.server.status()?.restored > more_than).then_some(()))
+        })
+        .with_context(|| scene.server.account())
+    };
+    // Whoever has mended it once knows which connections there are.
+    flush()?;
+    await_restored(0)?;
+    let before = scene.server.status()?.restored;
     scene.server.signal(Signal::SIGSTOP)?;
-    let happened = scene.server.host().sh("nft flush ruleset").and_then(|_| things());
+    let happened = flush().and_then(|_| things());
     scene.server.signal(Signal::SIGCONT)?;
     let happened = happened?;
-    eventually("the gate is to be put back", || {
-        Ok((scene.server.status()?.restored > 0).then_some(()))
-    })
-    .with_context(|| scene.server.account())?;
+    await_restored(before)?;
     Ok(happened)
 }
 
