@@ -8,7 +8,7 @@ mod sessions;
 mod upkeep;
 
 pub use kernel::{Needed, Restored};
-pub use sessions::Sessions;
+pub use sessions::{Sessions, admits};
 
 use crate::audit::{self, Event, Line};
 use crate::causes::with_causes;

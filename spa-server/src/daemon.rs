@@ -78,7 +78,7 @@ struct Daemon {
     backend: Backend,
     watch: Watch<Arc<AnyGate>>,
     alarms: mpsc::Receiver<Alarm>,
-    cutter: Cutter<Arc<AnyGate>>,
+    cutter: Cutter,
     standing: Standing,
     trial: Option<Trial>,
     trial_file: TrialFile,
@@ -247,7 +247,7 @@ impl Daemon {
         };
         let (done, when_done) = oneshot::channel();
         let guarded = self.settings.gate_plan().guarded.into();
-        self.cutter.cut(Which::Of(sessions), guarded, Some(done));
+        self.cutter.cut(Which::Of(sessions), guarded, self.authorizer.granted(now), Some(done));
         tokio::spawn(async move {
             let cut = when_done.await.ok();
             let _ = answer.send(ControlResponse::Revoked { grants, cut });

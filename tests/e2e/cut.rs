@@ -3,10 +3,18 @@
 //! connection tracking knows would not be enough.
 
 use anyhow::{Context, Result, ensure};
-use spa_tests::{Device, Family, Hearer, PortState, Scene, Service, Talker, eventually};
+use nix::sys::signal::Signal;
+use spa_tests::{
+    Backend, Device, Family, Frame, Hearer, Host, PortState, Ruleset, Scene, Service, Talker,
+    eventually,
+};
+use std::fs;
 
 /// A guarded port that nobody else of the scene listens on.
 const TALK_PORT: u16 = 9022;
+
+/// A port of another host's, which this one talks to.
+const THEIR_PORT: u16 = 4443;
 
 /// A scene with a service `talk`, two clients who may open it, and the second one's device.
 fn scene(change: impl FnOnce(&mut spa_tests::Configuration)) -> Result<(Scene, Device)> {
@@ -257,12 +265,175 @@ fn who_slips_in_while_the_gate_is_flushed_is_thrown_out_and_nobody_else() -> Res
     {
         hearer.ensure_hears().with_context(|| format!("{who}\n{}", scene.server.account()))?;
     }
-    let cut: usize = scene
-        .server
-        .audit("gate-restored")?
-        .iter()
-        .filter_map(|line| line.split("cut=").nth(1)?.split(' ').next()?.parse::<usize>().ok())
-        .sum();
-    ensure!(cut == 1, "{}", scene.server.account());
+    ensure!(slipped_in_by_the_trail(&scene)? == 1, "{}", scene.server.account());
+    Ok(())
+}
+
+/// How many connections have slipped in, by the audit trail.
+fn slipped_in_by_the_trail(scene: &Scene) -> Result<usize> {
+    let lines = scene.server.audit("gate-restored")?;
+    let cut = |line: &String| line.split("cut=").nth(1)?.split(' ').next()?.parse::<usize>().ok();
+    Ok(lines.iter().filter_map(cut).sum())
+}
+
+/// Somebody flushes everything while the daemon stands still, and things happen; then it goes on,
+/// and puts the gate back.
+fn in_a_flush<T>(scene: &Scene, things: impl FnOnce() -> Result<T>) -> Result<T> {
+    let flush = || scene.server.host().sh("nft flush ruleset");
+    let await_restored = |more_than| {
+        eventually("the gate is to be put back", || {
+            Ok((scene.server.status()?.restored > more_than).then_some(()))
+        })
+        .with_context(|| scene.server.account())
+    };
+    // Whoever has mended it once knows which connections there are.
+    flush()?;
+    await_restored(0)?;
+    let before = scene.server.status()?.restored;
+    scene.server.signal(Signal::SIGSTOP)?;
+    let happened = flush().and_then(|_| things());
+    scene.server.signal(Signal::SIGCONT)?;
+    let happened = happened?;
+    await_restored(before)?;
+    Ok(happened)
+}
+
+/// Connections and datagrams of a host's with another one's port, which talks.
+fn hear(host: &Host, peer: &Host) -> Result<Vec<Hearer>> {
+    let to = Family::BOTH.map(|family| peer.at(family, THEIR_PORT));
+    let tcp = to.into_iter().map(|to| Hearer::tcp(host, to));
+    tcp.chain(to.into_iter().map(|to| Hearer::udp(host, to))).collect()
+}
+
+#[test]
+fn a_forged_sender_in_a_flush_costs_this_host_no_connection_of_its_own() -> Result<()> {
+    for backend in Backend::ALL {
+        let (scene, _) = scene(|configuration| backend.choose(configuration))?;
+        let (server, peer) = (scene.server.host(), scene.lab.third());
+        let stranger = scene.lab.other();
+        let talker = Talker::tcp(server, TALK_PORT)?;
+        let _theirs = (Talker::tcp(peer, THEIR_PORT)?, Talker::udp(peer, THEIR_PORT)?);
+        let mut own = hear(server, peer)?;
+        let (mut forged, mut listed) = (Vec::new(), Vec::new());
+        for (family, tables) in Family::BOTH.into_iter().zip(["iptables", "ip6tables"]) {
+            // Whoever has the address doesn't answer what he has not asked for.
+            peer.sh(&format!("{tables} -A INPUT -p tcp --sport {TALK_PORT} -j DROP"))?;
+            let (from, to) = (peer.at(family, THEIR_PORT), server.at(family, TALK_PORT));
+            forged.push(Frame::syn(server, from, to)?);
+            forged.push(Frame::udp(server, from, to, b"hello")?);
+            let family = if tables == "iptables" { "ipv4" } else { "ipv6" };
+            listed.extend(["tcp", "udp"].map(|transport| {
+                format!(
+                    "conntrack -L -f {family} -p {transport} -s {} --dport {TALK_PORT}",
+                    from.ip()
+                )
+            }));
+        }
+        let mut slipped_in = in_a_flush(&scene, || {
+            // Connections are tracked all the same.
+            for tables in ["iptables", "ip6tables"] {
+                server
+                    .sh(&format!("{tables} -A FORWARD -m conntrack --ctstate INVALID -j DROP"))?;
+            }
+            stranger.inject(&forged)?;
+            for list in &listed {
+                eventually("what is forged is to be tracked", || {
+                    let found = server.sh(list)?;
+                    Ok(found.contains(&format!("dport={TALK_PORT}")).then_some(()))
+                })?;
+            }
+            // The control: one whose sender is who he says.
+            let to = Family::BOTH.map(|family| server.at(family, TALK_PORT));
+            to.into_iter().map(|to| Hearer::tcp(stranger, to)).collect::<Result<Vec<_>>>()
+        })?;
+        for hearer in &mut slipped_in {
+            hearer.await_silence().with_context(|| scene.server.account())?;
+        }
+        talker.await_lost(2)?;
+        let cut = slipped_in_by_the_trail(&scene)?;
+        ensure!(cut == forged.len() + slipped_in.len(), "{cut}\n{}", scene.server.account());
+        own.extend(hear(server, peer).with_context(|| scene.server.account())?);
+        for hearer in &mut own {
+            hearer.ensure_hears().with_context(|| scene.server.account())?;
+        }
+        for list in &listed {
+            ensure!(!server.sh(list)?.contains(&format!("dport={TALK_PORT}")), "{list}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_this_host_begins_from_a_guarded_port_in_a_flush_is_its_own() -> Result<()> {
+    const ASKED_FOR: u16 = 40000;
+    for backend in Backend::ALL {
+        let (scene, _) = scene(|configuration| {
+            backend.choose(configuration);
+            let ports = vec!["tcp/30000-60000".into()];
+            configuration.services.insert("talk".into(), Service { ports, ..Service::default() });
+        })?;
+        let (server, peer) = (scene.server.host(), scene.lab.third());
+        let (talker, _theirs) = (Talker::tcp(server, ASKED_FOR)?, Talker::tcp(peer, THEIR_PORT)?);
+        server
+            .inside(|| Ok(fs::write("/proc/sys/net/ipv4/ip_local_port_range", "45000 45100")?))?;
+        let (mut own, mut slipped_in) = in_a_flush(&scene, || {
+            let mut own = Vec::new();
+            let mut slipped_in = Vec::new();
+            for family in Family::BOTH {
+                own.push(Hearer::tcp(server, peer.at(family, THEIR_PORT))?);
+                let to = server.at(family, ASKED_FOR);
+                slipped_in.push(Hearer::tcp(scene.lab.other(), to)?);
+            }
+            Ok((own, slipped_in))
+        })?;
+        for hearer in &mut slipped_in {
+            hearer.await_silence().with_context(|| scene.server.account())?;
+        }
+        talker.await_lost(2)?;
+        for hearer in &mut own {
+            hearer.ensure_hears().with_context(|| scene.server.account())?;
+        }
+        let cut = slipped_in_by_the_trail(&scene)?;
+        ensure!(cut == slipped_in.len(), "{cut}\n{}", scene.server.account());
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_refused_without_a_gate() -> Result<()> {
+    for backend in Backend::ALL {
+        let (scene, _) = scene(|configuration| backend.choose(configuration))?;
+        let owner = scene.lab.owner();
+        let talker = Talker::tcp(scene.server.host(), TALK_PORT)?;
+        let to = scene.server.host().at(Family::V4, TALK_PORT);
+        let refuses = || -> Result<bool> {
+            let rules = Ruleset::of(scene.server.host())?;
+            Ok(rules.mentions("SPA-CUT") || rules.mentions("spa-cut"))
+        };
+        let admin = |words: &[&str]| -> Result<()> {
+            let done = scene.server.admin(words)?;
+            ensure!(done.success(), "{done}");
+            Ok(())
+        };
+        let revoke = ["grants", "revoke", "laptop", "--cut"];
+        open(&scene, &scene.laptop, Family::V4, "talk")?;
+        let mut hearer = Hearer::tcp(owner, to)?;
+        cut(&scene, &revoke, 1)?;
+        hearer.await_silence()?;
+        // The control: it is refused for some seconds.
+        ensure!(refuses()?);
+        admin(&["gate", "remove"])?;
+        ensure!(!refuses()?, "{}", scene.server.account());
+
+        // Whoever is in without a gate is thrown out, too, and no rules stay of it.
+        admin(&["gate", "install"])?;
+        open(&scene, &scene.laptop, Family::V4, "talk")?;
+        admin(&["gate", "remove"])?;
+        let mut hearer = Hearer::tcp(owner, to)?;
+        cut(&scene, &revoke, 1)?;
+        ensure!(!refuses()?, "{}", scene.server.account());
+        hearer.await_silence()?;
+        talker.await_lost(2)?;
+    }
     Ok(())
 }

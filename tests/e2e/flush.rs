@@ -5,8 +5,8 @@
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use spa_tests::{
-    ALLOWED_PORT, Backend, CONTAINER_PORT, Chatterbox, Docker, Family, Firewalld, Heard, Host,
-    NftablesService, Podman, PortState, Room, SavedRules, Scene, Service, Ssh, Talks, Ufw, at_once,
+    ALLOWED_PORT, Backend, CONTAINER_PORT, Docker, Family, Firewalld, Heard, Host, NftablesService,
+    Podman, PortState, Room, SavedRules, Scene, Service, Ssh, Talker, Talks, Ufw, at_once,
     eventually, eventually_within,
 };
 use std::net::IpAddr;
@@ -208,13 +208,13 @@ struct Stage {
     since: Instant,
     /// What one look at the gate takes on this machine, with all that runs beside the test.
     look: Duration,
-    _talker: Chatterbox,
+    _talker: Talker,
 }
 
 impl Stage {
     /// Whoever disturbs later is there already.
     fn set(mut scene: Scene) -> Result<Self> {
-        let talker = Chatterbox::start(scene.lab.server(), ALLOWED_PORT)?;
+        let talker = Talker::tcp(scene.lab.server(), ALLOWED_PORT)?;
         let mut early = Vec::new();
         for family in Family::BOTH {
             early.push(connect(&scene, scene.lab.third(), family)?.context("the control")?);

@@ -61,7 +61,7 @@ pub use server::{Clock, Server};
 pub use ssh::{Session, Shell, Sshd};
 pub use state::TinyDisk;
 pub use systemd::Machine;
-pub use talk::{Chatterbox, Heard, Talks};
+pub use talk::{Heard, Talks};
 pub use talker::{Hearer, Talker};
 pub use wait::{DEADLINE, at_once, eventually, eventually_within};
 pub use watch::Watch;

@@ -1,72 +1,26 @@
-//! Connections that are heard all the time, so that their end shows; and a service that talks
-//! without being asked, since forgetting its connections doesn't silence it.
+//! Connections that are heard all the time, so that their end shows.
 
 use crate::lab::Host;
 use crate::probe::PortState;
 use crate::wait::{eventually, eventually_within};
 use anyhow::{Result, ensure};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Who talks says something this often.
+/// The client says something this often, if it is the one who talks.
 const TICK: Duration = Duration::from_millis(20);
 /// Nothing for so long is silence: a lost packet is sent again after 200 ms, and a second time
 /// after 400 ms more.
 const SILENCE: Duration = Duration::from_millis(1500);
 
-/// A TCP service, on IPv4 and IPv6, that talks to everybody who connects.
-pub struct Chatterbox {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Chatterbox {
-    /// Starts it.
-    pub fn start(host: &Host, port: u16) -> Result<Self> {
-        let listener = host.inside(|| {
-            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        })?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                if let Ok((mut stream, _)) = listener.accept() {
-                    let stopped = Arc::clone(&stopped);
-                    thread::spawn(move || {
-                        // Ends with the connection, or the service.
-                        while !stopped.load(Ordering::Relaxed) && stream.write_all(b"tick").is_ok()
-                        {
-                            thread::sleep(TICK);
-                        }
-                    });
-                } else {
-                    thread::sleep(Duration::from_millis(1));
-                }
-            }
-        });
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Chatterbox {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 /// Who begins to talk on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Talks {
-    /// The service: see [`Chatterbox`].
+    /// The service: see [`Talker`](crate::Talker).
     Service,
     /// The client, whom the service answers: see [`Listener`](crate::Listener).
     Client,
@@ -157,11 +111,12 @@ mod tests {
     use super::*;
     use crate::lab::{Family, Lab};
     use crate::probe::Listener;
+    use crate::talker::Talker;
 
     #[test]
     fn a_connection_is_heard_until_it_is_cut() {
         let lab = Lab::new().unwrap();
-        let _talker = Chatterbox::start(lab.server(), 7000).unwrap();
+        let _talker = Talker::tcp(lab.server(), 7000).unwrap();
         let _echo = Listener::tcp(lab.server(), 7001).unwrap();
         for (port, talks) in [(7000, Talks::Service), (7001, Talks::Client)] {
             let to = lab.server().at(Family::V6, port);

@@ -63,10 +63,9 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         new.into_iter().filter(|connection| !is_welcome(connection)).copied().collect()
     }
 
-    /// Those of these connections that a live grant covers.
-    pub fn granted(&self, connections: &Inventory, now: BootMicros) -> Inventory {
-        let cover: Cover = self.live(now).collect();
-        connections.iter().filter(|connection| admits(&cover, connection)).copied().collect()
+    /// Who has a live grant.
+    pub fn granted(&self, now: BootMicros) -> Cover {
+        self.live(now).collect()
     }
 
     /// Forgets grants that had ended by then, and of which no connection was left.
@@ -90,6 +89,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     }
 }
 
-fn admits(cover: &Cover, connection: &Connection) -> bool {
+/// Whether a connection is one that these grants let in, or could have.
+pub fn admits(cover: &Cover, connection: &Connection) -> bool {
     port_of(connection).is_some_and(|port| cover.admits(connection.peer.ip(), port))
 }

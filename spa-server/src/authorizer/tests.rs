@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::gate::{
-    Backend, Change, Connection, Doubt, Element, Guarded, InstallReport, LiveElement, Look, Mode,
-    Plan,
+    Backend, Change, Connection, Cut, Doubt, Element, Guarded, InstallReport, LiveElement, Look,
+    Mode, Plan,
 };
 use crate::grants::GrantStoreError;
 use crate::pipeline::Judge;
@@ -113,7 +113,7 @@ impl Gate for Kernel {
         self.called().map(|()| Look::default())
     }
 
-    async fn sever(&self, _: &[Connection]) -> Result<(), GateError> {
+    async fn sever(&self, _: &[Cut]) -> Result<(), GateError> {
         self.called()
     }
 

@@ -1,14 +1,13 @@
 //! The connections of this network namespace, from connection tracking and the socket tables.
 
-use super::{
-    Connections, ConnectionsError, Ended, Inventory, guarded_by, is_socket_of, socket_ports,
-};
-use crate::gate::{Connection, Guarded};
+use super::{BySocket, Connections, ConnectionsError, Ended, Inventory, guarded_by, socket_ports};
+use crate::gate::{Connection, Cut, Guarded};
 use crate::netlink::conntrack::{Conntrack, Filter, Flow, TcpState, Tuple};
 use crate::netlink::sock_diag::{InetSocket, SockDiag, State, States};
 use crate::netlink::{Family, NetlinkError, Reason};
-use spa_proto::{PortRange, Transport};
-use std::collections::HashSet;
+use spa_proto::PortRange;
+use spa_proto::Transport::{Tcp, Udp};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -16,7 +15,6 @@ use std::ops::RangeInclusive;
 /// The states of a TCP connection in connection tracking in which it lives, or begins or ends
 /// (`enum tcp_conntrack`, `SYN_SENT` to `LAST_ACK`).
 const LIVING: RangeInclusive<u8> = 1..=6;
-const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
 /// Those of the network namespace of the thread that asks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,15 +24,35 @@ impl Connections for KernelConnections {
     fn list(&self, guarded: &[Guarded]) -> Result<Inventory, ConnectionsError> {
         let own = own_addresses()?;
         let mut tracking = Conntrack::open()?;
-        let mut found: Inventory = flows(&mut tracking, guarded)?
+        let flows = flows(&mut tracking, guarded)?;
+        let mut diag = SockDiag::open()?;
+        let sockets = sockets(&mut diag, guarded)?;
+        let listeners = listeners_on(&mut diag, guarded, &sockets)?;
+        let is_answered = |socket: &InetSocket| {
+            socket.transport == Tcp && listeners.contains(&socket.local.port())
+        };
+        // Connections that this host has begun from a port that is guarded, by chance.
+        let begun_here: HashSet<_> = sockets
             .iter()
+            .filter(|socket| socket.transport == Tcp && !is_answered(socket))
+            .map(|socket| (socket.peer, socket.local))
+            .collect();
+        let mut found: Inventory = flows
+            .iter()
+            .filter(|flow| {
+                let ends = (flow.original.source, flow.reply.source);
+                !(flow.begun_unseen && begun_here.contains(&ends))
+            })
             .map(connection_of)
             .filter(|connection| is_from_outside(connection, &own))
             .collect();
-        let mut diag = SockDiag::open()?;
-        let mut listeners = None;
-        for socket in sockets(&mut diag, guarded)? {
-            let connection = connection_of_socket(&socket);
+        // What is not tracked, or was first tracked from this host's side: whoever is heard first
+        // is taken for the one who began. A TCP connection of a port that a program listens on was
+        // begun by its peer all the same. Of UDP nothing like that is known: a socket with a peer
+        // may be that of a query of this host's. To cut those off would harm the host; the gate
+        // refuses the datagrams of strangers that no program here has spoken to.
+        for socket in sockets.iter().filter(|socket| is_answered(socket)) {
+            let connection = connection_of_socket(socket);
             if !is_from_outside(&connection, &own)
                 || guarded_by(&connection, guarded).is_none()
                 || found.contains(&connection)
@@ -42,101 +60,142 @@ impl Connections for KernelConnections {
                 continue;
             }
             let answers = tuple_of(&connection).reversed();
-            let is_theirs = match tracking.find(&answers)? {
-                None => true,
-                Some(flow) if flow.original == answers => {
-                    let listeners = match &mut listeners {
-                        Some(known) => known,
-                        none => none.insert(listeners_on(&mut diag, guarded)?),
-                    };
-                    socket.transport == Transport::Tcp && listeners.contains(&socket.local.port())
-                }
-                // It is tracked by the port that was asked for, before the translation.
-                Some(_) => false,
-            };
-            if is_theirs {
+            // Else it is tracked by the port that was asked for, before the translation.
+            if tracking.find(&answers)?.is_none_or(|flow| flow.original == answers) {
                 found.insert(connection);
             }
         }
         Ok(found)
     }
 
-    fn end(&self, those: &Inventory, guarded: &[Guarded]) -> Result<Ended, ConnectionsError> {
-        let mut ended = Ended::default();
-        let mut tracking = Conntrack::open()?;
-        for flow in flows(&mut tracking, guarded)? {
-            if those.contains(&connection_of(&flow)) {
-                tracking.delete(&flow)?;
+    fn established(
+        &self,
+        those: &Inventory,
+        guarded: &[Guarded],
+    ) -> Result<Vec<Cut>, ConnectionsError> {
+        let mut found = HashMap::new();
+        for flow in flows(&mut Conntrack::open()?, guarded)? {
+            let connection = connection_of(&flow);
+            if is_established(&flow) && those.contains(&connection) {
+                let rank = if flow.status.assured() { Rank::Assured } else { Rank::Answered };
+                found.insert(connection, (rank, flow.reply.source));
             }
         }
-        let mut diag = SockDiag::open()?;
-        for socket in sockets(&mut diag, guarded)? {
-            let is_of = |connection: &&Connection| {
-                connection.transport == socket.transport
-                    && is_socket_of(connection, socket.local, socket.peer, guarded)
-            };
-            let Some(connection) = those.iter().find(is_of) else { continue };
-            // One that was tracked only from an answer on.
-            let answers = Tuple {
-                transport: socket.transport,
-                source: socket.local,
-                destination: socket.peer,
-            };
+        let by_socket = BySocket::new(those, guarded);
+        for socket in sockets(&mut SockDiag::open()?, guarded)? {
+            if socket.state == State::SynReceived {
+                continue;
+            }
+            for connection in by_socket.of(socket.transport, socket.local, socket.peer) {
+                let (rank, _) = found.entry(*connection).or_insert((Rank::Here, socket.local));
+                *rank = Rank::Here;
+            }
+        }
+        let mut cuts: Vec<_> = found
+            .into_iter()
+            .map(|(connection, (rank, answered_from))| (rank, Cut { connection, answered_from }))
+            .collect();
+        cuts.sort_unstable();
+        Ok(cuts.into_iter().map(|(_, cut)| cut).collect())
+    }
+
+    fn end(
+        &self,
+        those: &Inventory,
+        established: &[Cut],
+        guarded: &[Guarded],
+    ) -> Result<Ended, ConnectionsError> {
+        let mut ended = Ended::default();
+        let known: Inventory = established.iter().map(|cut| cut.connection).collect();
+        let mut tracking = Conntrack::open()?;
+        for flow in flows(&mut tracking, guarded)? {
+            let connection = connection_of(&flow);
+            if !those.contains(&connection) {
+                continue;
+            }
+            // Asked anew, since the list may have taken a while.
+            if !known.contains(&connection)
+                && tracking.find(&flow.original)?.is_some_and(|flow| is_established(&flow))
+            {
+                continue;
+            }
+            tracking.delete(&flow)?;
+        }
+        // What was tracked only from an answer on.
+        for Cut { connection: Connection { transport, peer, .. }, answered_from } in established {
+            let answers =
+                Tuple { transport: *transport, source: *answered_from, destination: *peer };
             if let Some(flow) = tracking.find(&answers)?
                 && flow.original == answers
             {
                 tracking.delete(&flow)?;
             }
+        }
+        let by_socket = BySocket::new(those, guarded);
+        let mut diag = SockDiag::open()?;
+        for socket in sockets(&mut diag, guarded)? {
+            let connections = by_socket.of(socket.transport, socket.local, socket.peer);
+            if connections.is_empty() {
+                continue;
+            }
             match diag.destroy(&socket) {
-                Ok(_) => drop(ended.destroyed.insert(*connection)),
+                Ok(_) => ended.destroyed.extend(connections),
                 Err(error) => ended.trouble = Some(crate::causes::with_causes(&error)),
             }
         }
-        let left = self.list(guarded)?;
-        let with_socket: Vec<_> = sockets(&mut diag, guarded)?;
-        let is_gone = |connection: &&Connection| {
-            !left.contains(connection)
-                && !with_socket
-                    .iter()
-                    .any(|socket| is_socket_of(connection, socket.local, socket.peer, guarded))
-        };
-        ended.gone = those.iter().filter(is_gone).copied().collect();
+        let mut left = self.list(guarded)?;
+        for socket in sockets(&mut diag, guarded)? {
+            left.extend(by_socket.of(socket.transport, socket.local, socket.peer));
+        }
+        ended.gone = those.difference(&left).copied().collect();
         Ok(ended)
     }
 
-    fn talked_to(&self, those: &Inventory) -> Result<Inventory, ConnectionsError> {
+    fn talked_to(&self, those: &[Cut]) -> Result<Vec<Cut>, ConnectionsError> {
         let mut tracking = Conntrack::open()?;
-        let ports: HashSet<u16> = those.iter().map(|connection| connection.peer.port()).collect();
-        let ports: Vec<_> = ports.into_iter().map(|port| port..=port).collect();
-        let mut talked_to = Inventory::new();
-        for flow in dump(&mut tracking, |_| ports.clone())? {
-            let Tuple { transport, destination, .. } = flow.original;
-            talked_to.extend(those.iter().filter(|connection| {
-                connection.transport == transport && connection.peer == destination
-            }));
+        let mut talked_to = Vec::new();
+        for cut in those {
+            let Connection { transport, peer, .. } = cut.connection;
+            let answers = Tuple { transport, source: cut.answered_from, destination: peer };
+            if tracking.find(&answers)?.is_some_and(|flow| flow.original == answers) {
+                talked_to.push(*cut);
+            }
         }
         Ok(talked_to)
     }
 }
 
-/// What is tracked to the guarded ports, and lives.
-fn flows(tracking: &mut Conntrack, guarded: &[Guarded]) -> Result<Vec<Flow>, NetlinkError> {
-    let ports = |transport| {
-        let of_it = guarded.iter().filter(move |guarded| guarded.ports.transport() == transport);
-        of_it.map(|guarded| numbers(guarded.ports)).collect()
-    };
-    let mut flows = dump(tracking, ports)?;
-    flows.retain(|flow| flow.tcp_state.is_none_or(|TcpState(state)| LIVING.contains(&state)));
-    Ok(flows)
+/// How much an established connection needs its packets to be refused, most first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// This host has no socket of it.
+    Assured,
+    /// Neither, and it may be no more than an answer to a datagram.
+    Answered,
+    /// This host has its socket.
+    Here,
 }
 
-fn dump(
-    tracking: &mut Conntrack,
-    ports: impl Fn(Transport) -> Vec<RangeInclusive<u16>>,
-) -> Result<Vec<Flow>, NetlinkError> {
+/// Whether the peer must have received something, or a single packet of it was answered: that of
+/// UDP, where there is no handshake.
+///
+/// The handshake of a TCP connection was seen to its end, or the connection is one that was tracked
+/// only from the middle on, and both ends were heard.
+fn is_established(flow: &Flow) -> bool {
+    match flow.tcp_state {
+        Some(state) => {
+            flow.status.assured() || flow.status.seen_reply() && state >= TcpState::ESTABLISHED
+        }
+        None => flow.status.seen_reply(),
+    }
+}
+
+/// What is tracked to the guarded ports, and lives.
+fn flows(tracking: &mut Conntrack, guarded: &[Guarded]) -> Result<Vec<Flow>, NetlinkError> {
     let mut flows = Vec::new();
-    for transport in TRANSPORTS {
-        let ports = ports(transport);
+    for transport in [Tcp, Udp] {
+        let of_it = guarded.iter().filter(|guarded| guarded.ports.transport() == transport);
+        let ports: Vec<_> = of_it.map(|guarded| numbers(guarded.ports)).collect();
         if ports.is_empty() {
             continue;
         }
@@ -149,6 +208,7 @@ fn dump(
             }
         }
     }
+    flows.retain(|flow| flow.tcp_state.is_none_or(|TcpState(state)| LIVING.contains(&state)));
     Ok(flows)
 }
 
@@ -158,7 +218,7 @@ fn sockets(diag: &mut SockDiag, guarded: &[Guarded]) -> Result<Vec<InetSocket>, 
         let ports = socket_ports(guarded).filter(|ports| ports.transport() == transport);
         ports.map(numbers).collect()
     };
-    let (tcp, udp) = (of(Transport::Tcp), of(Transport::Udp));
+    let (tcp, udp) = (of(Tcp), of(Udp));
     let mut sockets = Vec::new();
     if !tcp.is_empty() {
         sockets.extend(diag.tcp_sockets(States::WITH_PEER, &tcp)?);
@@ -171,11 +231,18 @@ fn sockets(diag: &mut SockDiag, guarded: &[Guarded]) -> Result<Vec<InetSocket>, 
     Ok(sockets)
 }
 
-/// The guarded TCP ports that programs of this host listen on. A connection from such a port was
-/// begun by its peer, whatever connection tracking says: when it starts to track while connections
-/// are there already, whoever speaks first is taken for the one who began.
-fn listeners_on(diag: &mut SockDiag, guarded: &[Guarded]) -> Result<HashSet<u16>, NetlinkError> {
-    let ports = socket_ports(guarded).filter(|ports| ports.transport() == Transport::Tcp);
+/// The TCP ports of these sockets that programs of this host listen on. A connection from such a
+/// port was begun by its peer, whatever connection tracking says. One that a program has accepted
+/// before it ceased to listen is not known by this.
+fn listeners_on(
+    diag: &mut SockDiag,
+    guarded: &[Guarded],
+    sockets: &[InetSocket],
+) -> Result<HashSet<u16>, NetlinkError> {
+    if !sockets.iter().any(|socket| socket.transport == Tcp) {
+        return Ok(HashSet::new());
+    }
+    let ports = socket_ports(guarded).filter(|ports| ports.transport() == Tcp);
     let ports: Vec<_> = ports.map(numbers).collect();
     let listeners = diag.tcp_sockets(States::LISTENING, &ports)?;
     Ok(listeners.into_iter().map(|socket| socket.local.port()).collect())

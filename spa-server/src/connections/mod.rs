@@ -7,11 +7,11 @@ mod kernel;
 
 pub use kernel::KernelConnections;
 
-use crate::gate::{Connection, Guarded};
+use crate::gate::{Connection, Cut, Guarded};
 use crate::netlink::NetlinkError;
 use crate::service::Target;
-use spa_proto::{Port, PortRange};
-use std::collections::HashSet;
+use spa_proto::{Port, PortRange, Transport};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -25,13 +25,30 @@ pub trait Connections: Send + Sync + 'static {
     /// container, or another host. Those of this host with itself are none of them.
     fn list(&self, guarded: &[Guarded]) -> Result<Inventory, ConnectionsError>;
 
+    /// Those of these connections that are established, each with the end that answers; those that
+    /// no socket of this host belongs to come first, since nothing ends them but refusing their
+    /// packets.
+    ///
+    /// What is half-open, a SYN without the last packet of its handshake or a datagram without an
+    /// answer, is none of them: anybody can send that under anybody's address.
+    fn established(
+        &self,
+        those: &Inventory,
+        guarded: &[Guarded],
+    ) -> Result<Vec<Cut>, ConnectionsError>;
+
     /// Makes connection tracking forget these connections, and takes their sockets from the
     /// programs of this host. That is no end as long as packets pass: an end that talks brings
-    /// them back.
-    fn end(&self, those: &Inventory, guarded: &[Guarded]) -> Result<Ended, ConnectionsError>;
+    /// them back. So one that is established by now, and none of `established`, is left.
+    fn end(
+        &self,
+        those: &Inventory,
+        established: &[Cut],
+        guarded: &[Guarded],
+    ) -> Result<Ended, ConnectionsError>;
 
-    /// Which of these peers somebody here, or behind this host, is sending to.
-    fn talked_to(&self, those: &Inventory) -> Result<Inventory, ConnectionsError>;
+    /// Of which of these the answering end has sent something, and begun them anew by that.
+    fn talked_to(&self, those: &[Cut]) -> Result<Vec<Cut>, ConnectionsError>;
 }
 
 /// What came of ending connections.
@@ -71,22 +88,39 @@ fn guarded_by<'a>(connection: &Connection, guarded: &'a [Guarded]) -> Option<&'a
     guarded.iter().find(|guarded| guarded.ports.contains(port))
 }
 
-/// Whether a socket of this host, with this peer, is that of a connection: it may listen on another
-/// port than the one that was asked for.
-fn is_socket_of(
+/// Connections, found by the sockets of this host that are theirs.
+struct BySocket(HashMap<(Transport, SocketAddr, u16), Vec<Connection>>);
+
+impl BySocket {
+    fn new<'a>(those: impl IntoIterator<Item = &'a Connection>, guarded: &[Guarded]) -> Self {
+        let mut found: HashMap<_, Vec<_>> = HashMap::new();
+        for connection in those {
+            for port in ports_of_sockets(connection, guarded) {
+                let Connection { transport, peer, .. } = *connection;
+                found.entry((transport, peer, port)).or_default().push(*connection);
+            }
+        }
+        Self(found)
+    }
+
+    /// Several, if the peer talks to several addresses of this host from one port.
+    fn of(&self, transport: Transport, local: SocketAddr, peer: SocketAddr) -> &[Connection] {
+        self.0.get(&(transport, peer, local.port())).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The ports that the socket of a connection may have: it may listen on another one than that
+/// which was asked for.
+fn ports_of_sockets(
     connection: &Connection,
-    local: SocketAddr,
-    peer: SocketAddr,
     guarded: &[Guarded],
-) -> bool {
-    if connection.peer != peer {
-        return false;
-    }
+) -> impl Iterator<Item = u16> + use<> {
     let asked_for = connection.local.port();
-    match guarded_by(connection, guarded).map(|guarded| guarded.target) {
-        Some(Target::LocalPort(port)) => [asked_for, port.get()].contains(&local.port()),
-        _ => asked_for == local.port(),
-    }
+    let other = match guarded_by(connection, guarded).map(|guarded| guarded.target) {
+        Some(Target::LocalPort(port)) => Some(port.get()).filter(|port| *port != asked_for),
+        _ => None,
+    };
+    [asked_for].into_iter().chain(other)
 }
 
 /// The ports of this host's programs behind guarded ones: those that sockets have.
@@ -112,19 +146,19 @@ mod tests {
             Guarded::plain("tcp/80".parse().unwrap()),
         ];
         let connection = |local: &str| Connection {
-            transport: spa_proto::Transport::Tcp,
+            transport: Transport::Tcp,
             peer: "192.0.2.7:50000".parse().unwrap(),
             local: local.parse().unwrap(),
         };
-        let is = |asked_for: &str, local: &str, peer: &str| {
-            let (local, peer) = (local.parse().unwrap(), peer.parse().unwrap());
-            is_socket_of(&connection(asked_for), local, peer, &guarded)
+        let (redirected, plain) = (connection("192.0.2.1:22"), connection("192.0.2.1:80"));
+        let by_socket = BySocket::new([&redirected, &plain], &guarded);
+        let of = |local: &str, peer: &str| {
+            by_socket.of(Transport::Tcp, local.parse().unwrap(), peer.parse().unwrap())
         };
-        assert!(is("192.0.2.1:22", "192.0.2.1:2222", "192.0.2.7:50000"));
-        assert!(is("192.0.2.1:22", "192.0.2.1:22", "192.0.2.7:50000"));
-        assert!(is("192.0.2.1:80", "192.0.2.1:80", "192.0.2.7:50000"));
-        assert!(!is("192.0.2.1:80", "192.0.2.1:2222", "192.0.2.7:50000"));
-        assert!(!is("192.0.2.1:22", "192.0.2.1:22", "192.0.2.7:50001"));
+        assert_eq!(of("192.0.2.1:2222", "192.0.2.7:50000"), [redirected]);
+        assert_eq!(of("192.0.2.1:22", "192.0.2.7:50000"), [redirected]);
+        assert_eq!(of("192.0.2.1:80", "192.0.2.7:50000"), [plain]);
+        assert!(of("192.0.2.1:22", "192.0.2.7:50001").is_empty());
         assert!(guarded_by(&connection("192.0.2.1:443"), &guarded).is_none());
         let ports: Vec<_> = socket_ports(&guarded).map(|ports| ports.to_string()).collect();
         assert_eq!(ports, ["tcp/22", "tcp/80", "tcp/2222"]);

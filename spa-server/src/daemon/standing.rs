@@ -88,7 +88,7 @@ impl Daemon {
     /// Has the connections ended that came while the gate was away, as far as that can be told;
     /// says how many.
     async fn cut_strangers(&self, plan: &Plan) -> u64 {
-        self.cutter.refuse_again();
+        self.cutter.gate_stands();
         let Some(Known { since, connections: known }) = self.watch.known() else { return 0 };
         let guarded: Arc<[Guarded]> = plan.guarded.clone().into();
         let strangers = match self.watch.list(Arc::clone(&guarded)).await {
@@ -101,17 +101,15 @@ impl Daemon {
         };
         let count = u64::try_from(strangers.len()).unwrap_or(u64::MAX);
         if count > 0 {
-            self.cutter.cut(Which::Those(strangers), guarded, None);
+            let granted = self.authorizer.granted(BootMicros::now());
+            self.cutter.cut(Which::Those(strangers), guarded, granted, None);
         }
         count
     }
 
     /// Those whose packets are refused, and who have a grant now, may come again.
     pub(super) fn release_granted(&self) {
-        let refused = self.cutter.refused();
-        if !refused.is_empty() {
-            self.cutter.release(self.authorizer.granted(&refused, BootMicros::now()));
-        }
+        self.cutter.release(|| self.authorizer.granted(BootMicros::now()));
     }
 
     /// What is due every second; `stepped`: the clock on the wall was set.
@@ -189,7 +187,7 @@ impl Daemon {
         let report = installed.map_err(|error| with_causes(&error))?;
         self.stand(Standing::Guards);
         self.watch.installed(plan);
-        self.cutter.refuse_again();
+        self.cutter.gate_stands();
         Ok(report)
     }
 
@@ -234,10 +232,9 @@ impl Daemon {
             tracing::error!("{}", with_causes(&error));
         }
         self.stand(Standing::Lapsed);
-        self.cutter.forget();
         tracing::error!("the gate is {}", Standing::Lapsed.absence().unwrap_or_default());
-        if let Err(error) = self.authorizer.remove_gate().await {
-            tracing::error!("what is left of the gate can't be removed: {}", with_causes(&error));
+        if let Err(error) = self.take_away().await {
+            tracing::error!("what is left of the gate can't be removed: {error}");
         }
     }
 
@@ -249,9 +246,8 @@ impl Daemon {
             forgotten = forgotten.and(self.trial_file.lapse());
         }
         self.stand(Standing::Removed);
-        self.cutter.forget();
-        if let Err(error) = self.authorizer.remove_gate().await {
-            return ControlResponse::error(&with_causes(&error));
+        if let Err(error) = self.take_away().await {
+            return ControlResponse::error(&error);
         }
         tracing::warn!("the gate is {}", Standing::Removed.absence().unwrap_or_default());
         if let Err(error) = forgotten {
@@ -259,6 +255,13 @@ impl Daemon {
             tracing::error!("a boot may put it up again: {}", with_causes(&error));
         }
         ControlResponse::Done
+    }
+
+    /// Takes the gate away, then what the cutter may have put there before it heard of that, or
+    /// meanwhile.
+    async fn take_away(&mut self) -> Result<(), String> {
+        let removed = self.authorizer.remove_gate().await.map_err(|error| with_causes(&error));
+        removed.and(self.cutter.gate_is_gone().await)
     }
 
     /// From now on that is how it is to be.

@@ -132,7 +132,7 @@ impl Daemon {
         let (watch, alarms) =
             Watch::start(Arc::clone(&gate), authorizer.needed(), Arc::clone(&connections), &plan);
         watch.rest(standing.absence().is_some());
-        let cutter = Cutter::start(gate, connections);
+        let cutter = Cutter::start(gate, connections, standing.absence().is_none());
 
         let (commands_in, commands) = mpsc::channel::<Command>(16);
         let control = tokio::spawn(control::serve(listener, move |request| {

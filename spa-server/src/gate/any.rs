@@ -1,6 +1,6 @@
 //! One gate, whichever back-end it has.
 
-use super::types::{Backend, Change, Connection, Doubt, InstallReport, LiveElement, Look, Plan};
+use super::types::{Backend, Change, Cut, Doubt, InstallReport, LiveElement, Look, Plan};
 use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, NftablesGate, dry_run, nftables};
 
 /// One of the back-ends.
@@ -72,8 +72,8 @@ impl Gate for AnyGate {
         each!(self, gate => gate.look(doubt).await)
     }
 
-    async fn sever(&self, connections: &[Connection]) -> Result<(), GateError> {
-        each!(self, gate => gate.sever(connections).await)
+    async fn sever(&self, cuts: &[Cut]) -> Result<(), GateError> {
+        each!(self, gate => gate.sever(cuts).await)
     }
 
     async fn lift(&self) -> Result<(), GateError> {

@@ -5,7 +5,8 @@ use super::bounds::{check_change, check_plan};
 use super::render::{self, Armed, Grants, Layout, TableName};
 use super::saved::SavedTable;
 use super::types::{
-    Backend, Change, Connection, Doubt, Element, Family, InstallReport, LiveElement, Look, Plan,
+    Backend, Change, Connection, Cut, Doubt, Element, Family, InstallReport, LiveElement, Look,
+    Plan,
 };
 use super::{Gate, GateError, sets};
 use crate::clock::{BootMicros, Now};
@@ -154,8 +155,8 @@ impl Gate for DryRunGate {
         Ok(Look { missing: Vec::new(), elements: u64::try_from(elements).unwrap_or(u64::MAX) })
     }
 
-    async fn sever(&self, connections: &[Connection]) -> Result<(), GateError> {
-        for Connection { transport, peer, local } in connections {
+    async fn sever(&self, cuts: &[Cut]) -> Result<(), GateError> {
+        for Cut { connection: Connection { transport, peer, local }, .. } in cuts {
             tracing::info!("dry run: the {transport} connection of {peer} to {local} would be cut");
         }
         Ok(())

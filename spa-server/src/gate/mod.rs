@@ -49,8 +49,9 @@ pub use iptables::IptablesGate;
 pub use nftables::NftablesGate;
 pub use tools::{MissingTool, ToolOverrides, Tools};
 pub use types::{
-    Backend, BusyKnockPort, Change, Connection, Doubt, Element, Family, GateAnswer, GateRequest,
-    Guarded, InstallReport, LiveElement, Look, MAX_ELEMENT_SECONDS, Mode, Plan, Refusal,
+    Backend, BusyKnockPort, Change, Connection, Cut, Doubt, Element, Family, GateAnswer,
+    GateRequest, Guarded, InstallReport, LiveElement, Look, MAX_ELEMENT_SECONDS, Mode, Plan,
+    Refusal,
 };
 
 use crate::causes::with_causes;
@@ -119,10 +120,7 @@ pub trait Gate: Send + Sync {
     /// # Errors
     ///
     /// They go on.
-    fn sever(
-        &self,
-        connections: &[Connection],
-    ) -> impl Future<Output = Result<(), GateError>> + Send;
+    fn sever(&self, cuts: &[Cut]) -> impl Future<Output = Result<(), GateError>> + Send;
 
     /// Refuses no connections for their own sake any more. No harm if there are none.
     ///
@@ -173,8 +171,8 @@ impl<G: Gate> Gate for Arc<G> {
         (**self).look(doubt).await
     }
 
-    async fn sever(&self, connections: &[Connection]) -> Result<(), GateError> {
-        (**self).sever(connections).await
+    async fn sever(&self, cuts: &[Cut]) -> Result<(), GateError> {
+        (**self).sever(cuts).await
     }
 
     async fn lift(&self) -> Result<(), GateError> {
@@ -251,7 +249,7 @@ mod tests {
             Ok(Look { missing: vec!["chain SPA-GUARD".into()], elements })
         }
 
-        async fn sever(&self, _: &[Connection]) -> Result<(), GateError> {
+        async fn sever(&self, _: &[Cut]) -> Result<(), GateError> {
             Ok(())
         }
 
@@ -283,10 +281,13 @@ mod tests {
             ]),
             GateRequest::Snapshot,
             GateRequest::Look(Doubt::Elements),
-            GateRequest::Sever(vec![Connection {
-                transport: spa_proto::Transport::Tcp,
-                peer: "[2001:db8::1]:54321".parse().unwrap(),
-                local: "[2001:db8::2]:22".parse().unwrap(),
+            GateRequest::Sever(vec![Cut {
+                connection: Connection {
+                    transport: spa_proto::Transport::Tcp,
+                    peer: "[2001:db8::1]:54321".parse().unwrap(),
+                    local: "[2001:db8::2]:22".parse().unwrap(),
+                },
+                answered_from: "[2001:db8:1::2]:2222".parse().unwrap(),
             }]),
             GateRequest::Lift,
             GateRequest::Remove,

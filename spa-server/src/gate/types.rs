@@ -241,6 +241,18 @@ pub struct Connection {
     pub local: SocketAddr,
 }
 
+/// A connection whose packets are refused, by both its ends: its peer may have others with this host,
+/// and with those behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Cut {
+    /// As its peer knows it.
+    pub connection: Connection,
+    /// The end that answers, after any address translation: the socket of a program of this host,
+    /// of a container, or of another host.
+    pub answered_from: SocketAddr,
+}
+
 /// `"tcp"` or `"udp"`.
 mod transport_text {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
@@ -339,7 +351,7 @@ pub enum GateRequest {
     /// Look quickly whether all of the installed plan is there.
     Look(Doubt),
     /// Refuse the packets of these connections, in both directions.
-    Sever(Vec<Connection>),
+    Sever(Vec<Cut>),
     /// Refuse them no more.
     Lift,
     /// Take away all rules and sets of ours.

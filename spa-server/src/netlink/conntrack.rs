@@ -54,6 +54,8 @@ pub struct Flow {
     pub status: Status,
     /// The state of a TCP connection.
     pub tcp_state: Option<TcpState>,
+    /// It is a TCP connection of which the first packet was not seen: who began it is not known.
+    pub begun_unseen: bool,
     /// The mark that rules gave it.
     pub mark: u32,
     /// How many seconds it is remembered without another packet.
@@ -92,7 +94,7 @@ impl Status {
 }
 
 /// `enum tcp_conntrack` (linux/include/uapi/linux/netfilter/nf_conntrack_tcp.h).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TcpState(pub u8);
 
 impl TcpState {

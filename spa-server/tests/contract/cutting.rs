@@ -6,13 +6,13 @@ use crate::lab::{
     ports, withdraw,
 };
 use crate::probe::Seen::{At, Open, Silent};
-use crate::probe::{Flow, Session, both, probe, until};
+use crate::probe::{Flow, LONG, Session, both, probe, until};
 use crate::services::{End, Services, TALK};
 use crate::subject::Host;
 use spa_proto::Transport;
-use spa_server::gate::{Connection, Guarded, Plan};
+use spa_server::gate::{Connection, Cut, Guarded, Plan};
 use spa_server::service::Target;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
 /// Forwarded with this host's address in place of the client's.
 const MASQUERADED: u16 = 3323;
@@ -38,16 +38,24 @@ fn installed(lab: &Lab) -> LiveGate {
     gate
 }
 
-fn connection(transport: Transport, peer: SocketAddr, local: SocketAddr) -> Connection {
-    Connection { transport, peer, local }
+/// A connection to a port that [`guarding`] guards, with the end that answers there.
+fn cut(transport: Transport, peer: SocketAddr, local: SocketAddr) -> Cut {
+    let inner = |port| at(INNER[usize::from(local.is_ipv6())], port);
+    let answered_from = match local.port() {
+        2222 => SocketAddr::new(local.ip(), 8022),
+        3322 | MASQUERADED => inner(22),
+        3324 => inner(5000),
+        _ => local,
+    };
+    Cut { connection: Connection { transport, peer, local }, answered_from }
 }
 
-fn tcp(session: &Session) -> Connection {
-    connection(Transport::Tcp, session.near, session.far)
+fn tcp(session: &Session) -> Cut {
+    cut(Transport::Tcp, session.near, session.far)
 }
 
-fn udp(flow: &Flow) -> Connection {
-    connection(Transport::Udp, flow.near, flow.far)
+fn udp(flow: &Flow) -> Cut {
+    cut(Transport::Udp, flow.near, flow.far)
 }
 
 /// Has tracking forget a connection, as the daemon does when it cuts one.
@@ -93,18 +101,18 @@ pub(crate) fn a_connection_that_is_cut_ends_at_both_ends(lab: &Lab) {
             lab.rules(&[&format!("-I {chain} -m conntrack --ctstate ESTABLISHED -j ACCEPT")]);
         }
         let mut others = others(lab, host);
-        let mut cut: Vec<_> = BOTH
+        let mut doomed: Vec<_> = BOTH
             .into_iter()
             .flat_map(|f| [22, 2222, 3322, 3323].map(|port| (port, lab.session(CLIENT, f, port))))
             .collect();
-        for (_, session) in &mut cut {
+        for (_, session) in &mut doomed {
             session.let_it_talk();
         }
         // Positive control: they are well.
-        assert!(cut.iter_mut().all(|(_, session)| session.lives()));
-        let connections: Vec<_> = cut.iter().map(|(_, session)| tcp(session)).collect();
-        gate.sever(&connections);
-        for (port, session) in &mut cut {
+        assert!(doomed.iter_mut().all(|(_, session)| session.lives()));
+        let cuts: Vec<_> = doomed.iter().map(|(_, session)| tcp(session)).collect();
+        gate.sever(&cuts);
+        for (port, session) in &mut doomed {
             let services = if *port < 3000 { &lab.at_server } else { &lab.at_inner };
             let peer = session.line.split(' ').nth(2).unwrap().trim().parse().unwrap();
             if *port == MASQUERADED {
@@ -131,6 +139,49 @@ pub(crate) fn a_connection_that_is_cut_ends_at_both_ends(lab: &Lab) {
         assert!(others.iter_mut().all(Session::lives));
         assert!(!lab.ruleset().contains("CUT"));
         gate.remove();
+    }
+}
+
+/// A peer may be anybody, under an address that is not his: this host and those behind it go on talking
+/// with whoever has it.
+pub(crate) fn what_is_cut_is_one_connection_and_no_other_with_its_peer(lab: &Lab) {
+    const THEIRS: u16 = 4443;
+    let _services = Services::start("client", &lab.clients, &[THEIRS], &[]);
+    let gate = installed(lab);
+    for family in BOTH {
+        let peer = at(CLIENT[family], THEIRS);
+        let places = [(&lab.server, SERVER[family]), (&lab.inner, INNER[family])];
+        let talk = || {
+            places.map(|(space, from)| Session::open(space, at(from, 0), peer)).map(Result::unwrap)
+        };
+        let theirs = lab.clients.inside(|| UdpSocket::bind(peer).unwrap());
+        theirs.set_read_timeout(Some(LONG)).unwrap();
+        let flows = || places.map(|(space, from)| Flow::new(space, from.parse().unwrap(), peer));
+        let is_answered = |flow: &Flow| {
+            flow.send(b"anybody there?");
+            let asked = theirs.recv_from(&mut [0; 64]);
+            asked.is_ok_and(|(_, from)| {
+                theirs.send_to(b"yes", from).unwrap();
+                flow.receive(LONG).is_some()
+            })
+        };
+        let (mut sessions, datagrams) = (talk(), flows());
+        sessions.iter_mut().for_each(Session::let_it_talk);
+        assert!(datagrams.iter().all(is_answered));
+        let to = |transport, port| cut(transport, peer, at(SERVER[family], port));
+        let [tcp, udp] = [Transport::Tcp, Transport::Udp];
+        gate.sever(&[
+            to(tcp, 22),
+            to(tcp, 2222),
+            to(tcp, 3322),
+            to(tcp, MASQUERADED),
+            to(udp, 5000),
+            to(udp, 3324),
+        ]);
+        assert!(sessions.iter_mut().all(Session::lives), "{}", lab.ruleset());
+        assert!(talk().iter_mut().all(Session::lives));
+        assert!(datagrams.iter().all(is_answered) && flows().iter().all(is_answered));
+        gate.lift();
     }
 }
 
@@ -184,13 +235,13 @@ pub(crate) fn what_is_cut_stays_so_for_a_gate_that_is_installed_again_or_gone(la
     let before = lab.ruleset();
     let gate = installed(lab);
     let whole = lab.ruleset();
-    gate.sever(&[connection(Transport::Tcp, at(CLIENT[0], 40000), at(SERVER[0], 22))]);
+    gate.sever(&[cut(Transport::Tcp, at(CLIENT[0], 40000), at(SERVER[0], 22))]);
     assert_ne!(lab.ruleset(), whole);
     drop(gate);
     // Nobody lifts what a daemon that died has cut, but the next one.
     let gate = lab.installed(&guarding());
     assert_same(&lab.ruleset(), &whole, &"installed");
-    gate.sever(&[connection(Transport::Udp, at(CLIENT[1], 40000), at(SERVER[1], 5000))]);
+    gate.sever(&[cut(Transport::Udp, at(CLIENT[1], 40000), at(SERVER[1], 5000))]);
     drop(gate);
     lab.gate().remove();
     assert_same(&lab.ruleset(), &before, &"removed");
@@ -209,7 +260,7 @@ pub(crate) fn very_many_can_be_cut_at_once(lab: &Lab) {
     session.let_it_talk();
     let mut all: Vec<_> = (1..=500)
         .flat_map(|port| {
-            BOTH.map(|f| connection(Transport::Tcp, at(STRANGER[f], port), at(SERVER[f], 22)))
+            BOTH.map(|f| cut(Transport::Tcp, at(STRANGER[f], port), at(SERVER[f], 22)))
         })
         .collect();
     all.push(tcp(&session));

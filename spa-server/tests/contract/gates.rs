@@ -4,8 +4,7 @@
 use crate::space::Space;
 use spa_server::config::GateSettings;
 use spa_server::gate::{
-    AnyGate, Change, Connection, Doubt, Gate as _, GateError, InstallReport, LiveElement, Look,
-    Plan,
+    AnyGate, Change, Cut, Doubt, Gate as _, GateError, InstallReport, LiveElement, Look, Plan,
 };
 use std::sync::Arc;
 use tokio::runtime::Runtime;
@@ -92,9 +91,9 @@ impl LiveGate {
     }
 
     #[track_caller]
-    pub(crate) fn sever(&self, connections: &[Connection]) {
-        let connections = connections.to_vec();
-        self.run(|gate| async move { gate.sever(&connections).await }).unwrap();
+    pub(crate) fn sever(&self, cuts: &[Cut]) {
+        let cuts = cuts.to_vec();
+        self.run(|gate| async move { gate.sever(&cuts).await }).unwrap();
     }
 
     #[track_caller]

@@ -10,7 +10,7 @@ use crate::probe::Seen::{Open, Refused, Silent};
 use crate::probe::{Session, both};
 use crate::subject::Host;
 use spa_proto::Transport;
-use spa_server::gate::{Change, Connection, Doubt, Element, Guarded, Mode, Plan, Refusal};
+use spa_server::gate::{Change, Connection, Cut, Doubt, Element, Guarded, Mode, Plan, Refusal};
 use spa_server::service::{Connections, Target};
 
 /// Rules as a host may have them, in every table that a gate may write to.
@@ -131,7 +131,7 @@ pub(crate) fn rules_of_others_are_the_same_before_and_after(lab: &Lab) {
         for (name, plan) in plans(lab) {
             let gate = lab.installed(&plan);
             gate.apply(&[&everything_admitted(&plan)]);
-            gate.sever(&[connection()]);
+            gate.sever(&[cut()]);
             assert_ne!(lab.ruleset(), before, "{name}");
             gate.remove();
             assert_same(&lab.ruleset(), &before, &name);
@@ -149,12 +149,13 @@ pub(crate) fn rules_of_others_are_the_same_before_and_after(lab: &Lab) {
     }
 }
 
-fn connection() -> Connection {
-    Connection {
+fn cut() -> Cut {
+    let connection = Connection {
         transport: Transport::Tcp,
         peer: "192.0.2.1:40000".parse().unwrap(),
         local: "192.0.2.2:22".parse().unwrap(),
-    }
+    };
+    Cut { connection, answered_from: connection.local }
 }
 
 pub(crate) fn a_new_plan_takes_the_place_of_the_old_one(lab: &Lab) {

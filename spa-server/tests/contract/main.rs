@@ -112,6 +112,7 @@ macro_rules! cases {
         );
         cases!($subject, cutting:
             a_connection_that_is_cut_ends_at_both_ends,
+            what_is_cut_is_one_connection_and_no_other_with_its_peer,
             a_cut_connection_can_be_made_again_once_it_is_lifted,
             datagrams_of_a_flow_that_is_cut_go_nowhere,
             what_is_cut_stays_so_for_a_gate_that_is_installed_again_or_gone,

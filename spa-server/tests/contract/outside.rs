@@ -8,7 +8,7 @@ use crate::probe::Seen::{Open, Silent};
 use crate::probe::{PATIENCE, both, misjudged, until};
 use spa_proto::Transport;
 use spa_server::gate::{
-    Backend, CommandLine, Connection, Doubt, Gate as _, Guarded, HookSettings, Mode, Plan,
+    Backend, CommandLine, Connection, Cut, Doubt, Gate as _, Guarded, HookSettings, Mode, Plan,
 };
 use spa_server::service::Connections;
 use std::fmt::Write as _;
@@ -111,7 +111,8 @@ fn cannot_do_more(lab: &Lab, takes_one_connection: bool) {
         peer: at(CLIENT[0], 40000),
         local: at(crate::lab::SERVER[0], 80),
     };
-    let severed = gate.run(|gate| async move { gate.sever(&[connection]).await });
+    let cut = Cut { connection, answered_from: connection.local };
+    let severed = gate.run(|gate| async move { gate.sever(&[cut]).await });
     if lab.subject.backend == Backend::Hook {
         let error = severed.unwrap_err().to_string();
         assert!(error.contains("connections"), "{error}");

@@ -6,8 +6,8 @@ use crate::lab::{
 };
 use spa_proto::Transport;
 use spa_server::gate::{
-    Change, Connection, Doubt, Element, Family, Gate as _, GateError, Guarded, InstallReport, Mode,
-    NftablesGate, Plan, Refusal, ToolOverrides,
+    Change, Connection, Cut, Doubt, Element, Family, Gate as _, GateError, Guarded, InstallReport,
+    Mode, NftablesGate, Plan, Refusal, ToolOverrides,
 };
 use spa_server::service::{Connections, Forward, ForwardTo, Target};
 use std::future::Future;
@@ -366,10 +366,15 @@ fn a_severed_connection_ends_even_if_the_server_talks() {
                 peer: near.local_addr().unwrap(),
                 local: SocketAddr::new(server.parse().unwrap(), port),
             };
+            let answered_from = match listener {
+                None => connection.local,
+                Some(_) => SocketAddr::new(INNER[family].parse().unwrap(), 23),
+            };
+            let cut = Cut { connection, answered_from };
             let plan = &plan;
             with_gate(&lab, |gate| async move {
                 gate.install(plan).await.unwrap();
-                gate.sever(&[connection]).await.unwrap();
+                gate.sever(&[cut]).await.unwrap();
             });
             // Both are told when they talk, and hear nothing.
             assert!(ends(&mut far), "the server's end: {port}");

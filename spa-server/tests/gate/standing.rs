@@ -5,7 +5,9 @@ use crate::lab::{
     uninterrupted, with_all_gates,
 };
 use spa_proto::Transport;
-use spa_server::gate::{Connection, Doubt, Gate as _, GateError, Guarded, Mode, Plan, Refusal};
+use spa_server::gate::{
+    Connection, Cut, Doubt, Gate as _, GateError, Guarded, Mode, Plan, Refusal,
+};
 use spa_server::service::{Forward, ForwardTo, Target};
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -222,20 +224,22 @@ fn connections_are_cut_and_others_are_not(lab: &Lab) {
             let (_, peer) = arrives().expect("a datagram");
             socket.send_to(b"here", peer).unwrap();
 
-            let connection = |transport, peer: SocketAddr, port| Connection {
-                transport,
-                peer,
-                local: SocketAddr::new(SERVER[family].parse().unwrap(), port),
+            let at = |address: &str, port| SocketAddr::new(address.parse().unwrap(), port);
+            let doomed = |transport, peer: SocketAddr, port, answered_from| {
+                let local = at(SERVER[family], port);
+                Cut { connection: Connection { transport, peer, local }, answered_from }
             };
-            let mut connections: Vec<_> = cut
+            let mut cuts: Vec<_> = cut
                 .iter()
-                .zip([22, 2222])
-                .map(|(talk, port)| {
-                    connection(Transport::Tcp, talk.near.local_addr().unwrap(), port)
+                .zip([(22, at(SERVER[family], 22)), (2222, at(INNER[family], 22))])
+                .map(|(talk, (port, answered_from))| {
+                    let peer = talk.near.local_addr().unwrap();
+                    doomed(Transport::Tcp, peer, port, answered_from)
                 })
                 .collect();
-            connections.push(connection(Transport::Udp, talker.local_addr().unwrap(), 5000));
-            gate.sever(&connections).await.unwrap();
+            let peer = talker.local_addr().unwrap();
+            cuts.push(doomed(Transport::Udp, peer, 5000, at(SERVER[family], 5000)));
+            gate.sever(&cuts).await.unwrap();
             assert_eq!(gate.look(Doubt::Everything).await.unwrap().missing, [""; 0]);
             for talk in &mut cut {
                 let mut seen = (true, true);
@@ -253,7 +257,7 @@ fn connections_are_cut_and_others_are_not(lab: &Lab) {
             assert_eq!(lab.tcp(CLIENT[family], SERVER[family], 22), Seen::Open);
             assert!(!gate.install(&plan).await.unwrap().changed);
             assert!(lab.ruleset().contains("SPA-CUT"));
-            gate.sever(&connections[..1]).await.unwrap();
+            gate.sever(&cuts[..1]).await.unwrap();
             assert!(arrives().is_some(), "the new list is instead of the old one");
             gate.lift().await.unwrap();
             gate.lift().await.unwrap();
@@ -277,12 +281,13 @@ fn a_cut_that_was_left_over_is_cleaned_up(lab: &Lab) {
         peer: SocketAddr::new(CLIENT[0].parse().unwrap(), 50000),
         local: SocketAddr::new(SERVER[0].parse().unwrap(), 22),
     };
-    lab.installed(&plan, |gate| async move { gate.sever(&[connection]).await.unwrap() });
+    let cut = Cut { connection, answered_from: connection.local };
+    lab.installed(&plan, |gate| async move { gate.sever(&[cut]).await.unwrap() });
     assert!(lab.ruleset().contains("SPA-CUT"));
     // Another process, after the crash of the first.
     lab.install(&plan);
     assert!(!lab.ruleset().contains("SPA-CUT"));
-    lab.installed(&plan, |gate| async move { gate.sever(&[connection]).await.unwrap() });
+    lab.installed(&plan, |gate| async move { gate.sever(&[cut]).await.unwrap() });
     lab.remove();
     assert_eq!(lab.ruleset(), fresh);
 }

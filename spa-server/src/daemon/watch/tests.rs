@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::connections::Ended;
-use crate::gate::{Backend, Change, Connection, InstallReport, LiveElement, Plan, Refusal};
+use crate::gate::{Backend, Change, Connection, Cut, InstallReport, LiveElement, Plan, Refusal};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -80,7 +80,7 @@ impl Gate for Model {
         Ok(self.0.look.lock().unwrap().clone())
     }
 
-    async fn sever(&self, _: &[Connection]) -> Result<(), GateError> {
+    async fn sever(&self, _: &[Cut]) -> Result<(), GateError> {
         Ok(())
     }
 
@@ -109,12 +109,16 @@ impl Connections for Others {
         Ok(self.0.lock().unwrap().clone())
     }
 
-    fn end(&self, _: &Inventory, _: &[Guarded]) -> Result<Ended, ConnectionsError> {
+    fn established(&self, _: &Inventory, _: &[Guarded]) -> Result<Vec<Cut>, ConnectionsError> {
+        Ok(Vec::new())
+    }
+
+    fn end(&self, _: &Inventory, _: &[Cut], _: &[Guarded]) -> Result<Ended, ConnectionsError> {
         Ok(Ended::default())
     }
 
-    fn talked_to(&self, _: &Inventory) -> Result<Inventory, ConnectionsError> {
-        Ok(Inventory::new())
+    fn talked_to(&self, _: &[Cut]) -> Result<Vec<Cut>, ConnectionsError> {
+        Ok(Vec::new())
     }
 }
 

@@ -13,9 +13,7 @@ pub use command::{Action, CommandLine, CommandLineError};
 pub use ledger::LedgerError;
 
 use super::bounds::{check_change, check_plan};
-use super::types::{
-    Backend, Change, Connection, Doubt, Element, InstallReport, LiveElement, Look, Plan,
-};
+use super::types::{Backend, Change, Cut, Doubt, Element, InstallReport, LiveElement, Look, Plan};
 use super::{Gate, GateError};
 use crate::config::judge_program;
 use crate::replay_store::BootId;
@@ -240,7 +238,7 @@ impl Gate for HookGate {
         Ok(Look { missing: missing.into_iter().collect(), elements })
     }
 
-    async fn sever(&self, _connections: &[Connection]) -> Result<(), GateError> {
+    async fn sever(&self, _cuts: &[Cut]) -> Result<(), GateError> {
         Err(GateError::Unable { backend: Backend::Hook, what: "end established connections" })
     }
 

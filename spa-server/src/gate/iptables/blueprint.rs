@@ -3,7 +3,7 @@
 use super::host::KnockPorts;
 use crate::gate::render::{self, Armed, Grants, HeldRule, Layout, OwnTable, TableName};
 use crate::gate::saved::Saved;
-use crate::gate::types::{Connection, Family, Plan, Refusal};
+use crate::gate::types::{Cut, Family, Plan, Refusal};
 
 /// Everything that the rules are made from.
 #[derive(Debug, Clone, Copy)]
@@ -13,7 +13,7 @@ pub(super) struct Blueprint<'a> {
     /// The grants that are rules, if grants are.
     pub(super) held: Option<&'a [(Family, Vec<HeldRule>)]>,
     pub(super) armed: Armed,
-    pub(super) cut: &'a [Connection],
+    pub(super) cut: &'a [Cut],
 }
 
 impl<'a> Blueprint<'a> {

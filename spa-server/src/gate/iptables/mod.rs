@@ -24,9 +24,7 @@ use super::render::{self, Armed, HeldRule, OwnTable, TableName};
 use super::saved::Saved;
 use super::sets as set_names;
 use super::sockets;
-use super::types::{
-    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look, Plan,
-};
+use super::types::{Backend, Change, Cut, Doubt, Family, InstallReport, LiveElement, Look, Plan};
 use super::{Gate, GateError, Tools};
 use crate::causes::with_causes;
 use std::collections::BTreeSet;
@@ -55,7 +53,7 @@ struct Rules {
     /// What is ours, as it was read back then.
     standing: Option<Standing>,
     /// The connections that are being cut.
-    cut: Vec<Connection>,
+    cut: Vec<Cut>,
     /// Until when the gate on trial refuses.
     armed_until: Option<Instant>,
 }
@@ -144,24 +142,24 @@ impl IptablesGate {
     }
 
     /// Refuses these connections instead of those that are refused now.
-    async fn cut(&self, connections: &[Connection]) -> Result<(), GateError> {
+    async fn cut(&self, cuts: &[Cut]) -> Result<(), GateError> {
         let mut rules = self.rules.lock().await;
         for family in families() {
             let saved = self.kernel.saved(family).await?;
             let filter = saved.table("filter");
-            let wanted = OwnTable::of(filter).cutting(render::cut(family, connections));
+            let wanted = OwnTable::of(filter).cutting(render::cut(family, cuts));
             if let Some(batch) = render::transition(TableName::Filter, filter, &wanted) {
                 self.kernel.restore(family, &batch).await?;
             }
         }
         for (family, tables) in rules.standing.iter_mut().flatten() {
             let saved = self.kernel.saved(*family).await?;
-            let cuts = OwnTable::of(saved.table("filter")).cuts();
+            let written = OwnTable::of(saved.table("filter")).cuts();
             for (_, own) in tables.iter_mut().filter(|(table, _)| *table == TableName::Filter) {
-                *own = std::mem::take(own).cutting(cuts.clone());
+                *own = std::mem::take(own).cutting(written.clone());
             }
         }
-        rules.cut = connections.to_vec();
+        rules.cut = cuts.to_vec();
         Ok(())
     }
 }
@@ -346,8 +344,8 @@ impl Gate for IptablesGate {
         Ok(look)
     }
 
-    async fn sever(&self, connections: &[Connection]) -> Result<(), GateError> {
-        self.cut(connections).await
+    async fn sever(&self, cuts: &[Cut]) -> Result<(), GateError> {
+        self.cut(cuts).await
     }
 
     async fn lift(&self) -> Result<(), GateError> {

@@ -30,7 +30,7 @@ use self::watch::Watch;
 use super::bounds::{check_change, check_plan};
 use super::sockets;
 use super::types::{
-    Backend, Change, Connection, Doubt, Family, InstallReport, LiveElement, Look, Mode, Plan,
+    Backend, Change, Connection, Cut, Doubt, Family, InstallReport, LiveElement, Look, Mode, Plan,
 };
 use super::{Gate, GateError, MissingTool, ToolOverrides};
 use crate::causes::with_causes;
@@ -429,10 +429,10 @@ impl Gate for NftablesGate {
         Ok(Look { missing, elements: u64::try_from(elements).unwrap_or(u64::MAX) })
     }
 
-    async fn sever(&self, connections: &[Connection]) -> Result<(), GateError> {
+    async fn sever(&self, those: &[Cut]) -> Result<(), GateError> {
         let mut cuts = self.cuts.lock().await;
         *cuts = true;
-        self.nft.run("refuse connections", &cut::sever(connections)).await
+        self.nft.run("refuse connections", &cut::sever(those)).await
     }
 
     async fn lift(&self) -> Result<(), GateError> {

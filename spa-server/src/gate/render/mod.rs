@@ -21,7 +21,7 @@ pub use held::{HeldRule, exchange, held, held_in, holds_grants, is_held, read_he
 pub use mangle::{DISCARD_TRACK, armed_until, judges, track};
 
 use super::saved::{SavedTable, target};
-use super::types::{Connection, Family, Guarded, Mode, Plan, Refusal};
+use super::types::{Cut, Family, Guarded, Mode, Plan, Refusal};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 
@@ -125,7 +125,7 @@ pub struct Layout<'a> {
     /// While what holds the gate refuses.
     pub armed: Armed,
     /// The connections that are being cut, of any family.
-    pub cut: &'a [Connection],
+    pub cut: &'a [Cut],
 }
 
 impl Layout<'_> {

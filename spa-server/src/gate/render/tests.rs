@@ -1,7 +1,7 @@
 //! How one state of the rules becomes another, whatever it was.
 
 use super::super::saved::Saved;
-use super::super::types::Element;
+use super::super::types::{Connection, Element};
 use super::*;
 use crate::service::{Connections, Forward, ForwardTo, Target};
 use insta::assert_snapshot;
@@ -193,26 +193,30 @@ fn cutting_connections_leaves_the_rest_as_it_is() {
         "*filter\n:INPUT DROP [0:0]\n:SPA-INPUT - [0:0]\n-A INPUT -j SPA-INPUT\n-A INPUT -j ACCEPT\nCOMMIT\n",
     )
     .unwrap();
-    let connection = |transport, peer: &str, local: &str| Connection {
-        transport,
-        peer: peer.parse().unwrap(),
-        local: local.parse().unwrap(),
+    let cut_off = |transport, peer: &str, local: &str, answered_from: &str| Cut {
+        connection: Connection {
+            transport,
+            peer: peer.parse().unwrap(),
+            local: local.parse().unwrap(),
+        },
+        answered_from: answered_from.parse().unwrap(),
     };
-    let connections = [
-        connection(Transport::Tcp, "192.0.2.1:50000", "192.0.2.2:22"),
-        connection(Transport::Udp, "192.0.2.1:50001", "192.0.2.2:443"),
-        connection(Transport::Tcp, "[2001:db8::1]:50000", "[2001:db8::2]:22"),
+    let cuts = [
+        cut_off(Transport::Tcp, "192.0.2.1:50000", "192.0.2.2:22", "192.0.2.2:22"),
+        cut_off(Transport::Udp, "192.0.2.1:50001", "192.0.2.2:443", "198.51.100.2:8443"),
+        cut_off(Transport::Tcp, "[2001:db8::1]:50000", "[2001:db8::2]:22", "[2001:db8::2]:22"),
     ];
     let own = OwnTable::of(filter.table("filter"));
-    let cutting = own.clone().cutting(cut(Family::V4, &connections));
+    let cutting = own.clone().cutting(cut(Family::V4, &cuts));
     let batch = transition(TableName::Filter, filter.table("filter"), &cutting).unwrap();
     assert_snapshot!(batch, @r"
     *filter
     :SPA-CUT - [0:0]
-    -A SPA-CUT -s 192.0.2.1/32 -p tcp -m tcp --sport 50000 ! --tcp-flags RST RST -m conntrack --ctorigdst 192.0.2.2 --ctorigdstport 22 -j REJECT --reject-with tcp-reset
-    -A SPA-CUT -d 192.0.2.1/32 -p tcp -m tcp --dport 50000 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
-    -A SPA-CUT -s 192.0.2.1/32 -p udp -m udp --sport 50001 -m conntrack --ctorigdst 192.0.2.2 --ctorigdstport 443 -j DROP
-    -A SPA-CUT -d 192.0.2.1/32 -p udp -m udp --dport 50001 -j DROP
+    -A SPA-CUT -s 192.0.2.1/32 -d 192.0.2.2/32 -p tcp -m tcp --sport 50000 --dport 22 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
+    -A SPA-CUT -s 192.0.2.2/32 -d 192.0.2.1/32 -p tcp -m tcp --sport 22 --dport 50000 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
+    -A SPA-CUT -s 192.0.2.1/32 -d 198.51.100.2/32 -p udp -m udp --sport 50001 --dport 8443 -j DROP
+    -A SPA-CUT -s 198.51.100.2/32 -d 192.0.2.1/32 -p udp -m udp --sport 8443 --dport 50001 -j DROP
+    -A SPA-CUT -s 192.0.2.1/32 -d 192.0.2.2/32 -p udp -m udp --sport 50001 --dport 443 -j DROP
     -I FORWARD 1 -j SPA-CUT
     -D INPUT -j SPA-INPUT
     -I INPUT 1 -j SPA-CUT
@@ -236,9 +240,9 @@ fn cutting_connections_leaves_the_rest_as_it_is() {
     COMMIT
     ");
     assert_eq!(play(&now, TableName::Filter, &batch), all);
-    assert_snapshot!(cut(Family::V6, &connections).join("\n"), @r"
-    -s 2001:db8::1/128 -p tcp -m tcp --sport 50000 ! --tcp-flags RST RST -m conntrack --ctorigdst 2001:db8::2 --ctorigdstport 22 -j REJECT --reject-with tcp-reset
-    -d 2001:db8::1/128 -p tcp -m tcp --dport 50000 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
+    assert_snapshot!(cut(Family::V6, &cuts).join("\n"), @r"
+    -s 2001:db8::1/128 -d 2001:db8::2/128 -p tcp -m tcp --sport 50000 --dport 22 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
+    -s 2001:db8::2/128 -d 2001:db8::1/128 -p tcp -m tcp --sport 22 --dport 50000 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
     ");
 }
 
@@ -337,7 +341,7 @@ fn any_plan() -> impl Strategy<Value = Plan> {
 }
 
 /// Grants in rules, or not; and connections that are being cut.
-fn any_state() -> impl Strategy<Value = (Option<Vec<HeldRule>>, Vec<Connection>)> {
+fn any_state() -> impl Strategy<Value = (Option<Vec<HeldRule>>, Vec<Cut>)> {
     let held = (any::<bool>(), 1..6u16).prop_map(|(once, port)| HeldRule {
         element: Element {
             source: "192.0.2.7".parse().unwrap(),
@@ -347,12 +351,15 @@ fn any_state() -> impl Strategy<Value = (Option<Vec<HeldRule>>, Vec<Connection>)
         list: once.then(|| "spa-1".to_owned()),
     });
     let held = proptest::option::of(proptest::collection::vec(held, 0..3));
-    let connection = Connection {
-        transport: Transport::Tcp,
-        peer: "192.0.2.1:50000".parse().unwrap(),
-        local: "192.0.2.2:22".parse().unwrap(),
+    let cut = Cut {
+        connection: Connection {
+            transport: Transport::Tcp,
+            peer: "192.0.2.1:50000".parse().unwrap(),
+            local: "192.0.2.2:22".parse().unwrap(),
+        },
+        answered_from: "192.0.2.2:2222".parse().unwrap(),
     };
-    (held, 0..2usize).prop_map(move |(held, cuts)| (held, vec![connection; cuts]))
+    (held, 0..2usize).prop_map(move |(held, cuts)| (held, vec![cut; cuts]))
 }
 
 /// What others may have in a table, rules that go to chains of ours among it.

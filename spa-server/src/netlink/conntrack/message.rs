@@ -24,8 +24,11 @@ const TCP_SECONDS: u32 = 432_000;
 /// What the kernel itself gives an answered UDP flow.
 const UDP_SECONDS: u32 = 120;
 
-/// `IP_CT_TCP_FLAG_SACK_PERM | IP_CT_TCP_FLAG_BE_LIBERAL`: nobody has seen the beginning.
-const TCP_FLAGS: u8 = 0x02 | 0x08;
+/// `IP_CT_TCP_FLAG_SACK_PERM`
+const TCP_SACK: u8 = 0x02;
+/// `IP_CT_TCP_FLAG_BE_LIBERAL`: nobody has seen the beginning, and sequence numbers aren't compared.
+const TCP_LIBERAL: u8 = 0x08;
+const TCP_FLAGS: u8 = TCP_SACK | TCP_LIBERAL;
 
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
@@ -165,15 +168,15 @@ fn write_tuple(writer: &mut Writer, kind: u16, tuple: &Tuple) {
 /// A flow of TCP or UDP.
 pub(super) fn read_flow(message: &Message<'_>) -> Option<Flow> {
     let attributes = message.attributes(NETFILTER_HEADER);
+    let tcp = || attributes.nested(PROTOCOL_INFO).and_then(|info| info.nested(tcp::TCP));
     Some(Flow {
         original: read_tuple(attributes.nested(ORIGINAL)?)?,
         reply: read_tuple(attributes.nested(REPLY)?)?,
         status: Status(attributes.be32(STATUS)?),
-        tcp_state: attributes
-            .nested(PROTOCOL_INFO)
-            .and_then(|info| info.nested(tcp::TCP))
-            .and_then(|tcp| tcp.u8(tcp::STATE))
-            .map(TcpState),
+        tcp_state: tcp().and_then(|tcp| tcp.u8(tcp::STATE)).map(TcpState),
+        begun_unseen: tcp()
+            .and_then(|tcp| tcp.get(tcp::FLAGS_ORIGINAL)?.first().copied())
+            .is_some_and(|flags| flags & TCP_LIBERAL != 0),
         mark: attributes.be32(MARK).unwrap_or(0),
         seconds_left: attributes.be32(TIMEOUT).unwrap_or(0),
         id: attributes.be32(ID)?,
@@ -255,6 +258,7 @@ mod tests {
                 reply: tuple.reversed(),
                 status: Status(status),
                 tcp_state: None,
+                begun_unseen: false,
                 mark: 0,
                 seconds_left: 120,
                 id,
