@@ -236,12 +236,18 @@ pub(crate) fn a_tool_that_fails_leaves_what_was_there_before(lab: &Lab) {
     let old = plan(&["tcp/22"]);
     let new = Plan { max_elements: 4096, ..plan(&["tcp/22", "udp/10000-10100"]) };
     let kept = admit(CLIENT, "tcp/22", 600);
-    for before in [None, Some(&old)] {
+    let range = admit(CLIENT, "udp/10000-10100", 600);
+    // Also one that needs less than was there.
+    for (before, plan) in [(None, &new), (Some(&old), &new), (Some(&new), &old)] {
         let mut failures = 0;
         for number in 1.. {
             assert!(number < MANY);
-            if let Some(old) = before {
-                lab.installed(old).apply(&[&kept]);
+            if let Some(before) = before {
+                let gate = lab.installed(before);
+                gate.apply(&[&kept]);
+                if before == &new {
+                    gate.apply(&[&range]);
+                }
             } else {
                 lab.gate().remove();
             }
@@ -249,7 +255,7 @@ pub(crate) fn a_tool_that_fails_leaves_what_was_there_before(lab: &Lab) {
             let unlucky = Unlucky::new(lab, number, Fate::Fails);
             // A tool that is only asked for its version may fail before there is a gate.
             let installed = LiveGate::new(&lab.server, settings(lab, &unlucky))
-                .and_then(|gate| gate.install(&new).map(drop));
+                .and_then(|gate| gate.install(plan).map(drop));
             if let Err(error) = installed {
                 failures += 1;
                 let text = spa_server::causes::with_causes(&error);
