@@ -24,7 +24,7 @@ pub(super) fn table(layout: &Layout<'_>) -> OwnTable {
     if let Grants::InRules(rules) = layout.grants {
         own.add(GRANTS, held::of_table(TableName::Filter, layout, rules));
     }
-    let forward = forward(rejects, !forwarded.is_empty());
+    let forward = forward(layout, rejects, !forwarded.is_empty());
     if !forward.is_empty() {
         own.add(FORWARD, forward);
         own.jump_from("FORWARD", FORWARD);
@@ -54,7 +54,8 @@ pub(super) fn table(layout: &Layout<'_>) -> OwnTable {
 fn input(layout: &Layout<'_>, rejects: bool, sends: bool) -> Vec<String> {
     let mut rules = Vec::new();
     if rejects {
-        rules.push(format!("-m mark --mark {REFUSED} -j {MARKED}"));
+        let armed = layout.armed.condition(layout);
+        rules.push(format!("{armed}-m mark --mark {REFUSED} -j {MARKED}"));
     }
     if sends {
         rules.push(format!("-m conntrack --ctstate DNAT -j {SENT}"));
@@ -125,7 +126,7 @@ fn admit(layout: &Layout<'_>) -> Vec<String> {
     rules
 }
 
-fn forward(rejects: bool, forwards: bool) -> Vec<String> {
+fn forward(layout: &Layout<'_>, rejects: bool, forwards: bool) -> Vec<String> {
     let mut rules = Vec::new();
     if forwards {
         // What else is forwarded doesn't pass a rule for each service.
@@ -134,7 +135,10 @@ fn forward(rejects: bool, forwards: bool) -> Vec<String> {
     if rejects {
         // Only what was translated was to this host at first: the marks of packets that it merely
         // forwards are other people's.
-        rules.push(format!("-m mark --mark {REFUSED} -m conntrack --ctstate DNAT -j {MARKED}"));
+        let armed = layout.armed.condition(layout);
+        rules.push(format!(
+            "{armed}-m mark --mark {REFUSED} -m conntrack --ctstate DNAT -j {MARKED}"
+        ));
     }
     if forwards {
         rules.push(format!("-j {SENT}"));

@@ -516,7 +516,7 @@ fn a_gate_on_trial() {
     :SPA-FORWARD - [0:0]
     :SPA-MARKED - [0:0]
     :SPA-REJECT - [0:0]
-    -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
+    -A SPA-INPUT -m set --match-set spa4-armed src -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
     -A SPA-INPUT -p tcp -m tcp --dport 22 -g SPA-ADMIT
     -A SPA-ADMIT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     -A SPA-ADMIT -m set --match-set spa4 src,dst -j ACCEPT
@@ -524,7 +524,7 @@ fn a_gate_on_trial() {
     -A SPA-ADMIT -i lo -j RETURN
     -A SPA-ADMIT -m conntrack --ctstate DNAT -j RETURN
     -A SPA-ADMIT -m set --match-set spa4-armed src -j SPA-REJECT
-    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
+    -A SPA-FORWARD -m set --match-set spa4-armed src -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
     -A SPA-MARKED -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
     -A SPA-MARKED -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate DNAT -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
