@@ -6,6 +6,7 @@ use super::raw::{RawClient, RawPrefixes, RawRate};
 use super::settings::{Settings, lifetime, number};
 use super::time::parse_timestamp;
 use crate::policy::{ClientRules, Prefixes, Rate, Services};
+use crate::service::Connections;
 use ipnet::IpNet;
 use spa_keys::{PrivateKey, PublicKey};
 use spa_proto::{ClientId, ServiceName, UnixMicros};
@@ -171,6 +172,7 @@ impl Judge<'_> {
             max_sources: number("max-sources", raw.max_sources, 1, MAX_SOURCES, &mut self.faults)
                 .unwrap_or(16),
         };
+        self.no_network_for_one_connection(&rules);
         let pre_shared_key_file = raw.pre_shared_key_file;
         Some(ClientSettings {
             file: path.into(),
@@ -194,6 +196,22 @@ impl Judge<'_> {
         Prefixes {
             v4: length("source-prefix.ipv4", raw.ipv4, WIDEST_PREFIXES.v4, 32),
             v6: length("source-prefix.ipv6", raw.ipv6, WIDEST_PREFIXES.v6, 128),
+        }
+    }
+
+    /// The gate lets one connection in from an address only: such a knock would be accepted, and
+    /// open nothing.
+    fn no_network_for_one_connection(&mut self, rules: &ClientRules) {
+        if rules.prefixes == Prefixes::default() {
+            return;
+        }
+        let services = self.surroundings.services;
+        let is_limited = |name: &&ServiceName| {
+            let service = services.and_then(|services| services.get(*name));
+            service.is_some_and(|service| service.connections == Connections::One)
+        };
+        for service in rules.allow.iter().filter(is_limited) {
+            self.fault("source-prefix", ValueError::NetworkForOne { service: service.clone() });
         }
     }
 

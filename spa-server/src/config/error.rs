@@ -277,6 +277,14 @@ pub enum ValueError {
     /// IPv4 in the clothes of IPv6.
     #[error("{0} stands for IPv4 addresses; write it as an IPv4 network")]
     MappedNetwork(String),
+    /// A network around the client, and a service that lets one connection in.
+    #[error(
+        "a network is never let in for one connection, as service {service} has it (connections = 1); leave out source-prefix, take {service} out of allow, or connections out of [services.{service}]"
+    )]
+    NetworkForOne {
+        /// The service.
+        service: ServiceName,
+    },
     /// There is no such service.
     #[error("there is no service {name}; {}", known(known_services))]
     UnknownService {

@@ -2,7 +2,7 @@
 
 use crate::lab::{BOTH, CLIENT, INNER, Lab, SERVER, STRANGER, admit, plan};
 use crate::probe::Seen::{At, Open, Refused, Silent};
-use crate::probe::{Flow, PATIENCE, both, probe, until};
+use crate::probe::{Flow, PATIENCE, Session, both, probe, until};
 use crate::subject::Host;
 use spa_server::gate::{Plan, Refusal};
 use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
@@ -133,6 +133,29 @@ pub(crate) fn what_others_translate_and_mark_is_theirs(lab: &Lab) {
         lab.server.feed("nft -f -", restore);
         gate.apply(&[&admit(CLIENT, "tcp/22", 600)]);
         lab.see(&[&both(CLIENT, "tcp/22", Open), &both(STRANGER, "tcp/22", closed)]);
+        lab.server.run("nft delete table inet uplinks");
+        gate.remove();
+    }
+}
+
+pub(crate) fn a_mark_of_others_closes_nothing(lab: &Lab) {
+    for (refusal, closed) in [(Refusal::Drop, Silent), (Refusal::Reject, Refused)] {
+        let gate = lab.installed(&Plan { refusal, ..plan(&["tcp/22", "udp/5000"]) });
+        gate.apply(&[&admit(CLIENT, "tcp/22", 600)]);
+        let mut sessions: Vec<_> = BOTH
+            .into_iter()
+            .flat_map(|family| [22, 80].map(|port| lab.session(CLIENT, family, port)))
+            .collect();
+        // On every packet, as of a program that takes the whole mark for its own.
+        let mark = "table inet uplinks {\n chain entry {\n \
+                    type filter hook prerouting priority -160\n meta mark set 0xffffffff\n }\n}\n";
+        lab.server.feed("nft -f -", mark);
+        let forwarded = BOTH.map(|f| probe(STRANGER[f], INNER[f], "tcp/22", At("inner", 22)));
+        lab.see(&[&both(STRANGER, "tcp/80", Open), &both(CLIENT, "tcp/22", Open), &forwarded]);
+        assert!(sessions.iter_mut().all(Session::lives));
+        // What is hidden is so all the same, the knock port too.
+        let hidden = ["tcp/22", "udp/5000", "udp/62201"];
+        lab.see(&[&hidden.map(|port| both(STRANGER, port, closed)).concat()]);
         lab.server.run("nft delete table inet uplinks");
         gate.remove();
     }

@@ -5,7 +5,7 @@ use crate::lab::{
     BOTH, CLIENT, Lab, NETWORK, STRANGER, admit, admitted, assert_same, elements, plan, withdraw,
 };
 use crate::probe::Seen::{Open, Silent};
-use crate::probe::{LONG, PATIENCE, both, until};
+use crate::probe::{LONG, both, until};
 use spa_server::config::GateSettings;
 use spa_server::gate::{AnyGate, Gate as _, GateError, Plan, Refusal, ToolOverrides};
 use std::fmt::Write as _;
@@ -46,7 +46,6 @@ impl Unlucky {
         let mut tools = lab.subject.tools();
         for (name, tool) in each(&mut tools) {
             let Some(path) = tool.take() else { continue };
-            let script = directory.join(name);
             let (real, struck) = (path.display(), struck.display());
             let mut text =
                 format!("#!/bin/sh\nread n <{0}; n=$((n+1)); echo $n >{0}\n", count.display());
@@ -64,13 +63,7 @@ impl Unlucky {
                 ),
             };
             let _ = writeln!(text, "exec {real} \"$@\"");
-            // By another process: while this one has a program open for writing, a child that
-            // another test starts has it open as well, and nobody can run it.
-            let fresh = script.with_extension("new");
-            fs::write(&fresh, text).unwrap();
-            let [from, to] = [&fresh, &script].map(|path| path.display());
-            lab.server.run(&format!("install -m 755 {from} {to}"));
-            *tool = Some(script);
+            *tool = Some(program(lab, name, &text));
         }
         Self { tools, struck }
     }
@@ -78,6 +71,18 @@ impl Unlucky {
     fn has_struck(&self) -> bool {
         self.struck.exists()
     }
+}
+
+/// Makes a script a program that can be run.
+fn program(lab: &Lab, name: &str, text: &str) -> PathBuf {
+    let script = lab.scripts.path().join(name);
+    // By another process: while this one has a program open for writing, a child that another test
+    // starts has it open as well, and nobody can run it.
+    let fresh = script.with_extension("new");
+    fs::write(&fresh, text).unwrap();
+    let [from, to] = [&fresh, &script].map(|path| path.display());
+    lab.server.run(&format!("install -m 755 {from} {to}"));
+    script
 }
 
 fn each(tools: &mut ToolOverrides) -> [(&'static str, &mut Option<PathBuf>); 5] {
@@ -236,12 +241,18 @@ pub(crate) fn a_tool_that_fails_leaves_what_was_there_before(lab: &Lab) {
     let old = plan(&["tcp/22"]);
     let new = Plan { max_elements: 4096, ..plan(&["tcp/22", "udp/10000-10100"]) };
     let kept = admit(CLIENT, "tcp/22", 600);
-    for before in [None, Some(&old)] {
+    let range = admit(CLIENT, "udp/10000-10100", 600);
+    // Also one that needs less than was there.
+    for (before, plan) in [(None, &new), (Some(&old), &new), (Some(&new), &old)] {
         let mut failures = 0;
         for number in 1.. {
             assert!(number < MANY);
-            if let Some(old) = before {
-                lab.installed(old).apply(&[&kept]);
+            if let Some(before) = before {
+                let gate = lab.installed(before);
+                gate.apply(&[&kept]);
+                if before == &new {
+                    gate.apply(&[&range]);
+                }
             } else {
                 lab.gate().remove();
             }
@@ -249,7 +260,7 @@ pub(crate) fn a_tool_that_fails_leaves_what_was_there_before(lab: &Lab) {
             let unlucky = Unlucky::new(lab, number, Fate::Fails);
             // A tool that is only asked for its version may fail before there is a gate.
             let installed = LiveGate::new(&lab.server, settings(lab, &unlucky))
-                .and_then(|gate| gate.install(&new).map(drop));
+                .and_then(|gate| gate.install(plan).map(drop));
             if let Err(error) = installed {
                 failures += 1;
                 let text = spa_server::causes::with_causes(&error);
@@ -300,14 +311,28 @@ pub(crate) fn others_that_hold_the_lock_are_waited_for(lab: &Lab) {
     let mut holder = lab.server.start("flock -F /run/xtables.lock sleep 600", Stdio::null());
     // It has the lock once nobody else can have it.
     until("locked", || lab.server.try_to_feed("flock -n /run/xtables.lock true", "").is_err());
-    let gate = lab.gate();
+    // Each attempt to write rules leaves a line: how it ended.
+    let mut tools = lab.subject.tools();
+    let attempts = lab.scripts.path().join("attempts");
+    fs::write(&attempts, "").unwrap();
+    if let Some(restore) = &mut tools.iptables_restore {
+        let [real, attempts] = [&*restore, &attempts].map(|path| path.display());
+        let text =
+            format!("#!/bin/sh\n{real} \"$@\"\ncode=$?\necho $code >>{attempts}\nexit $code\n");
+        *restore = program(lab, "iptables-restore", &text);
+    }
+    let gate = lab.gate_with(tools);
     let task = gate.start(|gate| async move {
         gate.install(&plan).await?;
         gate.apply(&admit(CLIENT, "tcp/22", 600)).await
     });
     if lab.subject.takes_the_lock() {
-        thread::sleep(PATIENCE);
-        assert!(!task.is_finished(), "the lock is not for nothing");
+        // One run of the tool waits for some seconds, and then says that it was busy. That others
+        // hold the lock for longer is no reason to give up.
+        until("given up by one run", || {
+            assert!(!task.is_finished(), "the lock is not for nothing");
+            fs::read_to_string(&attempts).unwrap().lines().any(|code| code == "4")
+        });
         holder.kill().unwrap();
         gate.wait(task).unwrap();
     } else {

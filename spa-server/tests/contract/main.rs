@@ -82,12 +82,14 @@ macro_rules! cases {
             broadcasts_and_multicasts_are_no_way_in,
             an_address_that_only_a_policy_makes_local_is_guarded,
             what_others_translate_and_mark_is_theirs,
+            a_mark_of_others_closes_nothing,
         );
         cases!($subject, targets:
             another_local_port_answers_who_is_granted,
             a_host_behind_this_one_answers_who_is_granted,
             a_masqueraded_forward_needs_no_way_back,
             only_forwarded_connections_are_masqueraded,
+            what_others_send_to_the_same_place_is_theirs,
             a_family_without_an_address_stays_refused,
             a_host_that_does_not_forward_is_told_of,
             a_port_that_a_container_publishes_is_hidden_like_any_other,
@@ -99,6 +101,7 @@ macro_rules! cases {
             the_first_flow_of_datagrams_uses_a_grant_up,
             a_network_is_never_granted_one_connection,
             a_forward_for_one_connection,
+            a_mark_of_others_lets_nobody_in,
         );
         cases!($subject, always:
             who_is_always_admitted_needs_no_grant,

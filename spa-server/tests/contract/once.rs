@@ -4,10 +4,10 @@ use crate::lab::{
     BOTH, CLIENT, Lab, NEIGHBOUR, NETWORK, STRANGER, admit, at, elements, forward, plan, ports,
 };
 use crate::lab::{SERVER, element};
-use crate::probe::Seen::{At, Open, Silent};
+use crate::probe::Seen::{At, Open, Refused, Silent};
 use crate::probe::{Flow, PATIENCE, Session, both, until};
 use crate::subject::Host;
-use spa_server::gate::{Doubt, Guarded, Plan};
+use spa_server::gate::{Doubt, Guarded, Plan, Refusal};
 use spa_server::service::{Connections, Target};
 use std::thread;
 
@@ -171,4 +171,33 @@ pub(crate) fn a_forward_for_one_connection(lab: &Lab) {
     lab.see(&[&closed.concat()]);
     assert!(sessions.iter_mut().all(Session::lives));
     assert_eq!(gate.snapshot(), []);
+}
+
+pub(crate) fn a_mark_of_others_lets_nobody_in(lab: &Lab) {
+    let guarded = vec![once("tcp/22", Target::Here), once("tcp/3322", forward(Some(22), false))];
+    for (refusal, shut) in [(Refusal::Drop, Silent), (Refusal::Reject, Refused)] {
+        let mut plan = Plan { refusal, ..plan(&["tcp/80"]) };
+        plan.guarded.extend(&guarded);
+        let gate = lab.installed(&plan);
+        // On every connection: before the gate has judged it, and after that.
+        for priority in [-160, -149] {
+            lab.server.feed(
+                "nft -f -",
+                &format!(
+                    "table inet uplinks {{\n chain entry {{\n \
+                     type filter hook prerouting priority {priority}\n \
+                     ct mark set 0xffffffff\n }}\n}}\n"
+                ),
+            );
+            let closed = |who| [both(who, "tcp/22", shut), both(who, "tcp/3322", shut)].concat();
+            lab.see(&[&closed(CLIENT)]);
+            gate.apply(&[&admit(CLIENT, "tcp/22", 600), &admit(CLIENT, "tcp/3322", 600)]);
+            lab.see(&[&closed(STRANGER)]);
+            lab.see(&[&both(CLIENT, "tcp/22", Open), &both(CLIENT, "tcp/3322", At("inner", 22))]);
+            lab.see(&[&closed(CLIENT)]);
+            assert_eq!(gate.snapshot(), []);
+            lab.server.run("nft delete table inet uplinks");
+        }
+        gate.remove();
+    }
 }

@@ -6,6 +6,8 @@ use crate::space::Space;
 use spa_proto::{Port, Transport};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
@@ -104,7 +106,7 @@ impl Probe {
     }
 
     async fn look_udp(self) -> std::io::Result<String> {
-        let socket = tokio::net::UdpSocket::bind((self.from, 0)).await?;
+        let socket = tokio::net::UdpSocket::from_std(fresh_socket(self.from))?;
         socket.connect((self.to, self.port.number.get())).await?;
         let mut line = [0; 128];
         loop {
@@ -218,7 +220,8 @@ pub(crate) struct Flow {
 
 impl Flow {
     pub(crate) fn new(space: &Space, from: IpAddr, to: SocketAddr) -> Self {
-        let socket = space.inside(|| UdpSocket::bind((from, 0)).unwrap());
+        let socket = space.inside(|| fresh_socket(from));
+        socket.set_nonblocking(false).unwrap();
         socket.connect(to).unwrap();
         Self { near: socket.local_addr().unwrap(), far: to, socket }
     }
@@ -270,6 +273,29 @@ impl Flow {
         self.send(b"anybody there?");
         self.receive(PATIENCE).is_none()
     }
+}
+
+/// A socket for datagrams with a port that none of this process has had before.
+///
+/// Connection tracking remembers a flow for minutes after its socket is closed, and by rights it is
+/// established that long. The kernel gives a port again now and then: what then is answered, or
+/// seen further on, is that flow, and no grant has let it in.
+fn fresh_socket(from: IpAddr) -> UdpSocket {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const PORTS: RangeInclusive<u16> = 32_768..=60_999;
+    for _ in PORTS {
+        let port =
+            PORTS.start() + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end() - PORTS.start());
+        match UdpSocket::bind((from, port)) {
+            Ok(socket) => {
+                socket.set_nonblocking(true).unwrap();
+                return socket;
+            }
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("no port is free");
 }
 
 /// Waits until something is so; fails after a generous time.

@@ -7,7 +7,7 @@ use crate::lab::{
 use crate::probe::Seen::{At, Open, Refused, Silent};
 use crate::probe::{Flow, Probe, Seen, Session, both, probe};
 use crate::subject::Host;
-use spa_server::gate::{Guarded, Plan, Refusal};
+use spa_server::gate::{Guarded, Mode, Plan, Refusal};
 use spa_server::service::{Forward, Target};
 
 fn with_targets(mut plan: Plan, targets: &[(&str, Target)]) -> Plan {
@@ -23,21 +23,35 @@ fn local(port: u16) -> Target {
     Target::LocalPort(port.try_into().unwrap())
 }
 
-/// Counts the attempts that reach the inner host from outside.
-fn count_at_inner(lab: &Lab) {
+/// Has the inner host write down the attempts that reach it from outside.
+fn watch_inner(lab: &Lab) {
     lab.inner.feed(
         "nft -f -",
-        "table inet seen {\n counter came {}\n chain entry {\n \
+        "table inet seen {\n \
+         set four { type ipv4_addr . inet_proto . inet_service . inet_service; flags dynamic; size 4096; }\n \
+         set six { type ipv6_addr . inet_proto . inet_service . inet_service; flags dynamic; size 4096; }\n \
+         chain note {\n \
+         add @four { ip saddr . meta l4proto . th sport . th dport }\n \
+         add @six { ip6 saddr . meta l4proto . th sport . th dport }\n }\n \
+         chain entry {\n \
          type filter hook prerouting priority -400\n \
-         tcp flags & (fin | syn | rst | ack) == syn counter name came\n \
-         meta l4proto udp counter name came\n }\n}\n",
+         tcp flags & (fin | syn | rst | ack) == syn jump note\n \
+         meta l4proto udp jump note\n }\n}\n",
     );
 }
 
-fn counted_at_inner(lab: &Lab) -> u64 {
-    let text = lab.inner.run("nft reset counter inet seen came");
-    let mut words = text.split_whitespace().skip_while(|word| *word != "packets");
-    words.nth(1).unwrap().parse().unwrap()
+/// Who has reached the inner host since this was last asked: source, protocol, its port, ours.
+fn arrived_at_inner(lab: &Lab) -> Vec<String> {
+    let mut arrived = Vec::new();
+    for set in ["four", "six"] {
+        let text = lab.inner.run(&format!("nft -n list set inet seen {set}"));
+        lab.inner.run(&format!("nft flush set inet seen {set}"));
+        if let Some((_, elements)) = text.split_once("elements = {") {
+            let (elements, _) = elements.split_once('}').unwrap();
+            arrived.extend(elements.split(',').map(|element| element.trim().to_owned()));
+        }
+    }
+    arrived
 }
 
 /// What every port looks like to somebody.
@@ -133,7 +147,7 @@ pub(crate) fn a_masqueraded_forward_needs_no_way_back(lab: &Lab) {
 }
 
 fn forwards(lab: &Lab, masquerade: bool) {
-    count_at_inner(lab);
+    watch_inner(lab);
     let targets = [
         ("tcp/3322", forward(Some(22), masquerade)),
         ("tcp/7000-7002", forward(None, masquerade)),
@@ -149,27 +163,27 @@ fn forwards(lab: &Lab, masquerade: bool) {
         host.prepare(lab);
         if host == Host::Drops && !lab.subject.promises.passes_default_drop {
             let plan = with_targets(plan(&["tcp/22"]), &targets);
-            counted_at_inner(lab);
+            arrived_at_inner(lab);
             is_barred(lab, &plan, &["tcp/3322", "udp/20050"], "FORWARD");
-            assert_eq!(counted_at_inner(lab), 0);
+            assert_eq!(arrived_at_inner(lab), [] as [&str; 0]);
             return;
         }
         for refusal in [Refusal::Drop, Refusal::Reject] {
             let plan = with_targets(Plan { refusal, ..plan(&["tcp/22"]) }, &targets);
             let closed = closed(refusal);
             let gate = lab.installed(&plan);
-            counted_at_inner(lab);
+            arrived_at_inner(lab);
             lab.see(&[&none(CLIENT, &open, closed)]);
-            assert_eq!(counted_at_inner(lab), 0);
+            assert_eq!(arrived_at_inner(lab), [] as [&str; 0]);
 
             let granted: Vec<_> =
                 targets.iter().flat_map(|(port, _)| admit(CLIENT, port, 600)).collect();
             gate.apply(&[&granted]);
             lab.see(&[&each(CLIENT, &open)]);
-            // Positive control of the counter, and nobody else gets that far.
-            assert_ne!(counted_at_inner(lab), 0);
+            // Positive control of the watch, and nobody else gets that far.
+            assert_ne!(arrived_at_inner(lab), [] as [&str; 0]);
             lab.see(&[&none(STRANGER, &open, closed), &none(NEIGHBOUR, &open, closed)]);
-            assert_eq!(counted_at_inner(lab), 0);
+            assert_eq!(arrived_at_inner(lab), [] as [&str; 0]);
 
             let mut sessions = BOTH.map(|family| lab.session(CLIENT, family, 3322));
             for (family, session) in sessions.iter().enumerate() {
@@ -211,8 +225,51 @@ pub(crate) fn only_forwarded_connections_are_masqueraded(lab: &Lab) {
     }
 }
 
+/// Rules of the host's own that send these ports where services of ours send them, for everybody.
+fn send_too(lab: &Lab) {
+    lab.rules(&["-t nat -A PREROUTING -i ext -p tcp --dport 2222 -j REDIRECT --to-ports 8022"]);
+    for (command, to) in lab.subject.variant.commands().iter().zip(INNER) {
+        let to = crate::lab::at(to, 22);
+        lab.server.run(&format!(
+            "{command} -t nat -A PREROUTING -i ext -p tcp --dport 3322 -j DNAT --to-destination {to}"
+        ));
+    }
+}
+
+pub(crate) fn what_others_send_to_the_same_place_is_theirs(lab: &Lab) {
+    send_too(lab);
+    let open = [("tcp/2222", At("server", 8022)), ("tcp/3322", At("inner", 22))];
+    // Positive control: their rules lead there.
+    lab.see(&[&each(STRANGER, &open)]);
+    let targets = [("tcp/2222", local(8022)), ("tcp/3322", forward(Some(22), true))];
+    let guarding = with_targets(plan(&["tcp/22"]), &targets);
+    let granted = [admit(CLIENT, "tcp/2222", 600), admit(CLIENT, "tcp/3322", 600)].concat();
+    for refusal in [Refusal::Drop, Refusal::Reject] {
+        let gate = lab.installed(&Plan { refusal, ..guarding.clone() });
+        gate.apply(&[&granted]);
+        lab.see(&[&each(CLIENT, &open), &none(STRANGER, &open, closed(refusal))]);
+        gate.remove();
+    }
+    if !lab.subject.promises.open_mode {
+        return;
+    }
+    // Where the host's rules refuse, they go on refusing what the gate hasn't sent.
+    Host::Drops.prepare(lab);
+    let gate = lab.installed(&Plan { mode: Mode::Open, ..guarding });
+    lab.see(&[&none(CLIENT, &open, Silent)]);
+    gate.apply(&[&granted]);
+    lab.see(&[&each(CLIENT, &open), &none(STRANGER, &open, Silent)]);
+    let mut sessions: Vec<_> = BOTH
+        .into_iter()
+        .flat_map(|family| [2222, 3322].map(|port| lab.session(CLIENT, family, port)))
+        .collect();
+    // Programs that keep connection marks of their own may take off ours.
+    lab.rules(&["-t mangle -A PREROUTING -j CONNMARK --set-xmark 0x0"]);
+    assert!(sessions.iter_mut().all(Session::lives));
+}
+
 pub(crate) fn a_family_without_an_address_stays_refused(lab: &Lab) {
-    count_at_inner(lab);
+    watch_inner(lab);
     for family in BOTH {
         let Target::Forward(whole) = forward(Some(22), false) else { unreachable!() };
         let half = match family {
@@ -273,7 +330,7 @@ fn publish(lab: &Lab) {
 
 pub(crate) fn a_port_that_a_container_publishes_is_hidden_like_any_other(lab: &Lab) {
     publish(lab);
-    count_at_inner(lab);
+    watch_inner(lab);
     let open = [("tcp/8443", At("inner", 22)), ("udp/8445", At("inner", 5000))];
     // Published, and not guarded; with a number behind it that is.
     let not_guarded = ("tcp/8444", At("inner", 22));
@@ -284,9 +341,13 @@ pub(crate) fn a_port_that_a_container_publishes_is_hidden_like_any_other(lab: &L
             let closed = closed(refusal);
             let gate =
                 lab.installed(&Plan { refusal, ..plan(&["tcp/22", "tcp/8443", "udp/8445"]) });
-            counted_at_inner(lab);
+            arrived_at_inner(lab);
             lab.see(&[&none(CLIENT, &open, closed), &none(STRANGER, &open, closed)]);
-            assert_eq!(counted_at_inner(lab), 0, "nothing gets as far as the container");
+            assert_eq!(
+                arrived_at_inner(lab),
+                [] as [&str; 0],
+                "nothing gets as far as the container"
+            );
             lab.see(&[&each(CLIENT, &[not_guarded])]);
             gate.apply(&[&admit(CLIENT, "tcp/8443", 600), &admit(NETWORK, "udp/8445", 600)]);
             lab.see(&[&each(CLIENT, &open), &none(STRANGER, &open, closed)]);

@@ -6,6 +6,7 @@ use crate::probe::Seen::{Open, Refused, Silent};
 use crate::probe::{Probe, both, misjudged, until};
 use crate::subject::Host;
 use spa_server::gate::{Guarded, Plan, Refusal};
+use spa_server::service::Connections;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,10 @@ fn all(who: [&str; 2], seen: crate::probe::Seen) -> Vec<Probe> {
 
 pub(crate) fn a_trial_ends_by_itself_with_nobody_alive(lab: &Lab) {
     for (refusal, seen) in [(Refusal::Drop, Silent), (Refusal::Reject, Refused)] {
-        let gate = lab.installed(&on_trial(Some(SHORT), refusal));
+        let mut plan = on_trial(Some(SHORT), refusal);
+        let one = Guarded { connections: Connections::One, ..Guarded::plain(ports("tcp/7003")) };
+        plan.guarded.push(one);
+        let gate = lab.installed(&plan);
         gate.apply(&[&admit(CLIENT, "tcp/22", 600)]);
         drop(gate);
         let hidden = [both(STRANGER, "tcp/22", seen), both(STRANGER, "udp/10050", seen)].concat();
@@ -34,6 +38,12 @@ pub(crate) fn a_trial_ends_by_itself_with_nobody_alive(lab: &Lab) {
         // What a closed port looks like is what the knock port now looks like.
         lab.see(&[&both(CLIENT, "udp/62201", Refused), &both(STRANGER, "udp/62201", Refused)]);
         lab.see(&[&both(CLIENT, "tcp/22", Open)]);
+        // Nor does it refuse what others have marked, as its own rules would have.
+        let mark = "table inet uplinks {\n chain entry {\n \
+                    type filter hook prerouting priority -160\n meta mark set 0xffffffff\n }\n}\n";
+        lab.server.feed("nft -f -", mark);
+        lab.see(&[&both(STRANGER, "tcp/7003", Open), &both(STRANGER, "tcp/22", Open)]);
+        lab.server.run("nft delete table inet uplinks");
         lab.gate().remove();
     }
 }

@@ -22,6 +22,7 @@ with_both_variants!(
     open_mode_refuses_where_another_chain_drops,
     open_mode_refuses_where_the_other_variant_drops,
     guard_warns_of_chains_that_lose_granted_packets,
+    rules_that_set_marks_of_ours_are_told_of,
     a_host_that_forgets_idle_connections_is_told_of,
     a_set_of_somebody_elses_is_not_taken,
     removing_needs_no_more_than_it_uses_and_finds_the_other_variant,
@@ -325,6 +326,26 @@ fn guard_warns_of_chains_that_lose_granted_packets(lab: &Lab) {
     assert!(warned[0].contains("tcp/22, udp/5000"), "{warned:?}");
     plan.guarded = vec![Guarded::plain("tcp/80".parse().unwrap())];
     assert!(warnings(plan).is_empty());
+}
+
+fn rules_that_set_marks_of_ours_are_told_of(lab: &Lab) {
+    let warnings = |refusal| {
+        lab.with_gate(&lab.variant.overrides(), |gate| async move {
+            gate.examine(&plan(Mode::Guard, refusal)).await.unwrap().warnings
+        })
+    };
+    lab.rules(lab.variant, &["-t mangle -A PREROUTING -p tcp -j MARK --set-mark 0x1"]);
+    assert!(warnings(Refusal::Reject).is_empty());
+    lab.rules(lab.variant, &["-t mangle -A PREROUTING -p udp -j MARK --or-mark 0x20000000"]);
+    lab.nft(
+        "table inet uplinks {\n chain entry {\n type filter hook prerouting priority 0\n \
+         meta mark set 0xffffffff\n }\n}\n",
+    );
+    let told = warnings(Refusal::Reject);
+    assert_eq!(told.len(), 3, "one for each family, and one for nft: {told:?}");
+    assert!(told.iter().all(|warning| warning.contains("(0x20000000)")), "{told:?}");
+    // Where the gate drops, no mark counts.
+    assert!(warnings(Refusal::Drop).is_empty());
 }
 
 fn a_host_that_forgets_idle_connections_is_told_of(lab: &Lab) {

@@ -16,6 +16,7 @@ with_both_variants!(
     sets_of_others_are_left_alone,
     ten_thousand_at_once_are_admitted_and_taken_back,
     a_set_that_is_gone_is_told_and_made_again,
+    a_set_that_others_use_stays_and_is_told_of,
 );
 
 /// What version 0.1 wrote for its default plan, but for the refusal.
@@ -160,4 +161,33 @@ fn a_set_that_is_gone_is_told_and_made_again(lab: &Lab) {
             [OPEN, [Seen::Open, Seen::Silent]]
         );
     });
+}
+
+fn a_set_that_others_use_stays_and_is_told_of(lab: &Lab) {
+    let less = plan(Mode::Guard, Refusal::Drop);
+    let mut more = less.clone();
+    more.guarded.push(Guarded::plain("udp/10000-10100".parse().unwrap()));
+    lab.install(&more);
+    let [four, _] = lab.variant.commands();
+    let theirs = "INPUT -m set --match-set spa4-udp-10000-10100 src -j ACCEPT";
+    lab.on("s", &format!("{four} -A {theirs}"));
+    let install = || {
+        lab.with_gate(&lab.variant.overrides(), |gate| {
+            let less = less.clone();
+            async move { gate.install(&less).await.unwrap() }
+        })
+    };
+    let sets = || lab.on("s", "ipset list -n").lines().filter(|name| name.contains("udp")).count();
+    for changed in [true, false] {
+        let report = install();
+        let told = report.warnings.concat();
+        assert!(told.starts_with("what isn't needed any more stays: "), "{report:?}");
+        // It alone.
+        assert_eq!((report.changed, sets()), (changed, 1));
+        assert_eq!(lab.both(CLIENT, 22), SILENT);
+    }
+    lab.on("s", &format!("{four} -D {theirs}"));
+    let report = install();
+    assert!(report.warnings.is_empty() && report.changed, "{report:?}");
+    assert_eq!(sets(), 0);
 }

@@ -162,3 +162,29 @@ fn the_prefixes_of_a_client_are_judged() {
     let none = client_errors("allow = [\"ssh\"]\nsource-prefix = { ipv4 = 24, ipv6 = 64 }");
     assert_eq!(none, Vec::<String>::new());
 }
+
+#[test]
+fn a_client_with_a_prefix_may_open_no_service_for_one_connection() {
+    let services =
+        "[services.ssh]\nports = [\"tcp/22\"]\n[services.desk]\nports = [\"tcp/5900\"]\n";
+    let limited = format!("{services}connections = 1\n");
+    let with = |server: &str, more: &str| {
+        let host = Host::new(server);
+        host.client("a", &key(1), &format!("allow = [\"ssh\", \"desk\"]\n{more}"));
+        host.client("b", &key(2), "allow = [\"desk\"]\n");
+        host
+    };
+    for prefix in ["ipv4 = 24", "ipv6 = 64"] {
+        let host = with(&limited, &format!("source-prefix = {{ {prefix} }}"));
+        assert_eq!(
+            host.error(),
+            "DIR/clients.d/a.toml: source-prefix: a network is never let in for one connection, as service desk has it (connections = 1); leave out source-prefix, take desk out of allow, or connections out of [services.desk]"
+        );
+        // A start leaves this client out, and no other.
+        let (config, problems) = Config::load_sound_clients(&host.path("server.toml")).unwrap();
+        assert_eq!((config.clients.len(), problems.len()), (1, 1));
+        assert!(config.client("b").is_some());
+    }
+    assert!(with(&limited, "source-prefix = { ipv4 = 32, ipv6 = 128 }").load().is_ok());
+    assert!(with(services, "source-prefix = { ipv4 = 24 }").load().is_ok());
+}

@@ -6,6 +6,7 @@ use crate::causes::with_causes;
 use crate::gate::GateError;
 use crate::gate::advice;
 use crate::gate::foreign::{self, Dropper};
+use crate::gate::marks::Marks;
 use crate::gate::saved::Saved;
 use crate::gate::sockets;
 use crate::gate::types::{Family, InstallReport, Mode, Plan};
@@ -62,6 +63,7 @@ impl Host {
         let variant = self.variant.as_str();
         let (droppers, unknown) = self.droppers(kernel, plan).await;
         let warnings = &mut self.report.warnings;
+        warnings.extend(droppers.marking);
         if plan.mode == Mode::Open {
             if let Some(error) = unknown.into_iter().next() {
                 return Err(error);
@@ -103,12 +105,17 @@ impl Host {
     async fn droppers(&self, kernel: &Kernel, plan: &Plan) -> (Droppers, Vec<GateError>) {
         let mut found = Droppers::default();
         let mut unknown = Vec::new();
+        let marks = Marks::of(plan);
+        for (family, saved) in &self.rules {
+            found.marking.extend(marks.set_in_saved(*family, saved));
+        }
         let in_nft = self.variant == Variant::Nft;
         let listed = kernel.nft_ruleset().await.and_then(|json| {
             let json = json.as_deref().unwrap_or(NO_RULES);
             let unreadable = |what| GateError::Unreadable { tool: "nft", what };
             found.arriving.extend(foreign::in_nft(json, in_nft).map_err(unreadable)?);
             found.forwarding.extend(foreign::forwarding_in_nft(json, in_nft).map_err(unreadable)?);
+            found.marking.extend(marks.set_in_nft(json).map_err(unreadable)?);
             Ok(())
         });
         unknown.extend(listed.err());
@@ -117,6 +124,7 @@ impl Host {
                 Ok(rules) => {
                     for (family, saved) in rules {
                         let variant = Variant::Legacy.as_str();
+                        found.marking.extend(marks.set_in_saved(family, &saved));
                         found.arriving.extend(foreign::in_saved(family, variant, &saved));
                         let forwarding = foreign::forwarding_in_saved(family, variant, &saved);
                         found.forwarding.extend(forwarding);
@@ -146,11 +154,13 @@ impl Host {
 /// What `nft` lists where there is nothing.
 const NO_RULES: &str = "{\"nftables\": []}";
 
-/// Chains of others that drop what nothing in them accepts.
+/// Chains of others that drop what nothing in them accepts, and rules that are in our way else.
 #[derive(Debug, Default)]
 struct Droppers {
     /// Of packets to this host.
     arriving: Vec<Dropper>,
     /// Of packets to others.
     forwarding: Vec<Dropper>,
+    /// Rules that set bits of marks which ours use, each as a warning.
+    marking: Vec<String>,
 }

@@ -4,7 +4,7 @@ use super::blueprint::Blueprint;
 use super::host::Host;
 use super::kernel::Kernel;
 use super::rules::Held;
-use super::sets::Made;
+use super::sets::{Made, Placed};
 use super::{Holding, IptablesGate, Standing, families};
 use crate::causes::with_causes;
 use crate::gate::GateError;
@@ -14,17 +14,16 @@ use crate::gate::saved::Saved;
 use crate::gate::sets as set_names;
 use crate::gate::sockets;
 use crate::gate::types::{Change, Family, LiveElement, MAX_ELEMENT_SECONDS, Mode, Plan};
-use crate::netlink::Reason;
 
 impl IptablesGate {
     /// Everything that [`Gate::install`] changes, in the order that locks nobody out: sets, then
-    /// connection tracking, then its entries, then the rules; and what nothing needs any more.
+    /// connection tracking, then its entries, then the rules. Returns what [`Self::tidy`] takes out.
     pub(super) async fn put_in_place(
         &self,
         host: &mut Host,
         blueprint: &Blueprint<'_>,
         made: &mut Vec<Made>,
-    ) -> Result<(), GateError> {
+    ) -> Result<Vec<Placed>, GateError> {
         let plan = blueprint.plan;
         let families: Vec<_> = families().collect();
         let in_sets = self.holding == Holding::InSets;
@@ -40,24 +39,35 @@ impl IptablesGate {
         }
         let batches = blueprint.batches(&host.rules);
         host.report.changed = !batches.is_empty() || !made.is_empty();
+        let mut misplaced = Vec::new();
         if !batches.is_empty() {
-            let mut misplaced = Vec::new();
             if in_sets {
                 self.take_over(&host.rules, plan).await?;
                 misplaced = self.sets.relocate(&families, plan)?;
             }
             self.write_rules(host, blueprint, &batches).await?;
-            self.sets.change(&misplaced)?;
         }
-        match self.sets.tidy(&families, in_sets.then_some(plan)) {
+        Ok(misplaced)
+    }
+
+    /// Takes away the elements and sets that nothing needs any more. Only once the rules have been
+    /// read back: those before them, which an undoing brings back, need them.
+    ///
+    /// What can't be taken away does no harm to what stands, and the next installation tries again.
+    pub(super) fn tidy(&self, host: &mut Host, plan: &Plan, misplaced: &[Placed]) {
+        let families: Vec<_> = families().collect();
+        let wanted = (self.holding == Holding::InSets).then_some(plan);
+        let tidied = match self.sets.change(misplaced) {
+            Ok(()) => self.sets.tidy(&families, wanted),
+            Err(error) => Err(error),
+        };
+        match tidied {
             Ok(any) => host.report.changed |= any,
-            Err(GateError::Netlink(error)) if error.reason() == Some(Reason::InUse) => {
+            Err(error) => {
                 let why = with_causes(&error);
-                host.report.warnings.push(format!("a set that isn't needed stays: {why}"));
+                host.report.warnings.push(format!("what isn't needed any more stays: {why}"));
             }
-            Err(error) => return Err(error),
         }
-        Ok(())
     }
 
     async fn write_rules(

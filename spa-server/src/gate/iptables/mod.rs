@@ -214,11 +214,14 @@ impl Gate for IptablesGate {
         }
         let mut made = Vec::new();
         let done = async {
-            self.put_in_place(&mut host, &blueprint, &mut made).await?;
-            self.read_back(&blueprint).await
+            let misplaced = self.put_in_place(&mut host, &blueprint, &mut made).await?;
+            Ok((misplaced, self.read_back(&blueprint).await?))
         };
         let standing = match done.await {
-            Ok(standing) => standing,
+            Ok((misplaced, standing)) => {
+                self.tidy(&mut host, plan, &misplaced);
+                standing
+            }
             Err(failure) => {
                 return Err(match self.undo(&host.rules, &made).await {
                     Ok(()) => failure,

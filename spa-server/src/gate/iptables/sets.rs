@@ -236,7 +236,8 @@ impl Sets {
     }
 
     /// Takes away the sets of ours that the plan doesn't want; all of them, without a plan. One of
-    /// somebody else's that has a name of ours stays. Whether there was any.
+    /// somebody else's that has a name of ours stays. Whether there was any. One that can't be taken
+    /// away keeps no other.
     pub(super) fn tidy(&self, families: &[Family], plan: Option<&Plan>) -> Result<bool, GateError> {
         let names = match self.with(Ipset::names) {
             Ok(names) => names,
@@ -247,6 +248,7 @@ impl Sets {
             Err(error) => return Err(error),
         };
         let mut any = false;
+        let mut failure = None;
         for name in names {
             let base = name.strip_suffix("-new").unwrap_or(&name);
             let Ok(set) = base.parse::<SetId>() else { continue };
@@ -258,10 +260,10 @@ impl Sets {
             match self.destroy_named(set, &name) {
                 Ok(()) => any = true,
                 Err(GateError::ForeignSet { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
-        Ok(any)
+        failure.map_or(Ok(any), Err)
     }
 
     /// The sets that are ours.

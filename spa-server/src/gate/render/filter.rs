@@ -2,29 +2,42 @@
 //! make.
 
 use super::granted::{self, Grants};
+use super::mangle::closed;
 use super::{
-    ADMIT, FORWARD, GRANTS, INPUT, KEPT, Layout, OwnTable, REFUSED, REJECT, TableName, held, nat,
-    ports,
+    ADMIT, FORWARD, GRANTS, INPUT, KEPT, Layout, MARKED, OwnTable, REFUSED, REJECT, SENT,
+    SENT_MARK, TableName, held, nat, ports,
 };
 use crate::gate::types::{Family, Refusal};
-use crate::service::Target;
+use crate::service::{Connections, Target};
+use spa_proto::PortRange;
 use std::collections::BTreeSet;
+use std::num::NonZeroU16;
 
 pub(super) fn table(layout: &Layout<'_>) -> OwnTable {
     let mut own = OwnTable::default();
     let rejects = layout.refusal() == Some(Refusal::Reject);
-    own.add(INPUT, input(layout, rejects));
+    let forwarded = nat::forwarded(layout);
+    let sent = sent(layout);
+    own.add(INPUT, input(layout, rejects, !sent.is_empty()));
     own.jump_from("INPUT", INPUT);
     own.add(ADMIT, admit(layout));
     if let Grants::InRules(rules) = layout.grants {
         own.add(GRANTS, held::of_table(TableName::Filter, layout, rules));
     }
-    let forward = forward(layout, rejects);
+    let forward = forward(layout, rejects, !forwarded.is_empty());
     if !forward.is_empty() {
         own.add(FORWARD, forward);
         own.jump_from("FORWARD", FORWARD);
     }
+    let forwarded = forwarded.into_iter().map(|(to, _)| format!("{to} -j ACCEPT"));
+    let accepts: Vec<_> = sent.into_iter().chain(forwarded).collect();
+    if !accepts.is_empty() {
+        let others =
+            format!("-m conntrack --ctstate NEW -m connmark ! --mark {SENT_MARK} -j RETURN");
+        own.add(SENT, [others].into_iter().chain(accepts).collect());
+    }
     if rejects {
+        own.add(MARKED, marked(layout));
         let unreachable = match layout.family {
             Family::V4 => "icmp-port-unreachable",
             Family::V6 => "icmp6-port-unreachable",
@@ -38,12 +51,23 @@ pub(super) fn table(layout: &Layout<'_>) -> OwnTable {
     own.cutting(super::cut(layout.family, layout.cut))
 }
 
-fn input(layout: &Layout<'_>, rejects: bool) -> Vec<String> {
+fn input(layout: &Layout<'_>, rejects: bool, sends: bool) -> Vec<String> {
     let mut rules = Vec::new();
     if rejects {
-        rules.push(format!("-m mark --mark {REFUSED} -j {REJECT}"));
+        let armed = layout.armed.condition(layout);
+        rules.push(format!("{armed}-m mark --mark {REFUSED} -j {MARKED}"));
     }
-    // Only what table nat has sent there, which asks for a grant itself, has both numbers.
+    if sends {
+        rules.push(format!("-m conntrack --ctstate DNAT -j {SENT}"));
+    }
+    rules.extend(granted::first(TableName::Filter, layout, "-j ACCEPT"));
+    let guarded = layout.plan.guarded.iter().map(|guarded| guarded.ports);
+    rules.extend(ports::each(guarded, &format!("-g {ADMIT}")));
+    rules
+}
+
+/// What accepts the connections to other ports of this host that table nat has sent there.
+fn sent(layout: &Layout<'_>) -> Vec<String> {
     let sent: BTreeSet<_> = layout
         .served()
         .filter_map(|guarded| match guarded.target {
@@ -51,16 +75,38 @@ fn input(layout: &Layout<'_>, rejects: bool) -> Vec<String> {
             Target::Here | Target::Forward(_) => None,
         })
         .collect();
-    rules.extend(sent.into_iter().map(|(asked, to)| {
+    let accept = |(asked, to): (PortRange, NonZeroU16)| {
         let transport = asked.transport();
         format!(
             "-p {transport} -m {transport} --dport {to} -m conntrack --ctstate DNAT --ctorigdstport {} -j ACCEPT",
             ports::numbers(asked)
         )
-    }));
-    rules.extend(granted::first(TableName::Filter, layout, "-j ACCEPT"));
+    };
+    sent.into_iter().map(accept).collect()
+}
+
+/// Rejects those of the marked packets that are refused ones, as far as [`admit`] can't tell: what
+/// begins anew at a port that is open to nobody or to one connection, or came to a hidden one
+/// before it was translated.
+///
+/// Whose bit the mark is as well, nobody knows. So whatever came to other ports, or belongs to a
+/// connection, goes on.
+fn marked(layout: &Layout<'_>) -> Vec<String> {
+    let closed = closed(layout);
+    let limited = layout.served().filter(|guarded| guarded.connections == Connections::One);
+    let mut rules = vec![format!("{KEPT} -j RETURN")];
+    let untranslated = format!("-m conntrack ! --ctstate DNAT -j {REJECT}");
+    let told_by_mark = limited.map(|guarded| guarded.ports).chain(closed.iter().copied());
+    rules.extend(ports::each(told_by_mark, &untranslated));
     let guarded = layout.plan.guarded.iter().map(|guarded| guarded.ports);
-    rules.extend(ports::each(guarded, &format!("-g {ADMIT}")));
+    let hidden: BTreeSet<_> = guarded.chain(closed).collect();
+    rules.extend(hidden.into_iter().map(|asked| {
+        let protocol = ports::protocol(asked.transport());
+        format!(
+            "-m conntrack --ctstate DNAT --ctproto {protocol} --ctorigdstport {} -j {REJECT}",
+            ports::numbers(asked)
+        )
+    }));
     rules
 }
 
@@ -80,18 +126,22 @@ fn admit(layout: &Layout<'_>) -> Vec<String> {
     rules
 }
 
-fn forward(layout: &Layout<'_>, rejects: bool) -> Vec<String> {
+fn forward(layout: &Layout<'_>, rejects: bool, forwards: bool) -> Vec<String> {
     let mut rules = Vec::new();
+    if forwards {
+        // What else is forwarded doesn't pass a rule for each service.
+        rules.push("-m conntrack ! --ctstate DNAT -j RETURN".to_owned());
+    }
     if rejects {
         // Only what was translated was to this host at first: the marks of packets that it merely
         // forwards are other people's.
-        rules.push(format!("-m mark --mark {REFUSED} -m conntrack --ctstate DNAT -j {REJECT}"));
+        let armed = layout.armed.condition(layout);
+        rules.push(format!(
+            "{armed}-m mark --mark {REFUSED} -m conntrack --ctstate DNAT -j {MARKED}"
+        ));
     }
-    let forwarded = nat::forwarded(layout);
-    if !forwarded.is_empty() {
-        // What else is forwarded doesn't pass a rule for each service.
-        rules.insert(0, "-m conntrack ! --ctstate DNAT -j RETURN".to_owned());
+    if forwards {
+        rules.push(format!("-j {SENT}"));
     }
-    rules.extend(forwarded.into_iter().map(|(to, _)| format!("{to} -j ACCEPT")));
     rules
 }

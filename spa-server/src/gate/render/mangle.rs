@@ -3,8 +3,8 @@
 use super::granted::{self, Grants};
 use super::held;
 use super::{
-    FIRST, FIRST_MARK, GRANTS, GUARD, JUDGE, KEPT, Layout, ONCE, OwnTable, REFUSE, REFUSED, TRACK,
-    TableName, ports,
+    FIRST, FIRST_MARK, GRANTS, GUARD, JUDGE, KEPT, Layout, NO_FIRST_MARK, ONCE, OwnTable, REFUSE,
+    REFUSED, TRACK, TableName, ports,
 };
 use crate::gate::foreign::saved_ports;
 use crate::gate::saved::{SavedTable, target};
@@ -74,7 +74,7 @@ pub(super) fn table(layout: &Layout<'_>) -> OwnTable {
 
 /// What is let in for nobody: knock ports, and ports of services that aren't there over this
 /// family.
-fn closed(layout: &Layout<'_>) -> Vec<PortRange> {
+pub(super) fn closed(layout: &Layout<'_>) -> Vec<PortRange> {
     let unserved =
         layout.plan.guarded.iter().filter(|one| !layout.serves(one)).map(|one| one.ports);
     let knocks = layout
@@ -110,6 +110,10 @@ fn once(layout: &Layout<'_>) -> Vec<String> {
     };
     let mut rules = vec![format!("{KEPT} -j RETURN")];
     rules.extend(layout.always("-j RETURN"));
+    // A connection that nobody has let in yet can't be the one that a grant let in.
+    rules.push(format!(
+        "-m conntrack ! --ctstatus CONFIRMED -j CONNMARK --set-xmark {NO_FIRST_MARK}"
+    ));
     rules.push(first.clone());
     // What opens no connection, a stray or a probe, uses no grant up.
     rules.push(format!("-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN {refuse}"));

@@ -51,25 +51,47 @@ const INPUT: &str = "SPA-INPUT";
 const ADMIT: &str = "SPA-ADMIT";
 /// In table filter: what is forwarded by the gate, or was refused and then translated.
 const FORWARD: &str = "SPA-FORWARD";
+/// In table filter: accepts what table nat has sent elsewhere.
+const SENT: &str = "SPA-SENT";
+/// In table filter: which of the marked packets are refused ones.
+const MARKED: &str = "SPA-MARKED";
 /// In table filter: the answer of a closed port.
 const REJECT: &str = "SPA-REJECT";
 /// In table filter: connections that are being cut.
 const CUT: &str = "SPA-CUT";
 /// Every chain that is ours. No other is ever touched.
-const OWN_CHAINS: [&str; 15] = [
+const OWN_CHAINS: [&str; 17] = [
     GUARD, JUDGE, ONCE, FIRST, REFUSE, TRACK, GRANTS, NAT, TARGET, MASQUERADE, INPUT, ADMIT,
-    FORWARD, REJECT, CUT,
+    FORWARD, SENT, MARKED, REJECT, CUT,
 ];
 
 /// The packet mark of a refused packet on its way from the judgement in table mangle, the only
 /// one before address translation, to table filter, the only one that can send a reset.
+///
+/// The bit may be somebody else's as well. It alone refuses nothing: the packet must begin
+/// something new, at a port that the gate hides.
 const REFUSED: &str = "0x20000000/0x20000000";
 /// The connection mark of the one connection that a grant let in.
 ///
 /// It is set before the grant is taken away: so a repeated first packet, which belongs to the same
 /// connection and still opens it, passes. Two first packets that two processors handle at the same
-/// instant may both find the grant, and then both pass.
+/// instant may both find the grant, and then both pass. Whoever else has set the bit on a
+/// connection before it was let in has it taken off again, before it is asked for.
 const FIRST_MARK: &str = "0x10000000/0x10000000";
+/// Takes [`FIRST_MARK`] off.
+const NO_FIRST_MARK: &str = "0x0/0x10000000";
+/// The connection mark of what table nat has sent elsewhere.
+///
+/// It is asked for when a connection begins and not later: programs that keep marks of their own
+/// may take it off.
+const SENT_MARK: &str = "0x40000000/0x40000000";
+
+/// The bit of [`REFUSED`].
+pub(super) const REFUSED_BIT: u32 = 0x2000_0000;
+/// The bit of [`FIRST_MARK`].
+pub(super) const FIRST_BIT: u32 = 0x1000_0000;
+/// The bit of [`SENT_MARK`].
+pub(super) const SENT_BIT: u32 = 0x4000_0000;
 
 /// From which built-in chains chains of ours are jumped to; of one built-in chain in this order.
 const JUMPS: [(&str, &str); 8] = [
@@ -164,6 +186,11 @@ impl Layout<'_> {
     const fn is_of(&self, net: IpNet) -> bool {
         matches!((self.family, net), (Family::V4, IpNet::V4(_)) | (Family::V6, IpNet::V6(_)))
     }
+}
+
+/// Whether a chain of this name is ours.
+pub(super) fn is_own_chain(name: &str) -> bool {
+    OWN_CHAINS.contains(&name)
 }
 
 /// `-s 192.0.2.0/24 `, and nothing for all addresses there are, as `iptables-save` has it.

@@ -5,10 +5,9 @@
 //! for one again.
 
 use super::granted::{self, Grants};
-use super::{GRANTS, Layout, MASQUERADE, NAT, OwnTable, TARGET, TableName, held, ports};
+use super::{GRANTS, Layout, MASQUERADE, NAT, OwnTable, SENT_MARK, TARGET, TableName, held, ports};
 use crate::gate::types::Family;
 use crate::service::{ForwardTo, Target};
-use spa_proto::Transport;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
@@ -30,7 +29,8 @@ pub(super) fn table(layout: &Layout<'_>) -> OwnTable {
     nat.extend(granted::rules(TableName::Nat, layout, &verdict));
     own.add(NAT, nat);
     own.jump_from("PREROUTING", NAT);
-    own.add(TARGET, sent.into_iter().collect());
+    let mark = format!("-j CONNMARK --set-xmark {SENT_MARK}");
+    own.add(TARGET, [mark].into_iter().chain(sent).collect());
     if let Grants::InRules(rules) = layout.grants {
         own.add(GRANTS, held::of_table(TableName::Nat, layout, rules));
     }
@@ -74,9 +74,9 @@ const fn forward_to(family: Family, target: Target) -> Option<ForwardTo> {
 /// What matches the packets of forwarded connections in both directions, the errors about them
 /// too; and whether they are to be masqueraded.
 ///
-/// Not a grant is asked for here, but what the connection was at first and where it goes now: what
-/// has no grant isn't sent there by us. A rule of somebody else's that sends the same port to the
-/// same host is one with us.
+/// Not a grant is asked for here, but what the connection was at first and where it goes now. A
+/// rule of somebody else's that sends the same port to the same host is one with us, as far as this
+/// tells: whether a connection may come about there is asked by its mark.
 pub(super) fn forwarded(layout: &Layout<'_>) -> BTreeSet<(String, bool)> {
     layout
         .served()
@@ -84,10 +84,7 @@ pub(super) fn forwarded(layout: &Layout<'_>) -> BTreeSet<(String, bool)> {
             let to = forward_to(layout.family, guarded.target)?;
             let masquerade =
                 matches!(guarded.target, Target::Forward(forward) if forward.masquerade);
-            let protocol = match guarded.ports.transport() {
-                Transport::Tcp => 6,
-                Transport::Udp => 17,
-            };
+            let protocol = ports::protocol(guarded.ports.transport());
             let matches = format!(
                 "-m conntrack --ctstate DNAT --ctproto {protocol} --ctreplsrc {} --ctorigdstport {}",
                 to.address,

@@ -18,6 +18,14 @@ pub(super) fn numbers(ports: PortRange) -> String {
     if first == last { first.to_string() } else { format!("{first}:{last}") }
 }
 
+/// The number by which connection tracking is asked for a protocol.
+pub(super) const fn protocol(transport: Transport) -> u8 {
+    match transport {
+        Transport::Tcp => 6,
+        Transport::Udp => 17,
+    }
+}
+
 /// As few rules as possible, each with this verdict, for packets to these ports.
 pub(super) fn each(ports: impl IntoIterator<Item = PortRange>, verdict: &str) -> Vec<String> {
     let ports: BTreeSet<_> = ports.into_iter().collect();

@@ -115,8 +115,9 @@ fn guard_mode_that_rejects() {
     :SPA-INPUT - [0:0]
     :SPA-ADMIT - [0:0]
     :SPA-FORWARD - [0:0]
+    :SPA-MARKED - [0:0]
     :SPA-REJECT - [0:0]
-    -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-REJECT
+    -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
     -A SPA-INPUT -p tcp -m multiport --dports 22,443 -g SPA-ADMIT
     -A SPA-INPUT -p udp -m udp --dport 443 -g SPA-ADMIT
     -A SPA-ADMIT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
@@ -125,7 +126,13 @@ fn guard_mode_that_rejects() {
     -A SPA-ADMIT -i lo -j RETURN
     -A SPA-ADMIT -m conntrack --ctstate DNAT -j RETURN
     -A SPA-ADMIT -j SPA-REJECT
-    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-REJECT
+    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
+    -A SPA-MARKED -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-MARKED -p udp -m udp --dport 62201 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 443 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
     -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
     -A SPA-REJECT -j REJECT --reject-with icmp6-port-unreachable
     -I FORWARD 1 -j SPA-FORWARD
@@ -218,6 +225,7 @@ fn forwards_and_local_ports() {
     -A SPA-NAT -m set --match-set spa4 src,dst -j SPA-TARGET
     -A SPA-NAT -m set --match-set spa4-net src,dst -j SPA-TARGET
     -A SPA-NAT -p udp -m udp --dport 10000:10100 -m set --match-set spa4-udp-10000-10100 src -j SPA-TARGET
+    -A SPA-TARGET -j CONNMARK --set-xmark 0x40000000/0x40000000
     -A SPA-TARGET -p tcp -m tcp --dport 2222 -j REDIRECT --to-ports 22
     -A SPA-TARGET -p tcp -m tcp --dport 8443 -j DNAT --to-destination 10.0.0.5:443
     -A SPA-TARGET -p tcp -m tcp --dport 90 -j DNAT --to-destination 10.0.0.6:90
@@ -249,9 +257,11 @@ fn forwards_and_local_ports() {
     :SPA-INPUT - [0:0]
     :SPA-ADMIT - [0:0]
     :SPA-FORWARD - [0:0]
+    :SPA-SENT - [0:0]
+    :SPA-MARKED - [0:0]
     :SPA-REJECT - [0:0]
-    -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-REJECT
-    -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate DNAT --ctorigdstport 2222 -j ACCEPT
+    -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
+    -A SPA-INPUT -m conntrack --ctstate DNAT -j SPA-SENT
     -A SPA-INPUT -p tcp -m multiport --dports 22,90,2222,8443 -g SPA-ADMIT
     -A SPA-INPUT -p udp -m udp --dport 10000:10100 -g SPA-ADMIT
     -A SPA-ADMIT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
@@ -261,10 +271,22 @@ fn forwards_and_local_ports() {
     -A SPA-ADMIT -m conntrack --ctstate DNAT -j RETURN
     -A SPA-ADMIT -j SPA-REJECT
     -A SPA-FORWARD -m conntrack ! --ctstate DNAT -j RETURN
-    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-REJECT
-    -A SPA-FORWARD -m conntrack --ctstate DNAT --ctproto 17 --ctreplsrc 10.0.0.5 --ctorigdstport 10000:10100 -j ACCEPT
-    -A SPA-FORWARD -m conntrack --ctstate DNAT --ctproto 6 --ctreplsrc 10.0.0.5 --ctorigdstport 8443 -j ACCEPT
-    -A SPA-FORWARD -m conntrack --ctstate DNAT --ctproto 6 --ctreplsrc 10.0.0.6 --ctorigdstport 90 -j ACCEPT
+    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
+    -A SPA-FORWARD -j SPA-SENT
+    -A SPA-SENT -m conntrack --ctstate NEW -m connmark ! --mark 0x40000000/0x40000000 -j RETURN
+    -A SPA-SENT -p tcp -m tcp --dport 22 -m conntrack --ctstate DNAT --ctorigdstport 2222 -j ACCEPT
+    -A SPA-SENT -m conntrack --ctstate DNAT --ctproto 17 --ctreplsrc 10.0.0.5 --ctorigdstport 10000:10100 -j ACCEPT
+    -A SPA-SENT -m conntrack --ctstate DNAT --ctproto 6 --ctreplsrc 10.0.0.5 --ctorigdstport 8443 -j ACCEPT
+    -A SPA-SENT -m conntrack --ctstate DNAT --ctproto 6 --ctreplsrc 10.0.0.6 --ctorigdstport 90 -j ACCEPT
+    -A SPA-MARKED -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-MARKED -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 90 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 2222 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 8443 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 10000:10100 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
     -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
     -A SPA-REJECT -j REJECT --reject-with icmp-port-unreachable
     -I FORWARD 1 -j SPA-FORWARD
@@ -281,6 +303,7 @@ fn forwards_and_local_ports() {
     -A SPA-NAT -m set --match-set spa6 src,dst -j SPA-TARGET
     -A SPA-NAT -m set --match-set spa6-net src,dst -j SPA-TARGET
     -A SPA-NAT -p udp -m udp --dport 10000:10100 -m set --match-set spa6-udp-10000-10100 src -j SPA-TARGET
+    -A SPA-TARGET -j CONNMARK --set-xmark 0x40000000/0x40000000
     -A SPA-TARGET -p tcp -m tcp --dport 2222 -j REDIRECT --to-ports 22
     -A SPA-TARGET -p tcp -m tcp --dport 8443 -j DNAT --to-destination [fd00::5]:443
     -A SPA-TARGET -p udp -m udp --dport 10000:10100 -j DNAT --to-destination fd00::5
@@ -311,9 +334,11 @@ fn forwards_and_local_ports() {
     :SPA-INPUT - [0:0]
     :SPA-ADMIT - [0:0]
     :SPA-FORWARD - [0:0]
+    :SPA-SENT - [0:0]
+    :SPA-MARKED - [0:0]
     :SPA-REJECT - [0:0]
-    -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-REJECT
-    -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate DNAT --ctorigdstport 2222 -j ACCEPT
+    -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
+    -A SPA-INPUT -m conntrack --ctstate DNAT -j SPA-SENT
     -A SPA-INPUT -p tcp -m multiport --dports 22,90,2222,8443 -g SPA-ADMIT
     -A SPA-INPUT -p udp -m udp --dport 10000:10100 -g SPA-ADMIT
     -A SPA-ADMIT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
@@ -323,9 +348,22 @@ fn forwards_and_local_ports() {
     -A SPA-ADMIT -m conntrack --ctstate DNAT -j RETURN
     -A SPA-ADMIT -j SPA-REJECT
     -A SPA-FORWARD -m conntrack ! --ctstate DNAT -j RETURN
-    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-REJECT
-    -A SPA-FORWARD -m conntrack --ctstate DNAT --ctproto 17 --ctreplsrc fd00::5 --ctorigdstport 10000:10100 -j ACCEPT
-    -A SPA-FORWARD -m conntrack --ctstate DNAT --ctproto 6 --ctreplsrc fd00::5 --ctorigdstport 8443 -j ACCEPT
+    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
+    -A SPA-FORWARD -j SPA-SENT
+    -A SPA-SENT -m conntrack --ctstate NEW -m connmark ! --mark 0x40000000/0x40000000 -j RETURN
+    -A SPA-SENT -p tcp -m tcp --dport 22 -m conntrack --ctstate DNAT --ctorigdstport 2222 -j ACCEPT
+    -A SPA-SENT -m conntrack --ctstate DNAT --ctproto 17 --ctreplsrc fd00::5 --ctorigdstport 10000:10100 -j ACCEPT
+    -A SPA-SENT -m conntrack --ctstate DNAT --ctproto 6 --ctreplsrc fd00::5 --ctorigdstport 8443 -j ACCEPT
+    -A SPA-MARKED -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-MARKED -p tcp -m tcp --dport 90 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-MARKED -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 90 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 2222 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 8443 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 10000:10100 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
     -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
     -A SPA-REJECT -j REJECT --reject-with icmp6-port-unreachable
     -I FORWARD 1 -j SPA-FORWARD
@@ -358,6 +396,7 @@ fn one_connection() {
     -A SPA-NAT -p tcp -m tcp --dport 8443 -m connmark --mark 0x10000000/0x10000000 -j SPA-TARGET
     -A SPA-NAT -m set --match-set spa4 src,dst -j SPA-TARGET
     -A SPA-NAT -m set --match-set spa4-net src,dst -j SPA-TARGET
+    -A SPA-TARGET -j CONNMARK --set-xmark 0x40000000/0x40000000
     -A SPA-TARGET -p tcp -m tcp --dport 8443 -j DNAT --to-destination 10.0.0.5:443
     -I PREROUTING 1 -j SPA-NAT
     COMMIT
@@ -379,6 +418,7 @@ fn one_connection() {
     -A SPA-JUDGE -j SPA-REFUSE
     -A SPA-ONCE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
     -A SPA-ONCE -s 192.0.2.0/24 -j RETURN
+    -A SPA-ONCE -m conntrack ! --ctstatus CONFIRMED -j CONNMARK --set-xmark 0x0/0x10000000
     -A SPA-ONCE -m connmark --mark 0x10000000/0x10000000 -j RETURN
     -A SPA-ONCE -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j SPA-REFUSE
     -A SPA-ONCE -m set --match-set spa4-once src,dst -j CONNMARK --set-xmark 0x10000000/0x10000000
@@ -394,6 +434,7 @@ fn one_connection() {
     :SPA-INPUT - [0:0]
     :SPA-ADMIT - [0:0]
     :SPA-FORWARD - [0:0]
+    :SPA-SENT - [0:0]
     -A SPA-INPUT -p tcp -m tcp --dport 23 -m connmark --mark 0x10000000/0x10000000 -j ACCEPT
     -A SPA-INPUT -p udp -m udp --dport 10000:10100 -m connmark --mark 0x10000000/0x10000000 -j ACCEPT
     -A SPA-INPUT -p tcp -m multiport --dports 22,23,8443 -g SPA-ADMIT
@@ -406,7 +447,9 @@ fn one_connection() {
     -A SPA-ADMIT -m conntrack --ctstate DNAT -j RETURN
     -A SPA-ADMIT -j DROP
     -A SPA-FORWARD -m conntrack ! --ctstate DNAT -j RETURN
-    -A SPA-FORWARD -m conntrack --ctstate DNAT --ctproto 6 --ctreplsrc 10.0.0.5 --ctorigdstport 8443 -j ACCEPT
+    -A SPA-FORWARD -j SPA-SENT
+    -A SPA-SENT -m conntrack --ctstate NEW -m connmark ! --mark 0x40000000/0x40000000 -j RETURN
+    -A SPA-SENT -m conntrack --ctstate DNAT --ctproto 6 --ctreplsrc 10.0.0.5 --ctorigdstport 8443 -j ACCEPT
     -I FORWARD 1 -j SPA-FORWARD
     -I INPUT 1 -j SPA-INPUT
     COMMIT
@@ -424,6 +467,7 @@ fn one_connection_in_open_mode() {
     -A SPA-GUARD ! -d ff00::/8 -m addrtype ! --dst-type LOCAL,ANYCAST -j RETURN
     -A SPA-GUARD -p tcp -m tcp --dport 23 -g SPA-ONCE
     -A SPA-ONCE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-ONCE -m conntrack ! --ctstatus CONFIRMED -j CONNMARK --set-xmark 0x0/0x10000000
     -A SPA-ONCE -m connmark --mark 0x10000000/0x10000000 -j RETURN
     -A SPA-ONCE -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN
     -A SPA-ONCE -m set --match-set spa6-once src,dst -j CONNMARK --set-xmark 0x10000000/0x10000000
@@ -470,8 +514,9 @@ fn a_gate_on_trial() {
     :SPA-INPUT - [0:0]
     :SPA-ADMIT - [0:0]
     :SPA-FORWARD - [0:0]
+    :SPA-MARKED - [0:0]
     :SPA-REJECT - [0:0]
-    -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-REJECT
+    -A SPA-INPUT -m set --match-set spa4-armed src -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
     -A SPA-INPUT -p tcp -m tcp --dport 22 -g SPA-ADMIT
     -A SPA-ADMIT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     -A SPA-ADMIT -m set --match-set spa4 src,dst -j ACCEPT
@@ -479,7 +524,12 @@ fn a_gate_on_trial() {
     -A SPA-ADMIT -i lo -j RETURN
     -A SPA-ADMIT -m conntrack --ctstate DNAT -j RETURN
     -A SPA-ADMIT -m set --match-set spa4-armed src -j SPA-REJECT
-    -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-REJECT
+    -A SPA-FORWARD -m set --match-set spa4-armed src -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
+    -A SPA-MARKED -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-MARKED -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
     -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
     -A SPA-REJECT -j REJECT --reject-with icmp-port-unreachable
     -I FORWARD 1 -j SPA-FORWARD
@@ -521,6 +571,7 @@ fn grants_as_rules() {
     -A SPA-NAT -i lo -j RETURN
     -A SPA-NAT -m addrtype ! --dst-type LOCAL -j RETURN
     -A SPA-NAT -j SPA-GRANTS
+    -A SPA-TARGET -j CONNMARK --set-xmark 0x40000000/0x40000000
     -A SPA-TARGET -p tcp -m tcp --dport 2222 -j REDIRECT --to-ports 22
     -A SPA-GRANTS -s 192.0.2.0/24 -p tcp -m tcp --dport 2222 -m time --datestop 2026-11-21T09:59:59 -m comment --comment "spa:tcp/2222 from 192.0.2.0/24:1795255199" -j SPA-TARGET
     -I PREROUTING 1 -j SPA-NAT
@@ -541,6 +592,7 @@ fn grants_as_rules() {
     -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
     -A SPA-JUDGE -g SPA-GRANTS
     -A SPA-ONCE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-ONCE -m conntrack ! --ctstatus CONFIRMED -j CONNMARK --set-xmark 0x0/0x10000000
     -A SPA-ONCE -m connmark --mark 0x10000000/0x10000000 -j RETURN
     -A SPA-ONCE -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j SPA-REFUSE
     -A SPA-ONCE -g SPA-GRANTS
@@ -558,7 +610,8 @@ fn grants_as_rules() {
     :SPA-INPUT - [0:0]
     :SPA-ADMIT - [0:0]
     :SPA-GRANTS - [0:0]
-    -A SPA-INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate DNAT --ctorigdstport 2222 -j ACCEPT
+    :SPA-SENT - [0:0]
+    -A SPA-INPUT -m conntrack --ctstate DNAT -j SPA-SENT
     -A SPA-INPUT -p tcp -m tcp --dport 23 -m connmark --mark 0x10000000/0x10000000 -j ACCEPT
     -A SPA-INPUT -p tcp -m multiport --dports 22,23,2222 -g SPA-ADMIT
     -A SPA-INPUT -p udp -m udp --dport 10000:10100 -g SPA-ADMIT
@@ -570,6 +623,8 @@ fn grants_as_rules() {
     -A SPA-GRANTS -s 192.0.2.7/32 -p tcp -m tcp --dport 22 -m time --datestop 2026-11-21T09:59:59 -m comment --comment "spa:tcp/22 from 192.0.2.7:1795255199" -j ACCEPT
     -A SPA-GRANTS -s 192.0.2.7/32 -p udp -m udp --dport 10000:10100 -m time --datestop 2026-11-21T09:59:59 -m comment --comment "spa:udp/10000-10100 from 192.0.2.7:1795255199" -j ACCEPT
     -A SPA-GRANTS -s 192.0.2.7/32 -p udp -m udp --dport 10050 -m time --datestop 2026-11-21T09:59:59 -m comment --comment "spa:udp/10050 from 192.0.2.7:1795255199" -j ACCEPT
+    -A SPA-SENT -m conntrack --ctstate NEW -m connmark ! --mark 0x40000000/0x40000000 -j RETURN
+    -A SPA-SENT -p tcp -m tcp --dport 22 -m conntrack --ctstate DNAT --ctorigdstport 2222 -j ACCEPT
     -I INPUT 1 -j SPA-INPUT
     COMMIT
     "#);

@@ -95,6 +95,7 @@ fn differences_are_told_as_an_administrator_would() {
     chain SPA-INPUT of filter (IPv4) is missing
     chain SPA-ADMIT of filter (IPv4) is missing
     chain SPA-FORWARD of filter (IPv4) is missing
+    chain SPA-MARKED of filter (IPv4) is missing
     chain SPA-REJECT of filter (IPv4) is missing
     chain FORWARD of filter (IPv4) doesn't begin with a jump to SPA-FORWARD
     ");
