@@ -60,15 +60,36 @@ pub(super) struct Watch<G> {
 
 struct Shared {
     connections: Arc<dyn Connections>,
-    /// Whose connections are listed; nobody's, where the gate keeps nobody out.
-    guarded: Mutex<Arc<[Guarded]>>,
-    known: Mutex<Option<Known>>,
+    visitors: Mutex<Visitors>,
     /// How many elements the kernel has to hold at least.
     needed: Needed,
     /// Whether there is nothing to watch.
     rests: watch::Sender<bool>,
     /// What is wrong with the gate, if anything is.
     wrong: Mutex<Option<String>>,
+}
+
+/// Who is in.
+#[derive(Default)]
+struct Visitors {
+    /// Whose connections are listed; nobody's, where the gate keeps nobody out.
+    guarded: Arc<[Guarded]>,
+    known: Option<Known>,
+    /// Grows when a list from before is worth nothing any more, those included that are under way.
+    epoch: u64,
+}
+
+impl Visitors {
+    fn forget(&mut self) {
+        self.known = None;
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+}
+
+/// A list that no later look has confirmed.
+struct Listed {
+    known: Known,
+    epoch: u64,
 }
 
 impl<G: Gate + Clone + 'static> Watch<G> {
@@ -84,8 +105,7 @@ impl<G: Gate + Clone + 'static> Watch<G> {
         let (rests, _) = watch::channel(false);
         let shared = Arc::new(Shared {
             connections,
-            guarded: Mutex::new(guarded_by(plan)),
-            known: Mutex::default(),
+            visitors: Mutex::new(Visitors { guarded: guarded_by(plan), ..Visitors::default() }),
             needed,
             rests,
             wrong: Mutex::default(),
@@ -98,17 +118,17 @@ impl<G: Gate + Clone + 'static> Watch<G> {
     /// The gate is now installed by this plan.
     pub(super) fn installed(&self, plan: &Plan) {
         let guarded = guarded_by(plan);
-        let mut before = lock(&self.shared.guarded);
-        if *before != guarded {
+        let mut visitors = lock(&self.shared.visitors);
+        if visitors.guarded != guarded {
             // What was not guarded was not listed.
-            *lock(&self.shared.known) = None;
-            *before = guarded;
+            visitors.forget();
+            visitors.guarded = guarded;
         }
     }
 
     /// The connections that there were when the gate last was found whole, if that is known.
     pub(super) fn known(&self) -> Option<Known> {
-        lock(&self.shared.known).clone()
+        lock(&self.shared.visitors).known.clone()
     }
 
     /// The connections that there are to these ports.
@@ -121,9 +141,9 @@ impl<G: Gate + Clone + 'static> Watch<G> {
 
     /// From now on there is nothing to watch, or there is again.
     pub(super) fn rest(&self, rests: bool) {
-        if self.shared.rests.send_replace(rests) {
-            // Whoever came while there was no gate came in order.
-            *lock(&self.shared.known) = None;
+        if self.shared.rests.send_replace(rests) || rests {
+            // Whoever comes while there is no gate comes in order.
+            lock(&self.shared.visitors).forget();
         }
         self.shared.tell(None);
     }
@@ -161,6 +181,14 @@ impl<G> Drop for Watch<G> {
 }
 
 impl Shared {
+    /// The gate was found whole after this was listed.
+    fn publish(&self, listed: Listed) {
+        let mut visitors = lock(&self.visitors);
+        if visitors.epoch == listed.epoch {
+            visitors.known = Some(listed.known);
+        }
+    }
+
     fn wrong(&self) -> Option<String> {
         lock(&self.wrong).clone()
     }
@@ -191,7 +219,9 @@ impl<G: Gate> Watcher<G> {
         let mut rests = self.shared.rests.subscribe();
         let mut doubt = Doubt::Everything;
         // Its installation has just found it whole; the first look may take longer than it stands.
-        *lock(&self.shared.known) = self.list().await;
+        if let Some(listed) = self.list().await {
+            self.shared.publish(listed);
+        }
         let (mut listed, mut list_again) = (None, Instant::now());
         while rests.wait_for(|rests| !rests).await.is_ok() {
             if !self.look(doubt).await {
@@ -200,10 +230,8 @@ impl<G: Gate> Watcher<G> {
                 continue;
             }
             // Only now: they were listed before this look, and since then nothing was disturbed.
-            if let Some(known) = listed.take()
-                && !*self.shared.rests.borrow()
-            {
-                *lock(&self.shared.known) = Some(known);
+            if let Some(listed) = listed.take() {
+                self.shared.publish(listed);
             }
             if Instant::now() >= list_again {
                 let began = Instant::now();
@@ -221,14 +249,20 @@ impl<G: Gate> Watcher<G> {
         }
     }
 
-    async fn list(&self) -> Option<Known> {
+    async fn list(&self) -> Option<Listed> {
         let since = BootMicros::now();
-        let guarded = Arc::clone(&lock(&self.shared.guarded));
+        let (guarded, epoch) = {
+            let visitors = lock(&self.shared.visitors);
+            (Arc::clone(&visitors.guarded), visitors.epoch)
+        };
         if guarded.is_empty() {
             return None;
         }
         match list(&self.shared.connections, guarded).await {
-            Ok(connections) => Some(Known { since, connections: Arc::new(connections) }),
+            Ok(connections) => {
+                let known = Known { since, connections: Arc::new(connections) };
+                Some(Listed { known, epoch })
+            }
             Err(error) => {
                 tracing::debug!("{}", with_causes(&error));
                 None

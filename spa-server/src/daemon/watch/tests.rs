@@ -3,7 +3,7 @@
 use super::*;
 use crate::connections::Ended;
 use crate::gate::{Backend, Change, Connection, InstallReport, LiveElement, Plan, Refusal};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -95,18 +95,28 @@ impl Gate for Model {
 
 /// Connections that come and go as the test says.
 #[derive(Default)]
-struct Others(Mutex<Inventory>);
+struct Others {
+    connections: Mutex<Inventory>,
+    /// Whether a list that has begun does not end yet.
+    held: AtomicBool,
+    begun: AtomicU64,
+}
 
 impl Others {
     fn come(&self, peer: &str) {
-        self.0.lock().unwrap().insert(connection(peer));
+        self.connections.lock().unwrap().insert(connection(peer));
     }
 }
 
 impl Connections for Others {
     fn list(&self, guarded: &[Guarded]) -> Result<Inventory, ConnectionsError> {
         assert!(!guarded.is_empty());
-        Ok(self.0.lock().unwrap().clone())
+        let listed = self.connections.lock().unwrap().clone();
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        while self.held.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(listed)
     }
 
     fn end(&self, _: &Inventory, _: &[Guarded]) -> Result<Ended, ConnectionsError> {
@@ -256,6 +266,58 @@ async fn connections_are_known_once_a_later_look_has_found_the_gate_whole() {
     watch.rest(true);
     watch.rest(false);
     assert_eq!(peers(&watch), None);
+}
+
+/// A list is under way when this happens: it is never known, but a later one is.
+async fn forgets_what_is_under_way(at_start: bool, happens: impl Fn(&Watch<Model>)) {
+    let (gate, others) = (Model::default(), Arc::new(Others::default()));
+    let soon = async |what: &dyn Fn() -> bool| {
+        timeout(SOON, async {
+            while !what() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
+    };
+    others.held.store(at_start, Ordering::Relaxed);
+    let (watch, _alarms) =
+        Watch::start(gate.clone(), Needed::default(), others.clone(), &plan(Mode::Guard));
+    let begun = || others.begun.load(Ordering::Relaxed);
+    if !at_start {
+        soon(&|| watch.known().is_some()).await;
+        others.held.store(true, Ordering::Relaxed);
+    }
+    let before = begun();
+    soon(&|| begun() > before).await;
+    let since = BootMicros::now();
+    happens(&watch);
+    assert!(watch.known().is_none());
+    others.held.store(false, Ordering::Relaxed);
+    soon(&|| watch.known().is_some()).await;
+    assert!(watch.known().unwrap().since >= since, "from before");
+}
+
+#[tokio::test]
+async fn what_was_listed_for_other_ports_is_never_known() {
+    for at_start in [true, false] {
+        forgets_what_is_under_way(at_start, |watch| {
+            let web = Guarded::plain("tcp/443".parse().unwrap());
+            watch.installed(&Plan { guarded: vec![web], ..plan(Mode::Guard) });
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_listed_before_a_time_without_a_gate_is_never_known() {
+    for at_start in [true, false] {
+        forgets_what_is_under_way(at_start, |watch| {
+            watch.rest(true);
+            watch.rest(false);
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
