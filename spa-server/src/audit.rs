@@ -197,7 +197,7 @@ pub struct Restoration {
     pub cut: u64,
 }
 
-/// Restorations that are to be told: at once, but one line a second at most.
+/// Restorations that are to be told: at once, but one line at most in a time.
 #[derive(Debug, Default)]
 pub struct Restorations {
     told: Option<BootMicros>,
@@ -214,8 +214,6 @@ pub struct RestorationLine {
 }
 
 impl Restorations {
-    const WINDOW: Duration = Duration::from_secs(1);
-
     /// Takes note of one.
     pub fn note(&mut self, restoration: Restoration) {
         let (count, cut) =
@@ -224,9 +222,10 @@ impl Restorations {
         self.untold = Some(RestorationLine { last, count: count.saturating_add(1) });
     }
 
-    /// The line that is due now; to be called after each note, and every second.
-    pub fn due(&mut self, now: BootMicros) -> Option<RestorationLine> {
-        if self.told.is_some_and(|told| now.since(told) < Self::WINDOW) {
+    /// The line that is due now, if there is to be one in this time; to be called after each note,
+    /// and every second.
+    pub fn due(&mut self, now: BootMicros, every: Duration) -> Option<RestorationLine> {
+        if self.told.is_some_and(|told| now.since(told) < every) {
             return None;
         }
         let line = self.untold.take()?;
@@ -247,6 +246,12 @@ impl fmt::Display for RestorationLine {
 /// Writes a line about restorations.
 pub fn write_restoration(line: &RestorationLine) {
     tracing::warn!(target: "audit", "{line}");
+}
+
+/// Writes that another program undoes the gate again and again; once, when that begins.
+pub fn write_contest(restored: usize, missing: &str) {
+    let missing = Value(missing);
+    tracing::error!(target: "audit", "event=gate-contested restored={restored} missing={missing}");
 }
 
 /// A value; in quotation marks when it has spaces or signs of its own.
@@ -324,12 +329,13 @@ mod tests {
 
     #[test]
     fn a_gate_that_is_flushed_again_and_again_is_told_once_a_second() {
+        const SECOND: Duration = Duration::from_secs(1);
         let mut restorations = Restorations::default();
         let mut lines = Vec::new();
         for tenth in 0..30 {
             let now = BootMicros(at(0).0 + tenth * 100_000);
             restorations.note(Restoration { missing: "set spa4".into(), grants: tenth, cut: 1 });
-            lines.extend(restorations.due(now).map(|line| line.to_string()));
+            lines.extend(restorations.due(now, SECOND).map(|line| line.to_string()));
         }
         assert_eq!(
             lines,
@@ -339,8 +345,8 @@ mod tests {
                 r#"event=gate-restored missing="set spa4" grants=20 cut=10 count=10"#,
             ]
         );
-        assert_eq!(restorations.due(at(9)).map(|line| line.count), Some(9));
-        assert_eq!(restorations.due(at(99)), None);
+        assert_eq!(restorations.due(at(9), SECOND).map(|line| line.count), Some(9));
+        assert_eq!(restorations.due(at(99), SECOND), None);
     }
 
     #[test]

@@ -9,16 +9,26 @@ use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::connections::{Connections, ConnectionsError, Inventory};
 use crate::gate::{Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// So often it looks at the number of elements at least, whatever the gate says.
+/// So often it looks at the number of elements at least, whatever the gate says;
 const EVERY: Duration = Duration::from_secs(1);
-/// After a look that failed, or that found nothing after all, it looks no sooner than this.
+/// less often where that takes more than a tenth of the time, down to this.
+const SELDOM: Duration = Duration::from_secs(10);
+const OF_THE_TIME: u32 = 10;
+/// Between two looks this time passes, or as long as the first one took, up to twice this: somebody
+/// may change rules without end that don't concern the gate. All of it has to fit into a second,
+/// with a restoration.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
+/// After a look that failed, or that found nothing after all, it looks no sooner than this;
 const PAUSE: Duration = Duration::from_millis(300);
+/// while somebody fights about the gate, than this: it is put back about once a second.
+const PAUSE_IN_A_FIGHT: Duration = Duration::from_millis(700);
 
 /// Connections are listed no more often than this,
 const BETWEEN_LISTS: Duration = Duration::from_millis(400);
@@ -65,6 +75,8 @@ struct Shared {
     needed: Needed,
     /// Whether there is nothing to watch.
     rests: watch::Sender<bool>,
+    /// Whether somebody takes away again and again what is put back.
+    in_a_fight: AtomicBool,
     /// What is wrong with the gate, if anything is.
     wrong: Mutex<Option<String>>,
 }
@@ -108,6 +120,7 @@ impl<G: Gate + Clone + 'static> Watch<G> {
             visitors: Mutex::new(Visitors { guarded: guarded_by(plan), ..Visitors::default() }),
             needed,
             rests,
+            in_a_fight: AtomicBool::new(false),
             wrong: Mutex::default(),
         });
         let watcher = Watcher { gate: gate.clone(), shared: Arc::clone(&shared), alarms };
@@ -146,6 +159,12 @@ impl<G: Gate + Clone + 'static> Watch<G> {
             lock(&self.shared.visitors).forget();
         }
         self.shared.tell(None);
+    }
+
+    /// Whether somebody takes away again and again what is put back: then it is looked at less
+    /// often.
+    pub(super) fn fights(&self, fights: bool) {
+        self.shared.in_a_fight.store(fights, Ordering::Relaxed);
     }
 
     /// Says what keeps the gate from standing; `None` if it stands. Each change is logged.
@@ -224,11 +243,14 @@ impl<G: Gate> Watcher<G> {
         }
         let (mut listed, mut list_again) = (None, Instant::now());
         while rests.wait_for(|rests| !rests).await.is_ok() {
+            let began = Instant::now();
             if !self.look(doubt).await {
                 listed = None;
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(self.pause()).await;
                 continue;
             }
+            let looked = Instant::now();
+            let took = looked - began;
             // Only now: they were listed before this look, and since then nothing was disturbed.
             if let Some(listed) = listed.take() {
                 self.shared.publish(listed);
@@ -244,9 +266,15 @@ impl<G: Gate> Watcher<G> {
                 // After a time in which nothing ran both are due, and the first one sees more.
                 biased;
                 doubt = self.gate.disturbed() => doubt,
-                () = tokio::time::sleep(EVERY) => Doubt::Elements,
+                () = tokio::time::sleep((took * OF_THE_TIME).clamp(EVERY, SELDOM)) => Doubt::Elements,
             };
+            let pause = took.clamp(BETWEEN_LOOKS, BETWEEN_LOOKS * 2);
+            tokio::time::sleep_until(looked + pause).await;
         }
+    }
+
+    fn pause(&self) -> Duration {
+        if self.shared.in_a_fight.load(Ordering::Relaxed) { PAUSE_IN_A_FIGHT } else { PAUSE }
     }
 
     async fn list(&self) -> Option<Listed> {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::connections::Ended;
 use crate::gate::{Backend, Change, Connection, InstallReport, LiveElement, Plan, Refusal};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -16,6 +16,8 @@ struct Model(Arc<State>);
 struct State {
     look: Mutex<Look>,
     fails: Mutex<bool>,
+    /// How long a look takes.
+    takes: Mutex<Duration>,
     looks: AtomicU64,
     disturbed: Notify,
 }
@@ -74,6 +76,10 @@ impl Gate for Model {
 
     async fn look(&self, _: Doubt) -> Result<Look, GateError> {
         self.0.looks.fetch_add(1, Ordering::Relaxed);
+        let takes = *self.0.takes.lock().unwrap();
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
         if *self.0.fails.lock().unwrap() {
             return Err(GateError::Plan("a bug"));
         }
@@ -192,6 +198,62 @@ async fn too_few_elements_are_an_alarm_and_too_many_are_not() {
     // Nobody says that anything was disturbed.
     let alarm = next(&mut alarms).await;
     assert_eq!((alarm.missing(), alarm.elements), ("elements".to_owned(), 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_without_end_are_not_looked_at_without_end() {
+    let gate = Model::default();
+    let (_watch, _alarms) = start(&gate, Needed::default());
+    let disturber = gate.clone();
+    tokio::spawn(async move {
+        loop {
+            disturber.disturb();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let looks_in = async |time| {
+        let before = gate.looks();
+        tokio::time::sleep(time).await;
+        gate.looks() - before
+    };
+    let looks = looks_in(Duration::from_secs(10)).await;
+    // The control: each one is seen soon.
+    assert!((20..=41).contains(&looks), "{looks}");
+    *gate.0.takes.lock().unwrap() = Duration::from_secs(1);
+    let looks = looks_in(Duration::from_secs(20)).await;
+    assert!((12..=14).contains(&looks), "{looks}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_takes_long_is_seldom_made_for_nothing() {
+    let gate = Model::default();
+    let (_watch, _alarms) = start(&gate, Needed::default());
+    *gate.0.takes.lock().unwrap() = Duration::from_secs(1);
+    gate.await_looks(1).await;
+    let before = gate.looks();
+    tokio::time::sleep(Duration::from_secs(110)).await;
+    let looks = gate.looks() - before;
+    assert!((9..=11).contains(&looks), "{looks}");
+    // The control: it looks when there is something.
+    gate.disturb();
+    timeout(Duration::from_secs(3), gate.await_looks(1)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_fight_it_is_put_back_about_once_a_second() {
+    let gate = Model::default();
+    let (watch, mut alarms) = start(&gate, Needed::default());
+    gate.becomes(&["chain SPA-GUARD"], 0);
+    for (fights, expected) in [(false, 30..=34), (true, 13..=15)] {
+        watch.fights(fights);
+        drop(next(&mut alarms).await);
+        let (mut told, end) = (0, Instant::now() + Duration::from_secs(10));
+        while let Ok(Some(alarm)) = tokio::time::timeout_at(end, alarms.recv()).await {
+            told += 1;
+            drop(alarm);
+        }
+        assert!(expected.contains(&told), "{told} in 10 s");
+    }
 }
 
 #[tokio::test(start_paused = true)]
