@@ -6,12 +6,13 @@ use super::cutter::Which;
 use super::reload::Order;
 use super::watch::{Alarm, Known};
 use super::{Daemon, start};
-use crate::audit::{self, Restoration, RestorationLine};
+use crate::audit::{self, By, Restoration, RestorationLine};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::config::Settings;
 use crate::control::ControlResponse;
 use crate::gate::{Guarded, InstallReport, Plan};
+use crate::grants::Differences;
 use crate::trial::Trial;
 use spa_proto::UnixMicros;
 use std::sync::Arc;
@@ -90,20 +91,16 @@ impl Daemon {
         if self.standing != Standing::Guards {
             return;
         }
-        if alarm.missing.is_empty() && !self.authorizer.misses(alarm.elements).await {
+        if alarm.missing.is_empty() && !self.authorizer.differs(alarm.elements).await {
             return;
         }
+        self.mend(alarm).await;
+    }
+
+    async fn mend(&mut self, alarm: Alarm) {
         let plan = self.plan(&self.settings);
-        match self.authorizer.restore(&plan).await {
-            Ok(restored) => {
-                self.watch.tell(None);
-                tracing::debug!(?restored, ?alarm, "the gate was restored");
-                if restored.mended() {
-                    let (missing, cut) = (alarm.missing(), self.cut_strangers(&plan).await);
-                    let grants = restored.grants;
-                    self.note(Restoration { missing, grants, cut });
-                }
-            }
+        let restored = match self.authorizer.restore(&plan).await {
+            Ok(restored) => restored,
             Err(error) => {
                 let missing = alarm.missing();
                 self.watch.tell(Some(format!(
@@ -111,15 +108,38 @@ impl Daemon {
                     with_causes(&error)
                 )));
                 self.unmended = Some(alarm);
+                return;
             }
-        }
+        };
+        self.watch.tell(None);
+        self.watch.installed(&plan);
+        tracing::debug!(?restored, ?alarm, "the gate was restored");
+        let by = if restored.mended() {
+            By::Us
+        } else if !alarm.missing.is_empty() && self.watch.ask().await.is_none() {
+            // Whoever it was, or an installation of ours meanwhile: it has been away all the same.
+            By::Others
+        } else {
+            return;
+        };
+        let cut = self.cut_strangers(&plan).await;
+        let Differences { grants, surplus, retimed } = restored.differences;
+        let missing = if !alarm.missing.is_empty() || grants > 0 {
+            alarm.missing()
+        } else if restored.report.changed {
+            restored.report.differences.join("; ")
+        } else {
+            Restoration::NOTHING.to_owned()
+        };
+        let grants = u64::try_from(grants).unwrap_or(u64::MAX);
+        self.note(Restoration { missing, grants, surplus, retimed, cut, by });
     }
 
     fn note(&mut self, restoration: Restoration) {
         let Now { realtime, boottime } = Now::read();
         self.restored.count = self.restored.count.saturating_add(1);
         self.restored.last = Some(realtime);
-        self.restored.what = restoration.missing.clone();
+        self.restored.what = restoration.what();
         self.restored.lines.note(restoration);
         self.tell_restorations();
         if self.restored.contest.note(boottime) {
@@ -172,6 +192,12 @@ impl Daemon {
         }
         if let Some(alarm) = self.unmended.take() {
             self.alarmed(alarm).await;
+        }
+        if self.standing == Standing::Guards
+            && self.unmended.is_none()
+            && self.authorizer.differs_on_schedule().await
+        {
+            self.mend(Alarm::of_elements()).await;
         }
         if self.restored.contest.ends(BootMicros::now()) {
             self.watch.fights(false);

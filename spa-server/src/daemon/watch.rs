@@ -38,15 +38,21 @@ const CHEAP: Duration = Duration::from_millis(5);
 /// What the watch tells the main loop.
 #[derive(Debug)]
 pub(super) struct Alarm {
-    /// What is missing, as an administrator would call it; nothing, if only elements are.
+    /// What is missing, as an administrator would call it; nothing, if the elements are not those
+    /// that are needed.
     pub(super) missing: Vec<String>,
     /// How many elements the kernel holds.
     pub(super) elements: u64,
     /// Goes with the alarm, by which the watch knows that it may look again.
-    _held: oneshot::Sender<()>,
+    _held: Option<oneshot::Sender<()>>,
 }
 
 impl Alarm {
+    /// One of the main loop's own: it has compared the elements.
+    pub(super) const fn of_elements() -> Self {
+        Self { missing: Vec::new(), elements: 0, _held: None }
+    }
+
     /// What is missing, in words.
     pub(super) fn missing(&self) -> String {
         if self.missing.is_empty() { "elements".to_owned() } else { self.missing.join("; ") }
@@ -71,7 +77,7 @@ pub(super) struct Watch<G> {
 struct Shared {
     connections: Arc<dyn Connections>,
     visitors: Mutex<Visitors>,
-    /// How many elements the kernel has to hold at least.
+    /// How many elements the kernel has to hold.
     needed: Needed,
     /// Whether there is nothing to watch.
     rests: watch::Sender<bool>,
@@ -106,7 +112,7 @@ struct Listed {
 
 impl<G: Gate + Clone + 'static> Watch<G> {
     /// Begins to watch a gate that was just installed. `needed` is how many elements it has to
-    /// hold at least.
+    /// hold.
     pub(super) fn start(
         gate: G,
         needed: Needed,
@@ -301,14 +307,14 @@ impl<G: Gate> Watcher<G> {
     /// Looks, and has the main loop mend what is missing. Whether all was there.
     async fn look(&self, doubt: Doubt) -> bool {
         // Elements may be added and taken away while the kernel counts them.
-        let needed = self.shared.needed.get();
+        let needed = self.shared.needed.now();
         let look = self.gate.look(doubt).await;
-        let needed = needed.min(self.shared.needed.get());
+        let fits = |look: &Look| needed.fit(self.shared.needed.now(), look.elements);
         if *self.shared.rests.borrow() {
             return true;
         }
         let (missing, elements) = match look {
-            Ok(look) if look.missing.is_empty() && look.elements >= needed => {
+            Ok(look) if look.missing.is_empty() && fits(&look) => {
                 self.shared.tell(None);
                 return true;
             }
@@ -320,7 +326,7 @@ impl<G: Gate> Watcher<G> {
             }
         };
         let (held, dropped) = oneshot::channel();
-        if self.alarms.send(Alarm { missing, elements, _held: held }).await.is_ok() {
+        if self.alarms.send(Alarm { missing, elements, _held: Some(held) }).await.is_ok() {
             // Nothing is ever sent: the alarm is over when the main loop drops it.
             let _ = dropped.await;
         }

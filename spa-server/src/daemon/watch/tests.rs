@@ -186,18 +186,24 @@ async fn what_is_missing_is_told_once_until_it_is_mended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_few_elements_are_an_alarm_and_too_many_are_not() {
+async fn too_few_elements_are_an_alarm_and_so_are_too_many() {
     let gate = Model::default();
     let needed = Needed::default();
-    needed.exactly(5);
-    gate.becomes(&[], 7);
+    needed.is(5);
+    gate.becomes(&[], 5);
     let (_watch, mut alarms) = start(&gate, needed.clone());
     gate.await_looks(3).await;
     assert!(alarms.try_recv().is_err());
-    gate.becomes(&[], 4);
-    // Nobody says that anything was disturbed.
-    let alarm = next(&mut alarms).await;
-    assert_eq!((alarm.missing(), alarm.elements), ("elements".to_owned(), 4));
+    for wrong in [4, 6] {
+        gate.becomes(&[], wrong);
+        // Nobody says that anything was disturbed.
+        let alarm = next(&mut alarms).await;
+        assert_eq!((alarm.missing(), alarm.elements), ("elements".to_owned(), wrong));
+        gate.becomes(&[], 5);
+        drop(alarm);
+        gate.await_looks(3).await;
+        assert!(alarms.try_recv().is_err());
+    }
 }
 
 #[tokio::test(start_paused = true)]
