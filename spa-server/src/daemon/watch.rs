@@ -21,9 +21,9 @@ const EVERY: Duration = Duration::from_secs(1);
 /// less often where that takes more than a tenth of the time, down to this.
 const SELDOM: Duration = Duration::from_secs(10);
 const OF_THE_TIME: u32 = 10;
-/// Between two looks this time passes, or as long as the first one took, up to twice this: somebody
-/// may change rules without end that don't concern the gate. All of it has to fit into a second,
-/// with a restoration.
+/// Between two looks at everything this time passes, or as long as the first one took, up to twice
+/// this: somebody may change rules without end that don't concern the gate. All of it has to fit
+/// into a second, with a restoration. A look at the elements alone holds up none at everything.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// After a look that failed, or that found nothing after all, it looks no sooner than this;
 const PAUSE: Duration = Duration::from_millis(300);
@@ -248,6 +248,7 @@ impl<G: Gate> Watcher<G> {
             self.shared.publish(listed);
         }
         let (mut listed, mut list_again) = (None, Instant::now());
+        let mut looked_at_all = Instant::now();
         while rests.wait_for(|rests| !rests).await.is_ok() {
             let began = Instant::now();
             if !self.look(doubt).await {
@@ -257,6 +258,9 @@ impl<G: Gate> Watcher<G> {
             }
             let looked = Instant::now();
             let took = looked - began;
+            if doubt == Doubt::Everything {
+                looked_at_all = looked;
+            }
             // Only now: they were listed before this look, and since then nothing was disturbed.
             if let Some(listed) = listed.take() {
                 self.shared.publish(listed);
@@ -275,7 +279,8 @@ impl<G: Gate> Watcher<G> {
                 () = tokio::time::sleep((took * OF_THE_TIME).clamp(EVERY, SELDOM)) => Doubt::Elements,
             };
             let pause = took.clamp(BETWEEN_LOOKS, BETWEEN_LOOKS * 2);
-            tokio::time::sleep_until(looked + pause).await;
+            let last = if doubt == Doubt::Everything { looked_at_all } else { looked };
+            tokio::time::sleep_until(last + pause).await;
         }
     }
 

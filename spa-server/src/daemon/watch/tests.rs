@@ -231,6 +231,20 @@ async fn changes_without_end_are_not_looked_at_without_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_flush_just_after_a_look_at_the_elements_is_looked_at_at_once() {
+    let gate = Model::default();
+    let (_watch, _alarms) = start(&gate, Needed::default());
+    tokio::time::sleep(EVERY).await;
+    for _ in 0..5 {
+        gate.await_looks(1).await;
+        gate.disturb();
+        let disturbed = Instant::now();
+        gate.await_looks(1).await;
+        assert!(disturbed.elapsed() < BETWEEN_LOOKS / 5, "{:?}", disturbed.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_look_that_takes_long_is_seldom_made_for_nothing() {
     let gate = Model::default();
     let (_watch, _alarms) = start(&gate, Needed::default());
