@@ -5,6 +5,7 @@
 //! writes a line; what a client's key refuses writes one a minute at most, for each reason.
 
 use crate::clock::BootMicros;
+use crate::gate::Element;
 use crate::grants::RequestId;
 use crate::source::Source;
 use spa_proto::{ClientId, Item, PortRange, UnixMicros};
@@ -186,18 +187,47 @@ pub fn write_refusal(name: &str, line: &RefusalLine) {
     );
 }
 
-/// Somebody had taken away parts of the gate, which were put back.
+/// Somebody had changed parts of the gate, which is as it was again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restoration {
     /// What was missing.
     pub missing: String,
     /// How many live grants the kernel had lost.
     pub grants: u64,
+    /// What the kernel admitted that no live grant needs.
+    pub surplus: Vec<Element>,
+    /// What it admitted for another time than the live grants need.
+    pub retimed: Vec<Element>,
     /// How many connections have slipped in meanwhile, and are ended.
     pub cut: u64,
+    /// Who put back what was missing.
+    pub by: By,
 }
 
-/// Restorations that are to be told: at once, but one line a second at most.
+impl Restoration {
+    /// What was wrong, in words.
+    pub fn what(&self) -> String {
+        let counted = [(self.surplus.len(), "too many"), (self.retimed.len(), "with another end")];
+        let counted = counted.into_iter().filter(|(count, _)| *count > 0);
+        let counted = counted.map(|(count, what)| format!("elements {what}: {count}"));
+        let missing = (self.missing != Self::NOTHING).then(|| self.missing.clone());
+        missing.into_iter().chain(counted).collect::<Vec<_>>().join("; ")
+    }
+
+    /// What there is to say of missing parts, if there were none.
+    pub const NOTHING: &str = "nothing";
+}
+
+/// Who put the gate back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// This program did.
+    Us,
+    /// It stood again before this program could put it back.
+    Others,
+}
+
+/// Restorations that are to be told: at once, but one line at most in a time.
 #[derive(Debug, Default)]
 pub struct Restorations {
     told: Option<BootMicros>,
@@ -207,26 +237,35 @@ pub struct Restorations {
 /// A line to write about restorations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestorationLine {
-    /// The last one; `cut` is the sum of all.
+    /// The last one; `cut` is the sum of all, and `surplus` and `retimed` are of the last one that
+    /// had any.
     pub last: Restoration,
     /// How many there were since the line before.
     pub count: u64,
 }
 
 impl Restorations {
-    const WINDOW: Duration = Duration::from_secs(1);
-
     /// Takes note of one.
-    pub fn note(&mut self, restoration: Restoration) {
-        let (count, cut) =
-            self.untold.take().map_or((0, 0), |untold| (untold.count, untold.last.cut));
-        let last = Restoration { cut: cut.saturating_add(restoration.cut), ..restoration };
-        self.untold = Some(RestorationLine { last, count: count.saturating_add(1) });
+    pub fn note(&mut self, mut restoration: Restoration) {
+        let mut count: u64 = 0;
+        if let Some(RestorationLine { last: untold, count: before }) = self.untold.take() {
+            count = before;
+            restoration.cut = restoration.cut.saturating_add(untold.cut);
+            if restoration.surplus.is_empty() {
+                restoration.surplus = untold.surplus;
+            }
+            if restoration.retimed.is_empty() {
+                restoration.retimed = untold.retimed;
+            }
+        }
+        let line = RestorationLine { last: restoration, count: count.saturating_add(1) };
+        self.untold = Some(line);
     }
 
-    /// The line that is due now; to be called after each note, and every second.
-    pub fn due(&mut self, now: BootMicros) -> Option<RestorationLine> {
-        if self.told.is_some_and(|told| now.since(told) < Self::WINDOW) {
+    /// The line that is due now, if there is to be one in this time; to be called after each note,
+    /// and every second.
+    pub fn due(&mut self, now: BootMicros, every: Duration) -> Option<RestorationLine> {
+        if self.told.is_some_and(|told| now.since(told) < every) {
             return None;
         }
         let line = self.untold.take()?;
@@ -237,16 +276,39 @@ impl Restorations {
 
 impl fmt::Display for RestorationLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Restoration { missing, grants, cut } = &self.last;
+        let Restoration { missing, grants, surplus, retimed, cut, by } = &self.last;
         let missing = Value(missing);
         write!(f, "event=gate-restored missing={missing} grants={grants} cut={cut}")?;
+        for (key, elements) in [("surplus", surplus), ("retimed", retimed)] {
+            if !elements.is_empty() {
+                write!(f, " {key}={}", Value(&some_of(elements)))?;
+            }
+        }
+        if *by == By::Others {
+            write!(f, " by=others")?;
+        }
         if self.count > 1 { write!(f, " count={}", self.count) } else { Ok(()) }
     }
+}
+
+/// The first ones, and how many more there are.
+fn some_of(elements: &[Element]) -> String {
+    const SOME: usize = 3;
+    let more = elements.len().saturating_sub(SOME);
+    let mut some: Vec<_> = elements.iter().take(SOME).map(ToString::to_string).collect();
+    some.extend((more > 0).then(|| format!("and {more} more")));
+    some.join(", ")
 }
 
 /// Writes a line about restorations.
 pub fn write_restoration(line: &RestorationLine) {
     tracing::warn!(target: "audit", "{line}");
+}
+
+/// Writes that another program undoes the gate again and again; once, when that begins.
+pub fn write_contest(restored: usize, missing: &str) {
+    let missing = Value(missing);
+    tracing::error!(target: "audit", "event=gate-contested restored={restored} missing={missing}");
 }
 
 /// A value; in quotation marks when it has spaces or signs of its own.
@@ -322,14 +384,47 @@ mod tests {
         );
     }
 
+    fn restoration() -> Restoration {
+        Restoration {
+            missing: "set spa4".into(),
+            grants: 0,
+            surplus: Vec::new(),
+            retimed: Vec::new(),
+            cut: 1,
+            by: By::Us,
+        }
+    }
+
+    #[test]
+    fn a_restoration_tells_what_was_wrong_and_who_mended_it() {
+        let told = |last: Restoration| RestorationLine { last, count: 1 }.to_string();
+        let by_others = Restoration { by: By::Others, ..restoration() };
+        assert_eq!(
+            told(by_others),
+            r#"event=gate-restored missing="set spa4" grants=0 cut=1 by=others"#
+        );
+        let element = |port: u16| Element {
+            source: source().into(),
+            ports: format!("tcp/{port}").parse().unwrap(),
+        };
+        let missing = "nothing".into();
+        let surplus = [22, 80, 81, 82, 83].map(element).to_vec();
+        let retimed = vec![element(443)];
+        assert_eq!(
+            told(Restoration { missing, surplus, retimed, cut: 0, ..restoration() }),
+            r#"event=gate-restored missing=nothing grants=0 cut=0 surplus="tcp/22 from 192.0.2.7, tcp/80 from 192.0.2.7, tcp/81 from 192.0.2.7, and 2 more" retimed="tcp/443 from 192.0.2.7""#
+        );
+    }
+
     #[test]
     fn a_gate_that_is_flushed_again_and_again_is_told_once_a_second() {
+        const SECOND: Duration = Duration::from_secs(1);
         let mut restorations = Restorations::default();
         let mut lines = Vec::new();
         for tenth in 0..30 {
             let now = BootMicros(at(0).0 + tenth * 100_000);
-            restorations.note(Restoration { missing: "set spa4".into(), grants: tenth, cut: 1 });
-            lines.extend(restorations.due(now).map(|line| line.to_string()));
+            restorations.note(Restoration { grants: tenth, ..restoration() });
+            lines.extend(restorations.due(now, SECOND).map(|line| line.to_string()));
         }
         assert_eq!(
             lines,
@@ -339,8 +434,8 @@ mod tests {
                 r#"event=gate-restored missing="set spa4" grants=20 cut=10 count=10"#,
             ]
         );
-        assert_eq!(restorations.due(at(9)).map(|line| line.count), Some(9));
-        assert_eq!(restorations.due(at(99)), None);
+        assert_eq!(restorations.due(at(9), SECOND).map(|line| line.count), Some(9));
+        assert_eq!(restorations.due(at(99), SECOND), None);
     }
 
     #[test]

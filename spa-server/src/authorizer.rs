@@ -3,11 +3,13 @@
 //! One task owns all of it and does one thing after another, so grants and gate need no lock.
 //! Knocks that arrive together are made durable by one write and opened by one batch.
 
+mod comparison;
 mod kernel;
 mod sessions;
 mod upkeep;
 
-pub use kernel::{Needed, Restored};
+pub use comparison::{Bounds, Needed};
+pub use kernel::Restored;
 pub use sessions::{Sessions, admits};
 
 use crate::audit::{self, Event, Line};
@@ -21,6 +23,7 @@ use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Permitted, Policy, Refusal};
 use crate::replay_store::ReplayStore;
+use comparison::Schedule;
 use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, UnixMicros};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -46,8 +49,11 @@ pub struct Authorizer<G, R, L> {
     /// Whether there is a gate; without one nothing can be opened, and nothing has to be closed.
     stands: bool,
     needed: Needed,
+    schedule: Schedule,
     /// The kernel may differ from the table since an error: it is looked at again.
     unreconciled: bool,
+    /// An installation may have changed the times of elements by a moment.
+    rearranged: bool,
     /// Revoked, and why; but the kernel may still admit them.
     half_revoked: Vec<(Grant, &'static str)>,
 }
@@ -93,7 +99,9 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             store_failing: false,
             stands: true,
             needed: Needed::default(),
+            schedule: Schedule::default(),
             unreconciled: false,
+            rearranged: false,
             half_revoked: Vec::new(),
         }
     }

@@ -1,5 +1,6 @@
 //! The running server: everything put together, and what happens to it from outside.
 
+mod contest;
 mod cutter;
 mod log;
 mod reload;
@@ -211,9 +212,11 @@ impl Daemon {
     fn tell_status(&self, answer: oneshot::Sender<ControlResponse>) {
         let mut status = self.status();
         let asked = self.watch.ask();
+        let fight = self.restored.fight();
         tokio::spawn(async move {
             if let Some(wrong) = asked.await {
-                status.gate = wrong;
+                status.gate =
+                    [Some(wrong), fight].into_iter().flatten().collect::<Vec<_>>().join("; ");
             }
             // Whoever asked may have gone.
             let _ = answer.send(ControlResponse::Status(Box::new(status)));

@@ -36,6 +36,12 @@ fn a_quick_run_of_the_benchmark_measures_every_back_end() -> Result<()> {
         ensure!(figures.packets.len() == 6, "{figures:?}");
         ensure!(figures.packets.iter().all(|cost| cost.rate.is_some()), "{figures:?}");
     }
+    ensure!(results.flushes.len() == results.backends.len(), "{:?}", results.flushes);
+    for flush in &results.flushes {
+        let figures = flush.outcome.measured();
+        let figures = figures.with_context(|| format!("{flush:?} was not measured"))?;
+        ensure!(figures.ms.is_some_and(|figure| figure.median > 0.0), "{flush:?}");
+    }
     for program in results.programs.iter().filter(|program| program.ours) {
         let figures = program.outcome.measured();
         let figures = figures.with_context(|| format!("{program:?} was not measured"))?;

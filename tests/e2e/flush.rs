@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use spa_tests::{
     ALLOWED_PORT, Backend, CONTAINER_PORT, Docker, Family, Firewalld, Heard, Host, NftablesService,
     Podman, PortState, Room, SavedRules, Scene, Service, Ssh, Talker, Talks, Ufw, at_once,
-    eventually, eventually_within,
+    eventually, eventually_within, report,
 };
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -268,7 +268,7 @@ impl Stage {
         let start = Instant::now();
         let (scene, hosts) = (&self.scene, [self.scene.lab.other(), self.scene.lab.owner()]);
         let views = hosts.into_iter().flat_map(|from| Family::BOTH.map(|family| (from, family)));
-        at_once(views, |(from, family)| {
+        let times = at_once(views, |(from, family)| {
             let is_owner = from.namespace() == scene.lab.owner().namespace();
             let mut away = start;
             eventually_within(SOON * 10, "the gate is to stand again", || {
@@ -290,8 +290,11 @@ impl Stage {
                 from.namespace(),
                 away - start
             );
-            Ok(())
+            Ok(away - start)
         })?;
+        let slowest = times.into_iter().max().unwrap_or_default();
+        let backend = scene.server.configuration().gate.backend.clone().unwrap_or_default();
+        report(format!("{backend}: restored after {} ms", slowest.as_millis()));
         Ok(())
     }
 

@@ -2,7 +2,13 @@
 //! An administrator takes it away on purpose: it stays away.
 
 use anyhow::{Context, Result, ensure};
-use spa_tests::{Family, PortState, SSH_PORT, Scene, eventually};
+use nix::sys::signal::Signal;
+use spa_tests::{
+    ALLOWED_PORT, Backend, Family, Heard, Host, PortState, SSH_PORT, Scene, Service, Talker, Talks,
+    eventually, eventually_within, program, report,
+};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 /// What other programs do to a firewall; lines of commands, and what of the gate goes with them.
@@ -46,7 +52,7 @@ fn a_flushed_gate_stands_again_within_a_second_with_the_live_grants() -> Result<
         let took = await_restored(&scene, round).context(what)?;
         // A second, and what a busy machine adds.
         ensure!(took < Duration::from_secs(5), "{what}: it took {took:?}");
-        spa_tests::report(format!("{what}: restored after {took:?}"));
+        report(format!("{what}: restored after {} ms", took.as_millis()));
         ensure!(scene.server.rules()? == rules, "{what}: {}", scene.server.rules()?);
         for family in Family::BOTH {
             scene.ensure_sees(&owner, family, SSH_PORT, PortState::Open)?;
@@ -145,4 +151,244 @@ fn a_gate_that_an_administrator_removes_stays_away_until_it_is_installed() -> Re
     scene.ensure_sees(scene.lab.other(), Family::V4, SSH_PORT, PortState::Open)?;
     ensure!(scene.server.admin(&["gate", "install"])?.success());
     scene.ensure_sees(scene.lab.other(), Family::V4, SSH_PORT, PortState::Filtered)
+}
+
+/// Another program that saves all that a back-end has in the kernel, and restores it.
+struct Saver {
+    backend: Backend,
+    legacy: bool,
+    /// Prints it,
+    save: &'static str,
+    /// and takes it back from a file with this before it.
+    begin: &'static str,
+    restore: &'static str,
+}
+
+const SAVERS: [Saver; 4] = [
+    Saver {
+        backend: Backend::IPSET,
+        legacy: false,
+        save: "ipset save",
+        begin: "",
+        restore: "ipset restore -exist -file",
+    },
+    Saver {
+        backend: Backend::IPSET,
+        legacy: true,
+        save: "ipset save",
+        begin: "",
+        restore: "ipset restore -exist -file",
+    },
+    Saver {
+        backend: Backend::NFTABLES,
+        legacy: false,
+        save: "nft list ruleset",
+        begin: "flush ruleset\n",
+        restore: "nft -f",
+    },
+    Saver {
+        backend: Backend::IPTABLES,
+        legacy: false,
+        save: "iptables-save",
+        begin: "",
+        restore: "iptables-restore",
+    },
+];
+
+/// A scene in which the owner has a grant, and another host had one that is revoked.
+fn with_a_revoked_grant(saver: &Saver) -> Result<(Scene, String)> {
+    let mut scene = Scene::prepared(|configuration| saver.backend.choose(configuration))?;
+    if saver.legacy {
+        scene.lab.server().use_iptables_legacy()?;
+    }
+    scene.server.start()?;
+    let owner = scene.lab.owner().clone();
+    let other = scene.lab.other().clone();
+    for host in [&owner, &other] {
+        scene.knock(host, Family::V4, &scene.laptop.open("ssh").lifetime(600).seal()?)?;
+        scene.await_open(host, Family::V4, SSH_PORT)?;
+    }
+    let saved = scene.server.host().sh(saver.save)?;
+    let source = other.address(Family::V4).to_string();
+    let revoked = scene.server.admin(&["grants", "revoke", "--source", &source])?;
+    ensure!(revoked.success(), "{revoked}");
+    scene.ensure_sees(&other, Family::V4, SSH_PORT, PortState::Filtered)?;
+    Ok((scene, saved))
+}
+
+/// Does it while the daemon is frozen: the port is open to that host then, and shut again when the
+/// daemon goes on.
+fn brings_back(scene: &Scene, host: &Host, what: &str, line: &str) -> Result<()> {
+    scene.server.signal(Signal::SIGSTOP)?;
+    scene.server.host().sh(line)?;
+    // The control.
+    scene.ensure_sees(host, Family::V4, SSH_PORT, PortState::Open)?;
+    scene.server.signal(Signal::SIGCONT)?;
+    let began = Instant::now();
+    let mut open_at = began;
+    eventually("what was revoked is to be shut again", || {
+        let asked = Instant::now();
+        let seen = scene.sees(host, Family::V4, SSH_PORT)?;
+        if seen == PortState::Open {
+            open_at = asked;
+        }
+        Ok((seen == PortState::Filtered).then_some(()))
+    })
+    .with_context(|| scene.server.account())?;
+    report(format!("{what}: shut again after {} ms", (open_at - began).as_millis()));
+    Ok(())
+}
+
+fn ensure_told(scene: &Scene, times: usize, host: &Host) -> Result<()> {
+    let lines = eventually("the audit trail is to tell it", || {
+        let lines = scene.server.audit("gate-restored")?;
+        Ok((lines.len() >= times).then_some(lines))
+    })
+    .with_context(|| scene.server.account())?;
+    let surplus = format!("tcp/{SSH_PORT} from {}", host.address(Family::V4));
+    let line = lines.last().context("there is one")?;
+    ensure!(lines.len() == times && line.contains("surplus="), "{lines:?}");
+    ensure!(line.contains(&surplus), "{surplus} is not in {line}");
+    Ok(())
+}
+
+#[test]
+fn a_revoked_grant_that_somebody_restores_is_withdrawn_and_a_live_one_keeps_its_time() -> Result<()>
+{
+    for saver in SAVERS {
+        let name = format!("{}{}", saver.backend.name, if saver.legacy { ", legacy" } else { "" });
+        let (scene, saved) = with_a_revoked_grant(&saver)?;
+        let (owner, other) = (scene.lab.owner().clone(), scene.lab.other().clone());
+        let mut session = scene.sshd.session(&owner, Family::V4)?;
+        let (before, since) = (scene.server.admitted()?, Instant::now());
+        ensure!(before.len() == 1, "{name}: {before:?}");
+        let file = scene.lab.directory().join("saved");
+        fs::write(&file, format!("{}{saved}", saver.begin))?;
+        let line = format!("{} {}", saver.restore, file.display());
+        brings_back(&scene, &other, &name, &line).context(name.clone())?;
+        ensure_told(&scene, 1, &other).context(name.clone())?;
+
+        scene.ensure_sees(&owner, Family::V4, SSH_PORT, PortState::Open)?;
+        session.ensure_alive().context(name.clone())?;
+        let (after, passed) = (scene.server.admitted()?, since.elapsed().as_secs());
+        let (before, left) = (before.first().map(|of| of.1), after.first().map(|of| of.1));
+        let (before, left) = (before.context("the grant")?, left.context("the grant")?);
+        let right = before.saturating_sub(passed + 3)..=before.saturating_sub(passed) + 3;
+        ensure!(after.len() == 1 && right.contains(&left), "{name}: {before} became {after:?}");
+        ensure!(scene.server.status()?.gate == "installed");
+    }
+    Ok(())
+}
+
+/// The number of elements says nothing then.
+#[test]
+fn an_element_that_somebody_puts_in_the_place_of_another_is_withdrawn_and_that_one_comes_back()
+-> Result<()> {
+    let (scene, _) = with_a_revoked_grant(&SAVERS[0])?;
+    let (owner, other) = (scene.lab.owner().clone(), scene.lab.other().clone());
+    let element = |host: &Host| format!("spa4 {},tcp:{SSH_PORT}", host.address(Family::V4));
+    let file = scene.lab.directory().join("exchange");
+    fs::write(&file, format!("del {}\nadd {} timeout 500\n", element(&owner), element(&other)))?;
+    brings_back(&scene, &other, "exchanged", &format!("ipset restore -file {}", file.display()))?;
+    ensure_told(&scene, 1, &other)?;
+    scene.ensure_sees(&owner, Family::V4, SSH_PORT, PortState::Open)
+}
+
+const TALK: &str = "talk";
+
+/// What a flush takes away somebody else puts back, after the daemon has seen it missing and before
+/// it can do so itself.
+#[test]
+fn who_slipped_in_is_cut_also_if_somebody_else_puts_the_rules_back() -> Result<()> {
+    let mut scene = Scene::prepared(|configuration| {
+        configuration.gate.backend = Some("ipset".into());
+        let ports = vec![format!("tcp/{ALLOWED_PORT}")];
+        configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
+    })?;
+    let directory = scene.lab.directory().to_owned();
+    let (saved, told) = (directory.join("saved"), directory.join("told"));
+    let tool = directory.join("iptables-save");
+    // What it prints is from before somebody else's restoration.
+    let text = format!(
+        "#!/bin/sh\nprinted=$({save} \"$@\") || exit\nif [ -e {saved} ] && [ -n \"${{printed##*-j SPA-GUARD*}}\" ]; then {restore} {saved} && : > {told}; fi\nprintf '%s\\n' \"$printed\"\n",
+        save = program("iptables-save")?.display(),
+        restore = program("iptables-restore")?.display(),
+        saved = saved.display(),
+        told = told.display(),
+    );
+    fs::write(&tool, text)?;
+    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
+    scene.server.reconfigure(|configuration| {
+        configuration.gate.tools.insert("iptables-save".into(), tool);
+    })?;
+    let _talker = Talker::tcp(scene.lab.server(), ALLOWED_PORT)?;
+    let to = scene.lab.server().at(Family::V4, ALLOWED_PORT);
+    let early = Heard::connect(scene.lab.third(), to, Talks::Service)?;
+    let early = early.ok().context("the control: without a gate everybody gets in")?;
+    scene.server.start()?;
+    scene.ensure_owner_gets_in(Family::V4)?;
+    eventually("the daemon is to see who is there", || {
+        Ok((scene.server.status()?.uptime >= 2).then_some(()))
+    })?;
+
+    scene.server.signal(Signal::SIGSTOP)?;
+    fs::write(&saved, scene.server.host().sh("iptables-save")?)?;
+    for line in ["iptables -F", "iptables -t mangle -F"] {
+        scene.server.host().sh(line)?;
+    }
+    let intruder = Heard::connect(scene.lab.other(), to, Talks::Service)?;
+    let intruder = intruder.ok().context("the control: now everybody gets in")?;
+    intruder.ensure_alive()?;
+    scene.server.signal(Signal::SIGCONT)?;
+
+    let lines = eventually("the audit trail is to tell it", || {
+        let lines = scene.server.audit("gate-restored")?;
+        Ok((!lines.is_empty()).then_some(lines))
+    })
+    .with_context(|| scene.server.account())?;
+    ensure!(told.exists(), "nobody else has put it back");
+    ensure!(lines[0].contains("by=others") && lines[0].contains("cut=1"), "{lines:?}");
+    intruder.await_cut(Duration::from_secs(20)).context("who slipped in is still in")?;
+    early.ensure_alive()?;
+    scene.ensure_sees(scene.lab.other(), Family::V4, ALLOWED_PORT, PortState::Filtered)?;
+    ensure!(scene.server.status()?.restored == 1);
+    Ok(())
+}
+
+#[test]
+fn a_fight_about_the_gate_is_told_once_and_loudly_and_the_gate_is_put_back_all_the_same()
+-> Result<()> {
+    let scene = Scene::new()?;
+    let mut slowest = Duration::ZERO;
+    let mut flush = |times: u64| {
+        scene.server.host().sh("iptables -t mangle -F PREROUTING")?;
+        slowest = slowest.max(await_restored(&scene, times)?);
+        anyhow::Ok(())
+    };
+    // The control: now and then is no fight.
+    (1..=12).try_for_each(&mut flush)?;
+    ensure!(scene.server.audit("gate-contested")?.is_empty());
+    ensure!(scene.server.status()?.gate == "installed");
+
+    // On a machine that is slow enough the first ones are over by now.
+    let mut times = 12;
+    let contested = eventually_within(Duration::from_secs(60), "the fight is to be told", || {
+        times += 1;
+        flush(times)?;
+        let contested = scene.server.audit("gate-contested")?;
+        Ok((!contested.is_empty()).then_some(contested))
+    })?;
+    ensure!(contested.len() == 1 && contested[0].contains("mangle"), "{contested:?}");
+    let gate = scene.server.status()?.gate;
+    ensure!(gate.contains("again and again") && gate.contains("nft monitor"), "{gate}");
+    let told = scene.server.audit("gate-restored")?.len();
+    (times + 1..=times + 4).try_for_each(&mut flush)?;
+    let lines = scene.server.audit("gate-restored")?;
+    ensure!(lines.len() <= told + 1, "a line a minute is enough: {lines:?}");
+    ensure!(scene.server.audit("gate-contested")?.len() == 1);
+    let log = scene.server.log()?;
+    ensure!(log.matches("Find that program").count() == 1, "{log}");
+    scene.ensure_sees(scene.lab.other(), Family::V4, SSH_PORT, PortState::Filtered)?;
+    report(format!("in a fight: restored after {} ms at most", slowest.as_millis()));
+    Ok(())
 }

@@ -6,57 +6,33 @@ use crate::audit::Event;
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::gate::{Change, Gate, GateError, InstallReport, LiveElement, Plan};
-use crate::grants::{Grant, GrantStore, GrantTable};
+use crate::grants::{Differences, Grant, GrantStore};
 use crate::replay_store::ReplayStore;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// How many elements the kernel has to hold at least: for whoever watches that it does.
-#[derive(Debug, Clone, Default)]
-pub struct Needed(Arc<AtomicU64>);
-
-impl Needed {
-    /// The number at this moment.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn at_most(&self, elements: u64) {
-        self.0.fetch_min(elements, Ordering::Relaxed);
-    }
-
-    /// Only for what the kernel is known to hold.
-    pub(crate) fn exactly(&self, elements: u64) {
-        self.0.store(elements, Ordering::Relaxed);
-    }
-}
 
 /// What a restoration did.
 #[derive(Debug, Default)]
 pub struct Restored {
     /// What the installation found and did.
     pub report: InstallReport,
-    /// How many grants the kernel had lost.
-    pub grants: u64,
+    /// In what the kernel differed from the live grants.
+    pub differences: Differences,
 }
 
 impl Restored {
-    /// Whether anything was missing.
-    pub const fn mended(&self) -> bool {
-        self.report.changed || self.grants > 0
+    /// Whether anything was not as it had to be.
+    pub fn mended(&self) -> bool {
+        self.report.changed || !self.differences.is_none()
     }
 }
 
 impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
-    /// How many elements the kernel has to hold.
-    pub fn needed(&self) -> Needed {
-        self.needed.clone()
-    }
-
     /// Brings the gate to a new plan; grants stay. If there was no gate, those that still have
     /// time are put back.
     pub async fn install(&mut self, plan: &Plan) -> Result<InstallReport, GateError> {
         let report = self.gate.install(plan).await?;
+        // It may have moved elements to where the new plan looks for them, which takes the second of
+        // rounding anew.
+        self.rearranged |= report.changed;
         if !self.stands {
             self.stands = true;
             self.reconcile().await;
@@ -74,22 +50,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     pub async fn restore(&mut self, plan: &Plan) -> Result<Restored, GateError> {
         let report = self.gate.install(plan).await?;
         self.expire(BootMicros::now()).await;
-        let grants = self.reconcile().await;
-        Ok(Restored { report, grants })
-    }
-
-    /// Whether so many elements in the kernel are too few for the live grants. Those for one
-    /// connection that are used up by now are over.
-    pub async fn misses(&mut self, elements: u64) -> bool {
-        self.expire(BootMicros::now()).await;
-        let is_short = |grants: &GrantTable| elements < count(grants.elements());
-        if is_short(&self.grants) && self.grants.has_single() && self.stands {
-            match self.gate.snapshot().await {
-                Ok(live) => self.end_used(BootMicros::now(), &live),
-                Err(error) => tracing::debug!("{}", with_causes(&error)),
-            }
-        }
-        is_short(&self.grants)
+        let differences = self.reconcile().await;
+        Ok(Restored { report, differences })
     }
 
     /// Ends what was for one connection and is gone from the kernel, which admits this right now.
@@ -98,7 +60,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         if used.is_empty() {
             return;
         }
-        self.needed.at_most(count(self.grants.elements()));
+        self.needed.becomes(count(self.grants.elements()));
         for grant in &used {
             self.tell(grant, Event::Used(&grant.ports));
         }
@@ -122,7 +84,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     pub async fn remove_gate(&mut self) -> Result<(), GateError> {
         // Also if it fails: what is left of it can't be relied on.
         self.stands = false;
-        self.needed.exactly(0);
+        self.needed.is(0);
         self.gate.remove().await
     }
 
@@ -132,48 +94,50 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return Ok(());
         }
         let after = count(self.grants.elements());
-        self.needed.at_most(after);
+        self.needed.becomes(after);
         self.gate.apply(changes).await?;
-        self.needed.exactly(after);
+        self.needed.is(after);
         Ok(())
     }
 
-    /// Makes the kernel admit what the table says; says how many live grants it had lost.
-    pub(super) async fn reconcile(&mut self) -> u64 {
-        let now = BootMicros::now();
+    /// Makes the kernel admit what the table says; says in what it differed.
+    pub(super) async fn reconcile(&mut self) -> Differences {
+        let mut differences = Differences::default();
         let changes = if self.stands {
+            let asked = BootMicros::now();
             match self.gate.snapshot().await {
                 Ok(live) => {
-                    self.end_used(BootMicros::now(), &live);
-                    self.grants.reconcile(now, &live)
+                    let answered = BootMicros::now();
+                    self.end_used(answered, &live);
+                    differences = self.grants.differences(asked, answered, &live);
+                    self.grants.reconcile(answered, &live)
                 }
                 Err(error) => {
                     self.unreconciled = true;
                     tracing::error!("the gate can't be read: {}", with_causes(&error));
-                    return 0;
+                    return differences;
                 }
             }
         } else {
             Vec::new()
         };
-        let lost = count(self.grants.needing(&changes));
         match self.apply(&changes).await {
             Ok(()) => {
-                self.unreconciled = false;
+                (self.unreconciled, self.rearranged) = (false, false);
                 for (grant, why) in std::mem::take(&mut self.half_revoked) {
                     self.tell_revoked(&[grant], why);
                 }
-                lost
+                differences
             }
             Err(error) => {
                 self.unreconciled = true;
                 tracing::error!("the gate can't be mended: {}", with_causes(&error));
-                0
+                Differences::default()
             }
         }
     }
 }
 
-fn count(elements: usize) -> u64 {
+pub(super) fn count(elements: usize) -> u64 {
     u64::try_from(elements).unwrap_or(u64::MAX)
 }

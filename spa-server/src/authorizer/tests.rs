@@ -27,6 +27,8 @@ struct KernelState {
     fails: AtomicBool,
     flushed: AtomicBool,
     calls: Mutex<usize>,
+    /// Elements that are counted only.
+    strays: Mutex<usize>,
 }
 
 impl Kernel {
@@ -42,6 +44,15 @@ impl Kernel {
     fn flush(&self) {
         self.0.elements.lock().unwrap().clear();
         self.0.flushed.store(true, Ordering::Relaxed);
+    }
+
+    /// What somebody else does who has saved the sets before.
+    fn put(&self, elements: &[(&str, &str, u32)]) {
+        let mut held = self.0.elements.lock().unwrap();
+        for (source, ports, seconds) in elements {
+            let (source, ports) = (source.parse().unwrap(), ports.parse().unwrap());
+            held.insert(Element { source, ports }, *seconds);
+        }
     }
 
     /// What a connection does that is the only one, or somebody else.
@@ -110,7 +121,9 @@ impl Gate for Kernel {
     }
 
     async fn look(&self, _: Doubt) -> Result<Look, GateError> {
-        self.called().map(|()| Look::default())
+        self.called()?;
+        let held = self.0.elements.lock().unwrap().len() + *self.0.strays.lock().unwrap();
+        Ok(Look { missing: Vec::new(), elements: u64::try_from(held).unwrap() })
     }
 
     async fn sever(&self, _: &[Cut]) -> Result<(), GateError> {
@@ -246,6 +259,12 @@ impl Server {
         };
         let permit = self.judge.lock().policy.judge(&knock, now).unwrap();
         Candidate { knock, permit }
+    }
+
+    /// The numbers of elements that are right.
+    fn needed(&self) -> Vec<u64> {
+        let bounds = self.authorizer.needed().now();
+        (0..10).filter(|elements| bounds.fit(bounds, *elements)).collect()
     }
 
     fn dropped(&self, reason: &str) -> Option<u64> {
@@ -395,21 +414,72 @@ fn plan() -> Plan {
 #[tokio::test]
 async fn what_somebody_flushed_is_put_back_with_the_live_grants() {
     let mut server = server();
-    let needed = server.authorizer.needed();
     let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
     server.authorizer.admit(knocks).await;
-    assert_eq!(needed.get(), 2);
+    assert_eq!(server.needed(), [2]);
     // The control: where nothing is missing, nothing is mended.
-    assert!(!server.authorizer.misses(2).await);
+    assert!(!server.authorizer.differs(2).await);
     assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
 
     server.kernel.flush();
-    assert!(server.authorizer.misses(0).await);
+    assert!(server.authorizer.differs(0).await);
     let restored = server.authorizer.restore(&plan()).await.unwrap();
     assert!(restored.mended());
-    assert_eq!(restored.grants, 2);
+    assert_eq!(restored.differences.grants, 2);
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7", "tcp/443 from 192.0.2.7"]);
     assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
+}
+
+#[tokio::test]
+async fn what_somebody_brought_back_is_withdrawn_and_what_lives_keeps_its_time() {
+    let mut server = server();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    let web = Selection { service: Some("web".parse().unwrap()), ..Selection::default() };
+    server.authorizer.revoke(&web, "test").await.unwrap();
+    assert_eq!((server.needed(), server.kernel.admits()), (vec![1], vec![SSH.to_owned()]));
+    // The control.
+    assert!(!server.authorizer.differs(1).await);
+
+    let saved = [("192.0.2.7", "tcp/443", 50), ("192.0.2.7", "tcp/22", 500)];
+    server.kernel.put(&saved);
+    assert!(server.authorizer.differs(2).await);
+    let restored = server.authorizer.restore(&plan()).await.unwrap();
+    assert!(restored.mended());
+    let names = |elements: &[Element]| elements.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(&restored.differences.surplus), ["tcp/443 from 192.0.2.7"]);
+    assert_eq!(names(&restored.differences.retimed), [SSH]);
+    assert_eq!(server.kernel.admits(), [SSH]);
+    assert!(*server.kernel.0.elements.lock().unwrap().values().next().unwrap() <= 60);
+
+    // As many as before, but another one: the number says nothing, a comparison does.
+    server.kernel.take(SSH);
+    server.kernel.put(&saved[..1]);
+    assert!(!server.authorizer.differs(1).await);
+    assert!(server.authorizer.differs_on_schedule().await);
+    assert!(server.authorizer.restore(&plan()).await.unwrap().mended());
+    assert_eq!(server.kernel.admits(), [SSH]);
+    assert!(!server.authorizer.differs_on_schedule().await);
+}
+
+#[tokio::test]
+async fn what_is_counted_but_admits_nobody_is_looked_at_once() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    *server.kernel.0.strays.lock().unwrap() = 2;
+    assert_eq!(server.needed(), [1]);
+    assert!(!server.authorizer.differs(3).await);
+    assert_eq!(server.needed(), [3]);
+    let calls = server.kernel.calls();
+    assert!(!server.authorizer.differs(3).await);
+    assert_eq!(server.kernel.calls(), calls);
+    // Neither hides that something is lost or comes back.
+    server.kernel.take(SSH);
+    assert!(server.authorizer.differs(2).await);
+    server.authorizer.restore(&plan()).await.unwrap();
+    server.kernel.put(&[("192.0.2.8", "tcp/22", 50)]);
+    assert!(server.authorizer.differs(4).await);
 }
 
 const DESK: &str = "tcp/5900 from 192.0.2.7";
@@ -425,14 +495,14 @@ async fn a_grant_for_one_connection_ends_with_it_and_a_new_knock_gives_a_new_one
     assert_eq!(server.kernel.admits(), [SSH, DESK]);
     server.kernel.take(DESK);
     // No alarm: nothing has to be put back.
-    assert!(!server.authorizer.misses(1).await);
+    assert!(!server.authorizer.differs(1).await);
     assert_eq!(server.authorizer.count(BootMicros::now()), 1);
-    assert_eq!(server.authorizer.needed().get(), 1);
+    assert_eq!(server.needed(), [1]);
     assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
     assert_eq!(server.kernel.admits(), [SSH]);
     // The control: what is not for one connection is missed, and put back.
     server.kernel.take(SSH);
-    assert!(server.authorizer.misses(0).await);
+    assert!(server.authorizer.differs(0).await);
     assert!(server.authorizer.restore(&plan()).await.unwrap().mended());
     assert_eq!(server.kernel.admits(), [SSH]);
     let knock = server.candidate(4, "tcp/5900");
@@ -446,7 +516,7 @@ async fn a_flush_gives_back_nothing_that_is_for_one_connection() {
     let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "desk")];
     server.authorizer.admit(knocks).await;
     server.kernel.flush();
-    assert_eq!(server.authorizer.restore(&plan()).await.unwrap().grants, 1);
+    assert_eq!(server.authorizer.restore(&plan()).await.unwrap().differences.grants, 1);
     assert_eq!(server.kernel.admits(), [SSH]);
     assert_eq!(server.authorizer.count(BootMicros::now()), 1);
 }
@@ -480,7 +550,7 @@ async fn a_gate_that_can_not_be_put_back_is_an_error_and_loses_no_grant() {
     server.kernel.fail(true);
     assert!(server.authorizer.restore(&plan()).await.is_err());
     server.kernel.fail(false);
-    assert_eq!(server.authorizer.restore(&plan()).await.unwrap().grants, 1);
+    assert_eq!(server.authorizer.restore(&plan()).await.unwrap().differences.grants, 1);
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
 }
 
@@ -491,7 +561,7 @@ async fn without_a_gate_nothing_opens_and_what_was_open_comes_back_with_it() {
     server.authorizer.admit(knocks).await;
     server.authorizer.remove_gate().await.unwrap();
     assert!(server.kernel.admits().is_empty());
-    assert_eq!(server.authorizer.needed().get(), 0);
+    assert_eq!(server.needed(), [0]);
 
     let calls = server.kernel.calls();
     let knock = server.candidate(3, "ssh");

@@ -19,7 +19,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let now = Now::read();
         self.expire(now.boottime).await;
         // Where grants end by the clock on the wall, they end at another time now.
-        if stepped || self.unreconciled {
+        if stepped || self.unreconciled || self.rearranged {
             self.reconcile().await;
         }
         self.tend_store();

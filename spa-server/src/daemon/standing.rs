@@ -1,19 +1,22 @@
 //! Whether there is a gate: put back when somebody has flushed it, taken away when an
 //! administrator wants it.
 
+use super::contest::Contest;
 use super::cutter::Which;
 use super::reload::Order;
 use super::watch::{Alarm, Known};
 use super::{Daemon, start};
-use crate::audit::{self, Restoration};
+use crate::audit::{self, By, Restoration, RestorationLine};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::config::Settings;
 use crate::control::ControlResponse;
 use crate::gate::{Guarded, InstallReport, Plan};
+use crate::grants::Differences;
 use crate::trial::{Trial, plan_of, unconfirmable};
 use spa_proto::UnixMicros;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Whether there is to be a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +49,32 @@ impl Standing {
 pub(super) struct Restorations {
     pub(super) count: u64,
     pub(super) last: Option<UnixMicros>,
+    /// What was wrong the last time.
+    what: String,
+    contest: Contest,
     lines: audit::Restorations,
+}
+
+impl Restorations {
+    const BETWEEN_LINES: Duration = Duration::from_secs(1);
+    const BETWEEN_LINES_IN_A_FIGHT: Duration = Duration::from_secs(60);
+
+    /// What there is to say while another program undoes the gate again and again.
+    pub(super) fn fight(&self) -> Option<String> {
+        self.contest.is_on().then(|| {
+            format!(
+                "another program undoes it again and again: it was put back {} times within a minute, the last time for: {}. It is put back about once a second, and in between the ports may be open to everybody. Find that program and stop it, or have it leave what is named spa alone; `nft monitor` names each process that changes rules of nftables",
+                self.contest.lately(),
+                self.what
+            )
+        })
+    }
+
+    fn due(&mut self, now: BootMicros) -> Option<RestorationLine> {
+        let fights = self.contest.is_on();
+        let every = if fights { Self::BETWEEN_LINES_IN_A_FIGHT } else { Self::BETWEEN_LINES };
+        self.lines.due(now, every)
+    }
 }
 
 impl Daemon {
@@ -56,24 +84,16 @@ impl Daemon {
         if self.standing != Standing::Guards {
             return;
         }
-        if alarm.missing.is_empty() && !self.authorizer.misses(alarm.elements).await {
+        if alarm.missing.is_empty() && !self.authorizer.differs(alarm.elements).await {
             return;
         }
+        self.mend(alarm).await;
+    }
+
+    async fn mend(&mut self, alarm: Alarm) {
         let plan = self.plan(&self.settings);
-        match self.authorizer.restore(&plan).await {
-            Ok(restored) => {
-                self.watch.tell(None);
-                tracing::debug!(?restored, ?alarm, "the gate was restored");
-                if restored.mended() {
-                    self.put_back();
-                    let (missing, cut) = (alarm.missing(), self.cut_strangers(&plan).await);
-                    self.restored.count = self.restored.count.saturating_add(1);
-                    self.restored.last = Some(Now::read().realtime);
-                    let grants = restored.grants;
-                    self.restored.lines.note(Restoration { missing, grants, cut });
-                    self.tell_restorations();
-                }
-            }
+        let restored = match self.authorizer.restore(&plan).await {
+            Ok(restored) => restored,
             Err(error) => {
                 let missing = alarm.missing();
                 self.watch.tell(Some(format!(
@@ -81,6 +101,46 @@ impl Daemon {
                     with_causes(&error)
                 )));
                 self.unmended = Some(alarm);
+                return;
+            }
+        };
+        self.watch.tell(None);
+        self.watch.installed(&plan);
+        tracing::debug!(?restored, ?alarm, "the gate was restored");
+        let by = if restored.mended() {
+            By::Us
+        } else if !alarm.missing.is_empty() && self.watch.ask().await.is_none() {
+            // Whoever it was, or an installation of ours meanwhile: it has been away all the same.
+            By::Others
+        } else {
+            return;
+        };
+        self.put_back();
+        let cut = self.cut_strangers(&plan).await;
+        let Differences { grants, surplus, retimed } = restored.differences;
+        let missing = if !alarm.missing.is_empty() || grants > 0 {
+            alarm.missing()
+        } else if restored.report.changed {
+            restored.report.differences.join("; ")
+        } else {
+            Restoration::NOTHING.to_owned()
+        };
+        let grants = u64::try_from(grants).unwrap_or(u64::MAX);
+        self.note(Restoration { missing, grants, surplus, retimed, cut, by });
+    }
+
+    fn note(&mut self, restoration: Restoration) {
+        let Now { realtime, boottime } = Now::read();
+        self.restored.count = self.restored.count.saturating_add(1);
+        self.restored.last = Some(realtime);
+        self.restored.what = restoration.what();
+        self.restored.lines.note(restoration);
+        self.tell_restorations();
+        if self.restored.contest.note(boottime) {
+            self.watch.fights(true);
+            audit::write_contest(self.restored.contest.lately(), &self.restored.what);
+            if let Some(fight) = self.restored.fight() {
+                tracing::error!("the gate: {fight}");
             }
         }
     }
@@ -125,6 +185,16 @@ impl Daemon {
         if let Some(alarm) = self.unmended.take() {
             self.alarmed(alarm).await;
         }
+        if self.standing == Standing::Guards
+            && self.unmended.is_none()
+            && self.authorizer.differs_on_schedule().await
+        {
+            self.mend(Alarm::of_elements()).await;
+        }
+        if self.restored.contest.ends(BootMicros::now()) {
+            self.watch.fights(false);
+            tracing::info!("nobody has undone the gate for a minute");
+        }
         self.tell_restorations();
         if let Some(Known { since, connections }) = self.watch.known() {
             self.authorizer.forget_former(since, &connections);
@@ -132,7 +202,7 @@ impl Daemon {
     }
 
     fn tell_restorations(&mut self) {
-        if let Some(line) = self.restored.lines.due(BootMicros::now()) {
+        if let Some(line) = self.restored.due(BootMicros::now()) {
             audit::write_restoration(&line);
         }
     }

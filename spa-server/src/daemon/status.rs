@@ -38,11 +38,14 @@ impl Daemon {
             },
         });
         let gate = if let Some(absence) = self.standing.absence() {
-            absence
+            absence.to_owned()
         } else if self.authorizer.is_unreconciled() {
             "the kernel may admit something else than is listed; mending is tried every second"
+                .to_owned()
+        } else if let Some(fight) = self.restored.fight() {
+            format!("installed, but {fight}")
         } else {
-            "installed"
+            "installed".to_owned()
         };
         let store = if self.authorizer.is_store_broken() {
             "can't be written: nothing opens; it is tried again every second"
@@ -66,7 +69,7 @@ impl Daemon {
                 Refusal::Reject => "reject".into(),
             },
             guards: self.standing.absence().is_none(),
-            gate: gate.into(),
+            gate,
             trial_seconds_left: self
                 .trial
                 .map(|trial| u64::from(trial.seconds_left(boottime).unwrap_or(0))),

@@ -9,16 +9,26 @@ use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::connections::{Connections, ConnectionsError, Inventory};
 use crate::gate::{Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// So often it looks at the number of elements at least, whatever the gate says.
+/// So often it looks at the number of elements at least, whatever the gate says;
 const EVERY: Duration = Duration::from_secs(1);
-/// After a look that failed, or that found nothing after all, it looks no sooner than this.
+/// less often where that takes more than a tenth of the time, down to this.
+const SELDOM: Duration = Duration::from_secs(10);
+const OF_THE_TIME: u32 = 10;
+/// Between two looks at everything this time passes, or as long as the first one took, up to twice
+/// this: somebody may change rules without end that don't concern the gate. All of it has to fit
+/// into a second, with a restoration. A look at the elements alone holds up none at everything.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
+/// After a look that failed, or that found nothing after all, it looks no sooner than this;
 const PAUSE: Duration = Duration::from_millis(300);
+/// while somebody fights about the gate, than this: it is put back about once a second.
+const PAUSE_IN_A_FIGHT: Duration = Duration::from_millis(700);
 
 /// Connections are listed no more often than this,
 const BETWEEN_LISTS: Duration = Duration::from_millis(400);
@@ -28,15 +38,21 @@ const CHEAP: Duration = Duration::from_millis(5);
 /// What the watch tells the main loop.
 #[derive(Debug)]
 pub(super) struct Alarm {
-    /// What is missing, as an administrator would call it; nothing, if only elements are.
+    /// What is missing, as an administrator would call it; nothing, if the elements are not those
+    /// that are needed.
     pub(super) missing: Vec<String>,
     /// How many elements the kernel holds.
     pub(super) elements: u64,
     /// Goes with the alarm, by which the watch knows that it may look again.
-    _held: oneshot::Sender<()>,
+    _held: Option<oneshot::Sender<()>>,
 }
 
 impl Alarm {
+    /// One of the main loop's own: it has compared the elements.
+    pub(super) const fn of_elements() -> Self {
+        Self { missing: Vec::new(), elements: 0, _held: None }
+    }
+
     /// What is missing, in words.
     pub(super) fn missing(&self) -> String {
         if self.missing.is_empty() { "elements".to_owned() } else { self.missing.join("; ") }
@@ -60,20 +76,43 @@ pub(super) struct Watch<G> {
 
 struct Shared {
     connections: Arc<dyn Connections>,
-    /// Whose connections are listed; nobody's, where the gate keeps nobody out.
-    guarded: Mutex<Arc<[Guarded]>>,
-    known: Mutex<Option<Known>>,
-    /// How many elements the kernel has to hold at least.
+    visitors: Mutex<Visitors>,
+    /// How many elements the kernel has to hold.
     needed: Needed,
     /// Whether there is nothing to watch.
     rests: watch::Sender<bool>,
+    /// Whether somebody takes away again and again what is put back.
+    in_a_fight: AtomicBool,
     /// What is wrong with the gate, if anything is.
     wrong: Mutex<Option<String>>,
 }
 
+/// Who is in.
+#[derive(Default)]
+struct Visitors {
+    /// Whose connections are listed; nobody's, where the gate keeps nobody out.
+    guarded: Arc<[Guarded]>,
+    known: Option<Known>,
+    /// Grows when a list from before is worth nothing any more, those included that are under way.
+    epoch: u64,
+}
+
+impl Visitors {
+    fn forget(&mut self) {
+        self.known = None;
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+}
+
+/// A list that no later look has confirmed.
+struct Listed {
+    known: Known,
+    epoch: u64,
+}
+
 impl<G: Gate + Clone + 'static> Watch<G> {
     /// Begins to watch a gate that was just installed. `needed` is how many elements it has to
-    /// hold at least.
+    /// hold.
     pub(super) fn start(
         gate: G,
         needed: Needed,
@@ -84,10 +123,10 @@ impl<G: Gate + Clone + 'static> Watch<G> {
         let (rests, _) = watch::channel(false);
         let shared = Arc::new(Shared {
             connections,
-            guarded: Mutex::new(guarded_by(plan)),
-            known: Mutex::default(),
+            visitors: Mutex::new(Visitors { guarded: guarded_by(plan), ..Visitors::default() }),
             needed,
             rests,
+            in_a_fight: AtomicBool::new(false),
             wrong: Mutex::default(),
         });
         let watcher = Watcher { gate: gate.clone(), shared: Arc::clone(&shared), alarms };
@@ -98,17 +137,17 @@ impl<G: Gate + Clone + 'static> Watch<G> {
     /// The gate is now installed by this plan.
     pub(super) fn installed(&self, plan: &Plan) {
         let guarded = guarded_by(plan);
-        let mut before = lock(&self.shared.guarded);
-        if *before != guarded {
+        let mut visitors = lock(&self.shared.visitors);
+        if visitors.guarded != guarded {
             // What was not guarded was not listed.
-            *lock(&self.shared.known) = None;
-            *before = guarded;
+            visitors.forget();
+            visitors.guarded = guarded;
         }
     }
 
     /// The connections that there were when the gate last was found whole, if that is known.
     pub(super) fn known(&self) -> Option<Known> {
-        lock(&self.shared.known).clone()
+        lock(&self.shared.visitors).known.clone()
     }
 
     /// The connections that there are to these ports.
@@ -121,11 +160,17 @@ impl<G: Gate + Clone + 'static> Watch<G> {
 
     /// From now on there is nothing to watch, or there is again.
     pub(super) fn rest(&self, rests: bool) {
-        if self.shared.rests.send_replace(rests) {
-            // Whoever came while there was no gate came in order.
-            *lock(&self.shared.known) = None;
+        if self.shared.rests.send_replace(rests) || rests {
+            // Whoever comes while there is no gate comes in order.
+            lock(&self.shared.visitors).forget();
         }
         self.shared.tell(None);
+    }
+
+    /// Whether somebody takes away again and again what is put back: then it is looked at less
+    /// often.
+    pub(super) fn fights(&self, fights: bool) {
+        self.shared.in_a_fight.store(fights, Ordering::Relaxed);
     }
 
     /// Says what keeps the gate from standing; `None` if it stands. Each change is logged.
@@ -161,6 +206,14 @@ impl<G> Drop for Watch<G> {
 }
 
 impl Shared {
+    /// The gate was found whole after this was listed.
+    fn publish(&self, listed: Listed) {
+        let mut visitors = lock(&self.visitors);
+        if visitors.epoch == listed.epoch {
+            visitors.known = Some(listed.known);
+        }
+    }
+
     fn wrong(&self) -> Option<String> {
         lock(&self.wrong).clone()
     }
@@ -191,19 +244,26 @@ impl<G: Gate> Watcher<G> {
         let mut rests = self.shared.rests.subscribe();
         let mut doubt = Doubt::Everything;
         // Its installation has just found it whole; the first look may take longer than it stands.
-        *lock(&self.shared.known) = self.list().await;
+        if let Some(listed) = self.list().await {
+            self.shared.publish(listed);
+        }
         let (mut listed, mut list_again) = (None, Instant::now());
+        let mut looked_at_all = Instant::now();
         while rests.wait_for(|rests| !rests).await.is_ok() {
+            let began = Instant::now();
             if !self.look(doubt).await {
                 listed = None;
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(self.pause()).await;
                 continue;
             }
+            let looked = Instant::now();
+            let took = looked - began;
+            if doubt == Doubt::Everything {
+                looked_at_all = looked;
+            }
             // Only now: they were listed before this look, and since then nothing was disturbed.
-            if let Some(known) = listed.take()
-                && !*self.shared.rests.borrow()
-            {
-                *lock(&self.shared.known) = Some(known);
+            if let Some(listed) = listed.take() {
+                self.shared.publish(listed);
             }
             if Instant::now() >= list_again {
                 let began = Instant::now();
@@ -216,19 +276,32 @@ impl<G: Gate> Watcher<G> {
                 // After a time in which nothing ran both are due, and the first one sees more.
                 biased;
                 doubt = self.gate.disturbed() => doubt,
-                () = tokio::time::sleep(EVERY) => Doubt::Elements,
+                () = tokio::time::sleep((took * OF_THE_TIME).clamp(EVERY, SELDOM)) => Doubt::Elements,
             };
+            let pause = took.clamp(BETWEEN_LOOKS, BETWEEN_LOOKS * 2);
+            let last = if doubt == Doubt::Everything { looked_at_all } else { looked };
+            tokio::time::sleep_until(last + pause).await;
         }
     }
 
-    async fn list(&self) -> Option<Known> {
+    fn pause(&self) -> Duration {
+        if self.shared.in_a_fight.load(Ordering::Relaxed) { PAUSE_IN_A_FIGHT } else { PAUSE }
+    }
+
+    async fn list(&self) -> Option<Listed> {
         let since = BootMicros::now();
-        let guarded = Arc::clone(&lock(&self.shared.guarded));
+        let (guarded, epoch) = {
+            let visitors = lock(&self.shared.visitors);
+            (Arc::clone(&visitors.guarded), visitors.epoch)
+        };
         if guarded.is_empty() {
             return None;
         }
         match list(&self.shared.connections, guarded).await {
-            Ok(connections) => Some(Known { since, connections: Arc::new(connections) }),
+            Ok(connections) => {
+                let known = Known { since, connections: Arc::new(connections) };
+                Some(Listed { known, epoch })
+            }
             Err(error) => {
                 tracing::debug!("{}", with_causes(&error));
                 None
@@ -239,14 +312,14 @@ impl<G: Gate> Watcher<G> {
     /// Looks, and has the main loop mend what is missing. Whether all was there.
     async fn look(&self, doubt: Doubt) -> bool {
         // Elements may be added and taken away while the kernel counts them.
-        let needed = self.shared.needed.get();
+        let needed = self.shared.needed.now();
         let look = self.gate.look(doubt).await;
-        let needed = needed.min(self.shared.needed.get());
+        let fits = |look: &Look| needed.fit(self.shared.needed.now(), look.elements);
         if *self.shared.rests.borrow() {
             return true;
         }
         let (missing, elements) = match look {
-            Ok(look) if look.missing.is_empty() && look.elements >= needed => {
+            Ok(look) if look.missing.is_empty() && fits(&look) => {
                 self.shared.tell(None);
                 return true;
             }
@@ -258,7 +331,7 @@ impl<G: Gate> Watcher<G> {
             }
         };
         let (held, dropped) = oneshot::channel();
-        if self.alarms.send(Alarm { missing, elements, _held: held }).await.is_ok() {
+        if self.alarms.send(Alarm { missing, elements, _held: Some(held) }).await.is_ok() {
             // Nothing is ever sent: the alarm is over when the main loop drops it.
             let _ = dropped.await;
         }

@@ -13,7 +13,7 @@ pub use cover::Cover;
 pub use former::FormerGrants;
 pub use record::client_of_digits;
 pub use store::{FileGrantStore, GrantStore, GrantStoreError, Loaded};
-pub use table::{GrantTable, MAX_LIFETIME};
+pub use table::{Differences, GrantTable, MAX_LIFETIME};
 
 use crate::clock::BootMicros;
 use crate::service::Connections;

@@ -6,6 +6,10 @@
 //! What is for one connection is admitted by a knock and by nothing else: whatever has become of it
 //! in the kernel, putting it back could let a second connection in. If it is gone, it was used.
 
+mod differences;
+
+pub use differences::Differences;
+
 use super::{Grant, GrantKey};
 use crate::clock::BootMicros;
 use crate::gate::{Change, Element, LiveElement, MAX_ELEMENT_SECONDS};
@@ -192,15 +196,6 @@ impl GrantTable {
     /// Whether any grant is for one connection.
     pub fn has_single(&self) -> bool {
         !self.single.is_empty()
-    }
-
-    /// How many grants need an element that these changes admit.
-    pub fn needing(&self, changes: &[Change]) -> usize {
-        let admitted = changes.iter().filter_map(|change| match change {
-            Change::Admit { element, .. } => self.needs.get(element),
-            Change::Withdraw { .. } => None,
-        });
-        admitted.flatten().map(|(_, key)| key).collect::<HashSet<_>>().len()
     }
 
     /// The sources from which a client has live grants.

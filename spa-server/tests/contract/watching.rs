@@ -127,6 +127,7 @@ pub(crate) fn whatever_others_do_is_noticed_and_mended(lab: &Lab) {
     for (at, (name, commands)) in disturbances(lab).into_iter().enumerate() {
         let (look, took) = notices(lab, &gate, changes.len(), at % 2 == 0, &commands);
         assert!(took < SOON, "{name}: noticed after {took:?}");
+        println!("{name}: noticed after {} ms", took.as_millis());
         slowest = slowest.max((took, name));
         let fewer = look.elements < changes.len() as u64;
         assert!(fewer || !look.missing.is_empty(), "{name}: {look:?}");

@@ -225,6 +225,7 @@ mod tests {
             seconds: 0.0,
             batch: 256,
             backends: vec![BackendResults { name: "x".into(), keeping, outcome }],
+            flushes: Vec::new(),
             programs: Vec::new(),
         };
         bars(&results).into_iter().map(|bar| bar.verdict).collect()

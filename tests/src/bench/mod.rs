@@ -11,6 +11,7 @@ mod contenders;
 mod elements;
 mod figures;
 mod fleet;
+mod flushes;
 mod knocks;
 mod machine;
 mod packets;
@@ -57,6 +58,8 @@ pub struct Extent {
     packets: usize,
     volley: Duration,
     packet_rounds: usize,
+    /// Flushes of the firewall with each back-end: not so many that they are a fight.
+    flushes: u64,
     /// Knocks a round at most, with how many grants there at most, and rounds.
     knocks: usize,
     knocked: usize,
@@ -82,6 +85,7 @@ impl Extent {
             packets: 10_000,
             volley: Duration::from_millis(100),
             packet_rounds: 9,
+            flushes: 10,
             knocks: 1_000,
             knocked: 10_000,
             knock_rounds: 3,
@@ -104,6 +108,7 @@ impl Extent {
             packets: 400,
             volley: Duration::from_millis(20),
             packet_rounds: 1,
+            flushes: 1,
             knocks: 20,
             knocked: 0,
             knock_rounds: 1,
@@ -120,6 +125,8 @@ pub fn run(extent: &Extent) -> Result<Results> {
     let mut machine = machine::describe();
     let lab = Lab::new()?;
     let backends = of_backends(&lab, extent)?;
+    step(start, "flushes");
+    let flushes = flushes::measure(extent);
     step(start, "whole programs, knock by knock");
     let programs = knocks::measure(&lab, extent)?;
     machine.load.1 = machine::load();
@@ -129,6 +136,7 @@ pub fn run(extent: &Extent) -> Result<Results> {
         seconds: start.elapsed().as_secs_f64(),
         batch: BATCH,
         backends,
+        flushes,
         programs,
     })
 }

@@ -17,6 +17,7 @@ pub fn table(results: &Results) -> String {
         ("One more grant, microseconds", grants_table(results)),
         ("A burst, in batches", bursts_table(results)),
         ("Packets", packets_table(results)),
+        ("A flush of the firewall, milliseconds", flushes_table(results)),
         ("Whole programs, saturated", programs_table(results)),
         ("Executed programs", execs_table(results)),
     ];
@@ -47,6 +48,8 @@ pub fn markdown(results: &Results) -> String {
     page.push_str(BURST);
     let _ = write!(page, "\n## Packets\n\n{}\n", packets_table(results));
     page.push_str(PACKETS);
+    let _ = write!(page, "\n## A flush\n\n{}\n", flushes_table(results));
+    page.push_str(FLUSHES);
     let _ = write!(page, "\n## Beside other programs\n\n{}\n", programs_table(results));
     page.push_str(PROGRAMS);
     let _ = write!(page, "\n{}\n", execs_table(results));
@@ -82,6 +85,11 @@ of its own. *Granted*: from sixteen granted addresses, to the guarded port, answ
 address without a grant. *Unguarded*: to another port, answered. *No gate* is a host without any rule, and without connection tracking. *None* is a
 host with the gate and no grants (but the sixteen); *rate left* is the packet rate with the grants as a part of that, the median of pairs. *Control* is the same between two
 hosts that both have none: what the method can't tell from 100%. *Answered* is the worst round. Rules alone are met in their order: the newest grants, as the sixteen are, first; a refused packet passes all.
+";
+
+const FLUSHES: &str = "\
+Milliseconds from the moment at which another program begins to flush the firewall (`iptables -F` in the tables mangle and filter, `nft flush ruleset` for nftables) until all
+rules and a live grant are in the kernel again, as `iptables-save`, `ipset save` and `nft` read them; with the whole daemon, at various moments. Reading is part of it.
 ";
 
 const PROGRAMS: &str = "\
@@ -223,6 +231,15 @@ fn packet_row(cost: &PacketCost) -> Vec<String> {
         percent(cost.control),
         cost.answered_permille.map(|permille| format!("{permille}‰")).unwrap_or_default(),
     ]
+}
+
+fn flushes_table(results: &Results) -> String {
+    let all = results.flushes.iter().map(|one| (one.name.as_str(), &one.outcome));
+    named(&["back-end", "flushes", "median", "slowest"], all.collect(), |figures| {
+        let count = figures.ms.map(|figure| figure.count.to_string()).unwrap_or_default();
+        let slowest = figures.slowest_ms.map(short).unwrap_or_default();
+        vec![vec![count, told(figures.ms), slowest]]
+    })
 }
 
 fn programs_table(results: &Results) -> String {

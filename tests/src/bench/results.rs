@@ -17,6 +17,8 @@ pub struct Results {
     pub batch: usize,
     /// The back-ends of the gate by themselves.
     pub backends: Vec<BackendResults>,
+    /// The daemon with each back-end, when somebody flushes the firewall.
+    pub flushes: Vec<FlushResults>,
     /// Whole programs, from a knock on the wire to the rule in the kernel.
     pub programs: Vec<ProgramResults>,
 }
@@ -173,6 +175,26 @@ pub struct PacketCost {
     pub rate: Option<Figure>,
     /// The same between two hosts that both have none: what the method can't tell apart.
     pub control: Option<Figure>,
+}
+
+/// The daemon with one back-end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FlushResults {
+    /// The back-end, as the reports call it.
+    pub name: String,
+    /// What came of it.
+    pub outcome: Outcome<FlushFigures>,
+}
+
+/// Milliseconds from a flush until the gate stands again, read from the kernel.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FlushFigures {
+    /// Of all flushes.
+    pub ms: Option<Figure>,
+    /// Of the slowest one.
+    pub slowest_ms: Option<f64>,
 }
 
 /// One program.

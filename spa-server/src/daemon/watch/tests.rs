@@ -16,6 +16,8 @@ struct Model(Arc<State>);
 struct State {
     look: Mutex<Look>,
     fails: Mutex<bool>,
+    /// How long a look takes.
+    takes: Mutex<Duration>,
     looks: AtomicU64,
     disturbed: Notify,
 }
@@ -74,6 +76,10 @@ impl Gate for Model {
 
     async fn look(&self, _: Doubt) -> Result<Look, GateError> {
         self.0.looks.fetch_add(1, Ordering::Relaxed);
+        let takes = *self.0.takes.lock().unwrap();
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
         if *self.0.fails.lock().unwrap() {
             return Err(GateError::Plan("a bug"));
         }
@@ -95,18 +101,28 @@ impl Gate for Model {
 
 /// Connections that come and go as the test says.
 #[derive(Default)]
-struct Others(Mutex<Inventory>);
+struct Others {
+    connections: Mutex<Inventory>,
+    /// Whether a list that has begun does not end yet.
+    held: AtomicBool,
+    begun: AtomicU64,
+}
 
 impl Others {
     fn come(&self, peer: &str) {
-        self.0.lock().unwrap().insert(connection(peer));
+        self.connections.lock().unwrap().insert(connection(peer));
     }
 }
 
 impl Connections for Others {
     fn list(&self, guarded: &[Guarded]) -> Result<Inventory, ConnectionsError> {
         assert!(!guarded.is_empty());
-        Ok(self.0.lock().unwrap().clone())
+        let listed = self.connections.lock().unwrap().clone();
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        while self.held.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(listed)
     }
 
     fn established(&self, _: &Inventory, _: &[Guarded]) -> Result<Vec<Cut>, ConnectionsError> {
@@ -174,18 +190,94 @@ async fn what_is_missing_is_told_once_until_it_is_mended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_few_elements_are_an_alarm_and_too_many_are_not() {
+async fn too_few_elements_are_an_alarm_and_so_are_too_many() {
     let gate = Model::default();
     let needed = Needed::default();
-    needed.exactly(5);
-    gate.becomes(&[], 7);
+    needed.is(5);
+    gate.becomes(&[], 5);
     let (_watch, mut alarms) = start(&gate, needed.clone());
     gate.await_looks(3).await;
     assert!(alarms.try_recv().is_err());
-    gate.becomes(&[], 4);
-    // Nobody says that anything was disturbed.
-    let alarm = next(&mut alarms).await;
-    assert_eq!((alarm.missing(), alarm.elements), ("elements".to_owned(), 4));
+    for wrong in [4, 6] {
+        gate.becomes(&[], wrong);
+        // Nobody says that anything was disturbed.
+        let alarm = next(&mut alarms).await;
+        assert_eq!((alarm.missing(), alarm.elements), ("elements".to_owned(), wrong));
+        gate.becomes(&[], 5);
+        drop(alarm);
+        gate.await_looks(3).await;
+        assert!(alarms.try_recv().is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_without_end_are_not_looked_at_without_end() {
+    let gate = Model::default();
+    let (_watch, _alarms) = start(&gate, Needed::default());
+    let disturber = gate.clone();
+    tokio::spawn(async move {
+        loop {
+            disturber.disturb();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let looks_in = async |time| {
+        let before = gate.looks();
+        tokio::time::sleep(time).await;
+        gate.looks() - before
+    };
+    let looks = looks_in(Duration::from_secs(10)).await;
+    // The control: each one is seen soon.
+    assert!((20..=41).contains(&looks), "{looks}");
+    *gate.0.takes.lock().unwrap() = Duration::from_secs(1);
+    let looks = looks_in(Duration::from_secs(20)).await;
+    assert!((12..=14).contains(&looks), "{looks}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_just_after_a_look_at_the_elements_is_looked_at_at_once() {
+    let gate = Model::default();
+    let (_watch, _alarms) = start(&gate, Needed::default());
+    tokio::time::sleep(EVERY).await;
+    for _ in 0..5 {
+        gate.await_looks(1).await;
+        gate.disturb();
+        let disturbed = Instant::now();
+        gate.await_looks(1).await;
+        assert!(disturbed.elapsed() < BETWEEN_LOOKS / 5, "{:?}", disturbed.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_takes_long_is_seldom_made_for_nothing() {
+    let gate = Model::default();
+    let (_watch, _alarms) = start(&gate, Needed::default());
+    *gate.0.takes.lock().unwrap() = Duration::from_secs(1);
+    gate.await_looks(1).await;
+    let before = gate.looks();
+    tokio::time::sleep(Duration::from_secs(110)).await;
+    let looks = gate.looks() - before;
+    assert!((9..=11).contains(&looks), "{looks}");
+    // The control: it looks when there is something.
+    gate.disturb();
+    timeout(Duration::from_secs(3), gate.await_looks(1)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_fight_it_is_put_back_about_once_a_second() {
+    let gate = Model::default();
+    let (watch, mut alarms) = start(&gate, Needed::default());
+    gate.becomes(&["chain SPA-GUARD"], 0);
+    for (fights, expected) in [(false, 30..=34), (true, 13..=15)] {
+        watch.fights(fights);
+        drop(next(&mut alarms).await);
+        let (mut told, end) = (0, Instant::now() + Duration::from_secs(10));
+        while let Ok(Some(alarm)) = tokio::time::timeout_at(end, alarms.recv()).await {
+            told += 1;
+            drop(alarm);
+        }
+        assert!(expected.contains(&told), "{told} in 10 s");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -260,6 +352,58 @@ async fn connections_are_known_once_a_later_look_has_found_the_gate_whole() {
     watch.rest(true);
     watch.rest(false);
     assert_eq!(peers(&watch), None);
+}
+
+/// A list is under way when this happens: it is never known, but a later one is.
+async fn forgets_what_is_under_way(at_start: bool, happens: impl Fn(&Watch<Model>)) {
+    let (gate, others) = (Model::default(), Arc::new(Others::default()));
+    let soon = async |what: &dyn Fn() -> bool| {
+        timeout(SOON, async {
+            while !what() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
+    };
+    others.held.store(at_start, Ordering::Relaxed);
+    let (watch, _alarms) =
+        Watch::start(gate.clone(), Needed::default(), others.clone(), &plan(Mode::Guard));
+    let begun = || others.begun.load(Ordering::Relaxed);
+    if !at_start {
+        soon(&|| watch.known().is_some()).await;
+        others.held.store(true, Ordering::Relaxed);
+    }
+    let before = begun();
+    soon(&|| begun() > before).await;
+    let since = BootMicros::now();
+    happens(&watch);
+    assert!(watch.known().is_none());
+    others.held.store(false, Ordering::Relaxed);
+    soon(&|| watch.known().is_some()).await;
+    assert!(watch.known().unwrap().since >= since, "from before");
+}
+
+#[tokio::test]
+async fn what_was_listed_for_other_ports_is_never_known() {
+    for at_start in [true, false] {
+        forgets_what_is_under_way(at_start, |watch| {
+            let web = Guarded::plain("tcp/443".parse().unwrap());
+            watch.installed(&Plan { guarded: vec![web], ..plan(Mode::Guard) });
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_listed_before_a_time_without_a_gate_is_never_known() {
+    for at_start in [true, false] {
+        forgets_what_is_under_way(at_start, |watch| {
+            watch.rest(true);
+            watch.rest(false);
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
