@@ -289,6 +289,35 @@ async fn a_command_that_hangs_is_killed_and_holds_up_no_other_batch() {
 }
 
 #[tokio::test]
+async fn a_knock_does_not_wait_for_the_closing_of_others_that_hangs() {
+    let place = Place::new();
+    let gate = place.gate().await;
+    let sources: Vec<_> = (1..=20).map(|number| format!("192.0.2.{number}")).collect();
+    let for_seconds =
+        |seconds| sources.iter().map(|source| admit(source, seconds)).collect::<Vec<_>>();
+    gate.apply(&for_seconds(600)).await.unwrap();
+    for source in &sources {
+        place.put(&format!("hang-{source}"));
+    }
+    gate.apply(&for_seconds(1)).await.unwrap();
+    let closing = || -> Vec<_> {
+        place.begun().into_iter().filter(|line| line.starts_with("close")).collect()
+    };
+    let all_are_over = || sources.iter().all(|source| gate.keeper.is_over(element(source)));
+    place.until("all are to be over", all_are_over).await;
+    place.until("as many as can are to be closed", || closing().len() == 8).await;
+    let waits = sources
+        .iter()
+        .find(|source| !closing().contains(&format!("close tcp/22 {source}")))
+        .unwrap();
+    let again = [admit(waits, 600)];
+    let within = place.settings.time_limit / 2;
+    tokio::time::timeout(within, gate.apply(&again)).await.unwrap().unwrap();
+    // Positive control: those others still hang.
+    assert_eq!((closing().len(), place.records()), (8, sources.len()));
+}
+
+#[tokio::test]
 async fn a_removal_closes_everything_or_says_that_it_has_not() {
     let place = Place::new();
     let gate = place.gate().await;
