@@ -318,6 +318,29 @@ async fn a_knock_does_not_wait_for_the_closing_of_others_that_hangs() {
 }
 
 #[tokio::test]
+async fn where_closing_hangs_a_removal_gives_up_and_what_is_left_can_be_removed_later() {
+    let mut place = Place::new();
+    place.settings.time_limit = Duration::from_secs(2);
+    let gate = place.gate().await;
+    let sources: Vec<_> = (1..=40).map(|number| format!("192.0.2.{number}")).collect();
+    let changes: Vec<_> = sources.iter().map(|source| admit(source, 600)).collect();
+    gate.apply(&changes).await.unwrap();
+    for source in &sources {
+        place.put(&format!("hang-{source}"));
+    }
+    let error = gate.remove().await.unwrap_err();
+    assert!(keeper::hangs(&error), "{error}");
+    let closes = place.begun().iter().filter(|line| line.starts_with("close")).count();
+    // Those that hung may have been tried again by now.
+    assert!((1..=2 * AT_ONCE).contains(&closes), "{closes}");
+    for source in &sources {
+        place.take(&format!("hang-{source}"));
+    }
+    gate.remove().await.unwrap();
+    assert!(!place.settings.directory.exists());
+}
+
+#[tokio::test]
 async fn a_removal_closes_everything_or_says_that_it_has_not() {
     let place = Place::new();
     let gate = place.gate().await;
