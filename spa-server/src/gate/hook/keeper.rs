@@ -150,9 +150,11 @@ impl Keeper {
     ) -> Result<(), GateError> {
         let until = BootMicros::now().saturating_add(Duration::from_secs(seconds.into()));
         let _turn = self.turn(element).await;
-        let known = self.entry(element).map(|entry| entry.record);
-        if let Some(mut record) = known.filter(|record| record.phase == Phase::Open) {
-            if record.target == target {
+        if let Some(mut record) = self.entry(element).map(|entry| entry.record) {
+            if record.target != target {
+                // It leads to somewhere else now. What isn't closed there can't be forgotten here.
+                self.close(Record { phase: Phase::Closing, ..record }).await?;
+            } else if record.phase == Phase::Open {
                 if self.settings.refresh {
                     let refreshed = self.run(Action::Refresh, &record, seconds_until(until)).await;
                     if refreshed.is_err() {

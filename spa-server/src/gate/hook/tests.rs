@@ -341,6 +341,29 @@ async fn where_closing_hangs_a_removal_gives_up_and_what_is_left_can_be_removed_
 }
 
 #[tokio::test]
+async fn what_leads_elsewhere_now_is_closed_where_it_was_first() {
+    let place = Place::new();
+    let gate = place.gate().await;
+    gate.apply(&[admit("192.0.2.7", 600)]).await.unwrap();
+    let mut elsewhere = plan();
+    elsewhere.guarded[0].target = Target::LocalPort(std::num::NonZeroU16::new(2222).unwrap());
+    gate.install(&elsewhere).await.unwrap();
+    place.put("fail-close");
+    let again = [admit("192.0.2.7", 600)];
+    for _ in 0..2 {
+        let error = gate.apply(&again).await.unwrap_err();
+        assert!(matches!(error, GateError::Hook { action: "close", .. }), "{error}");
+        // The next process must not take it for open.
+        assert_eq!(gate.snapshot().await.unwrap()[0].seconds_left, 0);
+    }
+    let opens = || place.begun().iter().filter(|line| line.starts_with("open")).count();
+    assert_eq!(opens(), 1);
+    place.take("fail-close");
+    gate.apply(&again).await.unwrap();
+    assert_eq!((opens(), place.log().last().unwrap().split(' ').nth(1)), (2, Some("open")));
+}
+
+#[tokio::test]
 async fn a_removal_closes_everything_or_says_that_it_has_not() {
     let place = Place::new();
     let gate = place.gate().await;
