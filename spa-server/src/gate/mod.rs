@@ -32,6 +32,7 @@ mod error;
 pub mod foreign;
 pub mod hook;
 mod iptables;
+mod leftover;
 mod nftables;
 pub mod render;
 pub mod saved;
