@@ -5,7 +5,7 @@
 //! waited for; and what it prints is nobody's business unless it fails.
 
 use super::command::{CommandLine, Occasion, environment};
-use crate::process::ProcessError;
+use crate::process::{Group, ProcessError};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -170,32 +170,6 @@ async fn listen(pipe: Option<ChildStderr>, complaint: &mut Vec<u8>) {
         // What is too much is read all the same: nobody is to wait for us.
         let room = COMPLAINT_LIMIT.saturating_sub(complaint.len());
         complaint.extend(some.iter().take(count.min(room)));
-    }
-}
-
-/// The process group of a child that has not been waited for: its number is nobody else's yet.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
-    }
-
-    fn kill(&mut self) {
-        if let Some(group) = self.0.take() {
-            // It may be gone.
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-    }
-
-    const fn spare(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
