@@ -122,17 +122,21 @@ impl Server {
     /// What is behind an item, as far as the client knows: a service that is configured, `ssh`,
     /// `http` and `https`, or a port asked for by number, which shares the limits of its service.
     pub fn service_of(&self, item: &Item) -> Option<Service> {
-        match item {
-            Item::Port(port) => {
-                let has_it = |service: &&Service| service.ports.iter().any(|it| it.contains(*port));
-                let service = self.services.values().find(has_it);
-                let connections = service.map(|service| service.connections).unwrap_or_default();
-                Some(Service { ports: vec![PortRange::from(*port)], connections })
-            }
+        let mut service = match item {
+            Item::Port(port) => Service::plain([PortRange::from(*port)]),
             Item::Service(name) => {
-                self.services.get(name).cloned().or_else(|| well_known(name.as_str()))
+                self.services.get(name).cloned().or_else(|| well_known(name.as_str()))?
             }
+        };
+        // By whatever name it is asked for: a connection to it uses up what any of them has.
+        let shared = |ports: &PortRange| {
+            let limited = self.services.values().filter(|it| it.connections == Connections::One);
+            limited.flat_map(|it| &it.ports).any(|other| other.overlaps(*ports))
+        };
+        if service.ports.iter().any(shared) {
+            service.connections = Connections::One;
         }
+        Some(service)
     }
 
     /// All services whose ports are known here.
@@ -274,6 +278,13 @@ mod tests {
             assert!(probed(&server, item).is_empty(), "{item}");
         }
         assert_eq!(probed(&server, "tcp/5011"), ["tcp/5011"]);
+        // Nor by another name for the same port.
+        assert!(probed(&server, "https").is_empty());
+        server
+            .services
+            .insert("all".parse().unwrap(), Service::plain(["tcp/5000".parse().unwrap()]));
+        assert!(probed(&server, "all").is_empty() && probed(&server, "tcp/5000").is_empty());
+        assert_eq!(probed(&server, "ssh"), ["tcp/22"]);
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //!
 //! It knows no tool in particular; what to run and what an answer means is the caller's business.
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// What a tool may print, in bytes, before it is stopped. The rules of a large container host are
 /// some tens of megabytes.
@@ -142,7 +144,8 @@ impl<'a> Run<'a> {
 
     /// Runs the tool; how it ended is the caller's to judge.
     ///
-    /// When the future is dropped, the tool is killed. It runs in a process group of its own, so
+    /// When the future is dropped, the tool is killed, and all that it has started: it may be a script
+    /// around another one, which must not go on by itself. It runs in a process group of its own, so
     /// that a Ctrl-C in the terminal doesn't stop it half-way.
     pub async fn finish(self) -> Result<Finished, ProcessError> {
         if !self.path.is_absolute() {
@@ -160,6 +163,7 @@ impl<'a> Run<'a> {
             .kill_on_drop(true)
             .spawn()
             .map_err(|source| ProcessError::Start { path: self.path.into(), source })?;
+        let mut group = Group::of(&child);
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let talk = async {
@@ -186,6 +190,7 @@ impl<'a> Run<'a> {
             Ok(Err(source)) => Err(ProcessError::Talk { path: self.path.into(), source }),
             Ok(Ok(None)) => Err(ProcessError::TooMuchOutput { command: self.command_line() }),
             Ok(Ok(Some((status, stdout, stderr)))) => {
+                group.spare();
                 Ok(Finished { status, stdout: text(&stdout), stderr: text(&stderr) })
             }
         }
@@ -198,6 +203,35 @@ impl<'a> Run<'a> {
             line.push_str(arg);
         }
         line
+    }
+}
+
+/// The process group of a child that has not been waited for: its number is nobody else's yet.
+/// When it is dropped, all that is in it is killed.
+#[derive(Debug)]
+pub(crate) struct Group(Option<Pid>);
+
+impl Group {
+    pub(crate) fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(group) = self.0.take() {
+            // It may be gone.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+
+    /// Its child has been waited for: what is left of it is left alone.
+    pub(crate) const fn spare(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -278,6 +312,27 @@ mod tests {
         let error = run.output().await.unwrap_err();
         assert!(matches!(error, ProcessError::TimeLimit { .. }), "{error}");
         assert!(began.elapsed() < Duration::from_secs(60));
+    }
+
+    #[tokio::test]
+    async fn what_a_tool_that_hangs_has_started_is_killed_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid = directory.path().join("pid");
+        let script = format!("sleep 600 & echo $! >{}; wait", pid.display());
+        let run = Run::new(Path::new(SH), &["-c", &script]).time_limit(Duration::from_secs(2));
+        let error = run.output().await.unwrap_err();
+        assert!(matches!(error, ProcessError::TimeLimit { .. }), "{error}");
+        let left = std::fs::read_to_string(pid).unwrap();
+        // A zombie, whom an init that reaps nothing leaves lying, is dead.
+        let lives = || {
+            std::fs::read_to_string(format!("/proc/{}/stat", left.trim()))
+                .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while lives() {
+            assert!(Instant::now() < deadline, "{left} still runs");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[tokio::test]

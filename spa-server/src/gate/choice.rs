@@ -4,17 +4,18 @@
 use super::any::AnyGate;
 use super::bounds::check_change;
 use super::types::{Backend, Change, InstallReport, Plan};
-use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, NftablesGate, Tools};
+use super::{DryRunGate, Gate, GateError, HookGate, IptablesGate, NftablesGate, Tools, leftover};
 use crate::causes::with_causes;
 use crate::config::GateSettings;
-use crate::netlink::ipset::Ipset;
-use crate::process::Run;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 /// The order in which [`Backend::Auto`] looks for one that works: the cheaper for each packet and
 /// each grant the earlier.
 const IN_ORDER: [Backend; 3] = [Backend::Ipset, Backend::Nftables, Backend::Iptables];
+/// How long until it is tried again to take away what hook commands have open.
+const HOOKS_AGAIN: Duration = Duration::from_secs(60);
 
 /// A back-end, and why no earlier one.
 #[derive(Debug)]
@@ -47,11 +48,15 @@ impl AnyGate {
     /// # Errors
     ///
     /// It can't work here, or none can, and the error says what is missing. A tool that the
-    /// administrator has named and that isn't there is an error too: it was wanted.
+    /// administrator has named and that isn't there is an error too: it was wanted. So is what may
+    /// pass while the gate of that back-end stands: it is what admits, and another one beside it
+    /// would not.
     pub async fn choose(settings: &GateSettings, plan: &Plan) -> Result<Choice, GateError> {
         if settings.backend != Backend::Auto {
             let gate = Self::of(settings.backend, settings)?;
-            refuse_stranded(settings.backend, settings).await?;
+            if settings.backend != Backend::DryRun {
+                refuse_stranded(settings.backend, settings).await?;
+            }
             return Ok(Choice { gate, passed_over: Vec::new() });
         }
         let mut passed_over = Vec::new();
@@ -61,6 +66,7 @@ impl AnyGate {
                 Err(GateError::Missing(missing)) if missing.at.is_some() => {
                     return Err(missing.into());
                 }
+                Err(why) if may_pass(&why) && stands(backend, settings).await => return Err(why),
                 Err(why) => passed_over.push(PassedOver { backend, why }),
             }
         }
@@ -140,11 +146,7 @@ impl AnyGate {
     pub async fn remove_others(&self, settings: &GateSettings) -> Vec<String> {
         let mut complaints = Vec::new();
         for other in others(self.backend(), settings) {
-            let backend = other.backend();
-            if let Err(error) = other.remove().await {
-                let why = with_causes(&error);
-                complaints.push(format!("what {backend} has left can't be taken away: {why}"));
-            }
+            complaints.extend(take_away(other).await);
         }
         complaints
     }
@@ -159,29 +161,57 @@ impl AnyGate {
         for gate in removable(settings) {
             result = result.and(gate.remove().await);
         }
-        result
+        // Of the others, whose tools aren't there.
+        result.and(refuse_stranded(Backend::Hook, settings).await)
     }
 }
 
+/// Takes a gate away, and says why not if that doesn't work.
+async fn take_away(gate: AnyGate) -> Option<String> {
+    let error = gate.remove().await.err()?;
+    let backend = gate.backend();
+    if backend == Backend::Hook {
+        // No kernel closes what is over, and this gate is the only one who still can.
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(HOOKS_AGAIN).await;
+                if gate.remove().await.is_ok() {
+                    return;
+                }
+            }
+        });
+    }
+    Some(format!("what {backend} has left can't be taken away: {}", with_causes(&error)))
+}
+
+async fn stands(backend: Backend, settings: &GateSettings) -> bool {
+    leftover::stands(backend, &Tools::find_some(&settings.tools)).await
+}
+
 /// A gate beside rules of ours that nobody can change any more would open nothing: a packet has to
-/// pass both. So is a host whose iptables was taken away under a gate.
+/// pass both. So is a host whose tools were taken away under a gate.
 async fn refuse_stranded(backend: Backend, settings: &GateSettings) -> Result<(), GateError> {
     let tools = Tools::find_some(&settings.tools);
-    if matches!(rules_of(backend), Backend::Ipset | Backend::DryRun) || tools.have_iptables() {
-        return Ok(());
-    }
-    // Sets tell of the rules that use them. Rules without sets can be seen if they are iptables-nft's.
-    let is_there = |sets: &mut Ipset, name| sets.info(name).is_ok_and(|found| found.is_some());
-    let has_sets = Ipset::open()
-        .is_ok_and(|mut sets| ["spa4", "spa6"].into_iter().any(|name| is_there(&mut sets, name)));
-    let has_chains = match &tools.nft {
-        Some(nft) => {
-            let listed = Run::new(nft, &["list", "chains"]).output().await;
-            listed.is_ok_and(|chains| chains.contains("SPA-GUARD"))
+    for (of, kind, have_tools) in [
+        ("iptables", Backend::Ipset, tools.have_iptables()),
+        ("nftables", Backend::Nftables, Tools::find_nft(&settings.tools).is_ok()),
+    ] {
+        let is_its_own = rules_of(backend) == kind;
+        if !is_its_own && !have_tools && leftover::stands(kind, &tools).await {
+            return Err(GateError::Stranded { of });
         }
-        None => false,
-    };
-    if has_sets || has_chains { Err(GateError::Stranded) } else { Ok(()) }
+    }
+    Ok(())
+}
+
+/// Whether it may be otherwise in a moment: a tool that hangs or can't be started, a kernel that
+/// doesn't answer.
+fn may_pass(why: &GateError) -> bool {
+    match why {
+        GateError::Tool { .. } => true,
+        GateError::Netlink(error) => error.refusal().is_none(),
+        _ => false,
+    }
 }
 
 /// The gates that may have been left beside one of this back-end.
@@ -203,7 +233,7 @@ const fn rules_of(backend: Backend) -> Backend {
     }
 }
 
-/// One gate for each kind of rules that can be there: without its tools nobody has made them.
+/// One gate for each kind of rules that can be taken away.
 fn removable(settings: &GateSettings) -> Vec<AnyGate> {
     let mut all = Vec::new();
     let tools = Tools::find_some(&settings.tools);
@@ -218,10 +248,9 @@ fn removable(settings: &GateSettings) -> Vec<AnyGate> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::types::{Guarded, Mode, Refusal};
+    use crate::gate::types::{Element, Guarded, Mode, Refusal};
     use crate::gate::{CommandLine, HookSettings, ToolOverrides};
     use std::path::Path;
-    use std::time::Duration;
 
     fn settings(backend: Backend) -> GateSettings {
         GateSettings {
@@ -275,6 +304,36 @@ mod tests {
         settings.tools.iptables_save = Some("/nowhere/iptables-save".into());
         let error = AnyGate::choose(&settings, &plan()).await.unwrap_err();
         assert!(error.to_string().contains("/nowhere/iptables-save"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_hook_commands_have_open_is_closed_though_another_backend_has_come() {
+        let state = tempfile::tempdir().unwrap();
+        let trouble = state.path().join("trouble");
+        std::fs::write(&trouble, "").unwrap();
+        let script = format!("[ $SPA_ACTION = open ] || [ ! -e {} ]", trouble.display());
+        let words = ["/bin/sh", "-c", &script].map(str::to_owned);
+        let line = CommandLine::parse(&words).unwrap();
+        let hook = HookSettings { open: line.clone(), close: line, ..hook(state.path()) };
+        let settings = GateSettings { hook: Some(hook), ..settings(Backend::Hook) };
+        let open = || async {
+            let gate = AnyGate::of(Backend::Hook, &settings).unwrap();
+            gate.install(&plan()).await.unwrap();
+            let element =
+                Element { source: "192.0.2.7".parse().unwrap(), ports: "tcp/22".parse().unwrap() };
+            gate.apply(&[Change::Admit { element, seconds: 600 }]).await.unwrap();
+        };
+        let left = || std::fs::read_dir(state.path().join("hook")).map_or(0, Iterator::count);
+        open().await;
+        let complaint = take_away(AnyGate::of(Backend::Hook, &settings).unwrap()).await.unwrap();
+        assert!(complaint.starts_with("what hook has left can't be taken away: "), "{complaint}");
+        assert_eq!(left(), 1);
+        std::fs::remove_file(&trouble).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while left() > 0 {
+            assert!(std::time::Instant::now() < deadline, "nobody closes it any more");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::types::{
     Backend, Change, Connection, Cut, Doubt, Element, Family, InstallReport, LiveElement, Look,
     Plan,
 };
-use super::{Gate, GateError, sets};
+use super::{Gate, GateError, ToolOverrides, Tools, leftover, sets};
 use crate::clock::{BootMicros, Now};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,13 +37,22 @@ impl DryRunGate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn report(plan: &Plan, is_known: bool) -> Result<InstallReport, GateError> {
+    async fn report(plan: &Plan, is_known: bool) -> Result<InstallReport, GateError> {
         check_plan(plan)?;
+        let mut warnings = vec![
+            "backend = \"dry-run\": nothing is hidden and nothing opens; what would be done is said only".to_owned(),
+        ];
+        let tools = Tools::find_some(&ToolOverrides::default());
+        for backend in [Backend::Ipset, Backend::Nftables] {
+            if leftover::stands(backend, &tools).await {
+                warnings.push(format!(
+                    "a gate of {backend} still stands and hides the ports, which nothing opens now; `spa-server gate remove` takes it away"
+                ));
+            }
+        }
         Ok(InstallReport {
             changed: !is_known,
-            warnings: vec![
-                "backend = \"dry-run\": nothing is hidden and nothing opens; what would be done is said only".to_owned(),
-            ],
+            warnings,
             differences: if is_known { Vec::new() } else { script(plan) },
             ..InstallReport::default()
         })
@@ -98,12 +107,12 @@ impl Gate for DryRunGate {
     }
 
     async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
-        let mut state = self.state();
-        let report = Self::report(plan, state.plan.as_ref() == Some(plan))?;
+        let is_known = self.state().plan.as_ref() == Some(plan);
+        let report = Self::report(plan, is_known).await?;
         for line in &report.differences {
             tracing::info!("dry run: {line}");
         }
-        state.plan = Some(plan.clone());
+        self.state().plan = Some(plan.clone());
         Ok(report)
     }
 
@@ -142,7 +151,8 @@ impl Gate for DryRunGate {
     }
 
     async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
-        Self::report(plan, self.state().plan.as_ref() == Some(plan))
+        let is_known = self.state().plan.as_ref() == Some(plan);
+        Self::report(plan, is_known).await
     }
 
     /// What isn't there can't be disturbed.

@@ -26,9 +26,12 @@ pub enum GateError {
     NoBackend(Vec<PassedOver>),
     /// Rules of ours that can't be reached any more.
     #[error(
-        "an earlier gate of iptables still hides the ports, and the tools that could change it are missing; install them again with 'apt install iptables', and take it away by `spa-server gate remove` if another back-end is wanted"
+        "an earlier gate of {of} still hides the ports, and the tools that could change it are missing; install them again with 'apt install {of}', and take it away by `spa-server gate remove` if another back-end is wanted"
     )]
-    Stranded,
+    Stranded {
+        /// The Debian package that has the tools.
+        of: &'static str,
+    },
     /// A back-end that the configuration doesn't describe.
     #[error("backend = \"{0}\" needs its section [gate.{0}] in the configuration")]
     NotConfigured(Backend),

@@ -32,6 +32,7 @@ mod error;
 pub mod foreign;
 pub mod hook;
 mod iptables;
+mod leftover;
 mod marks;
 mod nftables;
 pub mod render;

@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 const FILE: &str = "grants.log";
@@ -74,6 +74,8 @@ pub struct FileGrantStore {
     lines: usize,
     /// The last line may lack its end: a write failed half-way.
     torn: bool,
+    /// Something could not be written since the file was written anew.
+    lacking: bool,
 }
 
 impl FileGrantStore {
@@ -84,12 +86,12 @@ impl FileGrantStore {
     /// The file can't be read or written. Damaged lines are no error; see [`Loaded`].
     pub fn open(directory: &Path, boot_id: &str) -> Result<(Self, Loaded), GrantStoreError> {
         let loaded = match read(&directory.join(FILE))? {
-            Some(text) => load(&text, boot_id),
+            Some(bytes) => load(&String::from_utf8_lossy(&bytes), boot_id),
             None => Loaded::default(),
         };
         let (file, lines) = write_anew(directory, boot_id, &mut loaded.grants.iter())?;
         let (directory, boot_id) = (directory.into(), boot_id.into());
-        Ok((Self { directory, boot_id, file, lines, torn: false }, loaded))
+        Ok((Self { directory, boot_id, file, lines, torn: false, lacking: false }, loaded))
     }
 }
 
@@ -109,24 +111,30 @@ impl GrantStore for FileGrantStore {
         let written = self.file.write_all(text.as_bytes());
         self.torn = written.is_err();
         self.lines = self.lines.saturating_add(opened.len()).saturating_add(closed.len());
+        if written.is_err() {
+            self.lacking = true;
+            // What was not opened is closed by a restart; what was not closed must not come back.
+            strike(&self.directory.join(FILE), closed)?;
+        }
         written.map_err(at("append to", &self.directory.join(FILE)))
     }
 
     fn compact(&mut self, live: &mut dyn Iterator<Item = &Grant>) -> Result<(), GrantStoreError> {
-        if self.lines < SLACK {
+        if self.lines < SLACK && !self.lacking {
             return Ok(());
         }
         let live: Vec<_> = live.collect();
-        if self.lines < live.len().saturating_mul(2).saturating_add(SLACK) {
+        if !self.lacking && self.lines < live.len().saturating_mul(2).saturating_add(SLACK) {
             return Ok(());
         }
         let (file, lines) = write_anew(&self.directory, &self.boot_id, &mut live.into_iter())?;
-        (self.file, self.lines, self.torn) = (file, lines, false);
+        (self.file, self.lines) = (file, lines);
+        (self.torn, self.lacking) = (false, false);
         Ok(())
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>, GrantStoreError> {
+fn read(path: &Path) -> Result<Option<Vec<u8>>, GrantStoreError> {
     // Never through a link, and never waiting for a writer of a pipe.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
@@ -145,7 +153,32 @@ fn read(path: &Path) -> Result<Option<String>, GrantStoreError> {
     }
     let mut bytes = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(at("read", path))?;
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    Ok(Some(bytes))
+}
+
+/// Takes grants out of the file where they stand, by empty lines in their place: that takes no room
+/// on a disk that has none.
+fn strike(path: &Path, closed: &[GrantKey]) -> Result<(), GrantStoreError> {
+    if closed.is_empty() {
+        return Ok(());
+    }
+    let Some(bytes) = read(path)? else { return Ok(()) };
+    let is_closed = |line: &[u8]| match serde_json::from_slice(line) {
+        Ok(Record::Opened(record)) => closed.contains(&Grant::from(record).key),
+        _ => false,
+    };
+    let doing = "take out what is closed of";
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let opened = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
+    let file = opened.map_err(at(doing, path))?;
+    let mut offset: u64 = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        if is_closed(line) {
+            file.write_all_at(&vec![b'\n'; line.len()], offset).map_err(at(doing, path))?;
+        }
+        offset = offset.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
+    }
+    Ok(())
 }
 
 fn load(text: &str, boot_id: &str) -> Loaded {
@@ -331,6 +364,24 @@ mod tests {
         let error = store.record(&[grant(1, 10)], &[]).unwrap_err();
         assert!(error.to_string().contains("grants.log"), "{error}");
         assert!(store.torn);
+    }
+
+    #[test]
+    fn what_is_closed_while_the_disk_is_full_does_not_come_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut store, _) = open(&directory);
+        store.record(&[grant(1, 10), grant(2, 10), grant(1, 20), grant(3, 10)], &[]).unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let file = std::mem::replace(&mut store.file, full);
+        store.record(&[grant(4, 10)], &[grant(1, 20).key]).unwrap_err();
+        let kept = |directory| open(directory).1.grants;
+        assert_eq!(kept(&directory), [grant(2, 10), grant(3, 10)]);
+        // With room again, what was not written follows.
+        store.file = file;
+        let live = [grant(2, 10), grant(3, 10), grant(4, 10), grant(5, 10)];
+        store.record(&[grant(5, 10)], &[]).unwrap();
+        store.compact(&mut live.iter()).unwrap();
+        assert_eq!(kept(&directory), live);
     }
 
     #[test]

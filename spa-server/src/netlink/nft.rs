@@ -4,8 +4,8 @@
 pub(super) mod message;
 
 use self::message::{
-    Clearing, Fate, GET_ELEMENTS, GET_GENERATION, PutTogether, read_elements, read_generation,
-    write_any_family, write_list, write_transaction,
+    Clearing, Fate, GET_CHAIN, GET_ELEMENTS, GET_GENERATION, PutTogether, read_elements,
+    read_generation, write_any_family, write_chain, write_list, write_transaction,
 };
 use super::error::{EEXIST, ENOTEMPTY, NetlinkError, Reason};
 use super::socket::{Channel, Doing, Head, Numbers, Subsystem};
@@ -222,6 +222,25 @@ impl Nft {
             thread::sleep(PAUSE);
         }
         Err(doing.restless())
+    }
+
+    /// Whether there is a chain of this name.
+    pub fn has_chain(
+        &mut self,
+        family: TableFamily,
+        table: &str,
+        chain: &str,
+    ) -> Result<bool, NetlinkError> {
+        let asked = self.channel.tell(
+            &Doing("look for nftables chain", Some(chain)),
+            Head(GET_CHAIN, 0),
+            |writer| write_chain(writer, family, table, chain),
+        );
+        match asked {
+            Ok(()) => Ok(true),
+            Err(error) if error.reason() == Some(Reason::Missing) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// A number that grows with each transaction of anybody's that changed something.

@@ -69,6 +69,20 @@ fn a_dry_run_touches_nothing() {
 }
 
 #[test]
+fn a_dry_run_says_that_a_gate_still_stands() {
+    let host = host_with("ipset");
+    let to_dry_run = change(&host, "ipset", "dry-run");
+    let told = "warning: a gate of ipset still stands and hides the ports, which nothing opens now";
+    let said = host
+        .script_in_namespace(&format!(
+            "% gate install; {to_dry_run}; % gate install; % gate remove; echo ==; % gate install"
+        ))
+        .done();
+    let (standing, removed) = said.out.split_once("==").unwrap();
+    assert!(standing.contains(told) && !removed.contains(told), "{said:#?}");
+}
+
+#[test]
 fn hook_commands_are_checked_and_their_gate_installed_and_removed() {
     let host = host_with("hook");
     let said = host
@@ -185,6 +199,56 @@ fn the_first_backend_that_works_is_taken_and_why_is_said() {
     // Gone once more: a table beside rules that nobody can change would open nothing.
     let told = "nftables: an earlier gate of iptables still hides the ports, and the tools";
     assert!(read("stranded").contains(told), "{}", read("stranded"));
+    assert!(!read("removed").contains("table inet spa\n"));
+}
+
+#[test]
+fn no_other_backend_is_taken_while_a_gate_stands_whose_tools_fail() {
+    let host = Host::new();
+    let failing = "mount --bind /bin/false $(command -v iptables-save)";
+    let script = format!(
+        "cd {directory}
+        unshare --mount sh -ec '{failing}; % gate install; nft list tables >nothing-stood
+            nft delete table inet spa'
+        % gate install
+        ! unshare --mount sh -ec '{failing}; % gate install' 2>failed
+        nft list tables >ipset-stood
+        % gate remove",
+        directory = host.directory.path().display()
+    );
+    host.script_in_namespace(&script).done();
+    let read = |name: &str| fs::read_to_string(host.directory.path().join(name)).unwrap();
+    // Positive control: where there is no gate it is better than none.
+    assert!(read("nothing-stood").contains("table inet spa\n"));
+    assert!(read("failed").contains("cannot ask a tool for its version"), "{}", read("failed"));
+    assert!(!read("ipset-stood").contains("table inet spa\n"));
+}
+
+#[test]
+fn a_table_that_nobody_can_change_any_more_is_told() {
+    let host = Host::new();
+    let without = |tool: &str, what: &str| {
+        format!("unshare --mount sh -ec 'mount --bind /dev/null $(command -v {tool}); {what}'")
+    };
+    let script = format!(
+        "cd {directory}
+        {install_nftables}
+        ! {install} 2>installing
+        ! {remove} 2>removing
+        nft list tables >standing
+        % gate remove; nft list tables >removed
+        {remove}",
+        directory = host.directory.path().display(),
+        install_nftables = without("iptables-save", "% gate install"),
+        install = without("nft", "% gate install"),
+        remove = without("nft", "% gate remove"),
+    );
+    host.script_in_namespace(&script).done();
+    let read = |name: &str| fs::read_to_string(host.directory.path().join(name)).unwrap();
+    let told = "an earlier gate of nftables still hides the ports, and the tools";
+    assert!(read("installing").contains(&format!("ipset: {told}")), "{}", read("installing"));
+    assert!(read("removing").contains(told), "{}", read("removing"));
+    assert!(read("standing").contains("table inet spa\n"));
     assert!(!read("removed").contains("table inet spa\n"));
 }
 

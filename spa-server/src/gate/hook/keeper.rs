@@ -42,7 +42,7 @@ pub(super) struct Keeper {
     wake: Notify,
     /// An attempt to close has ended.
     tried: Notify,
-    closers: Semaphore,
+    closers: Arc<Semaphore>,
 }
 
 #[derive(Debug, Clone)]
@@ -81,7 +81,7 @@ impl Keeper {
             turns: Lock::default(),
             wake: Notify::new(),
             tried: Notify::new(),
-            closers: Semaphore::new(CLOSING_AT_ONCE),
+            closers: Arc::new(Semaphore::new(CLOSING_AT_ONCE)),
         }
     }
 
@@ -150,9 +150,11 @@ impl Keeper {
     ) -> Result<(), GateError> {
         let until = BootMicros::now().saturating_add(Duration::from_secs(seconds.into()));
         let _turn = self.turn(element).await;
-        let known = self.entry(element).map(|entry| entry.record);
-        if let Some(mut record) = known.filter(|record| record.phase == Phase::Open) {
-            if record.target == target {
+        if let Some(mut record) = self.entry(element).map(|entry| entry.record) {
+            if record.target != target {
+                // It leads to somewhere else now. What isn't closed there can't be forgotten here.
+                self.close(Record { phase: Phase::Closing, ..record }).await?;
+            } else if record.phase == Phase::Open {
                 if self.settings.refresh {
                     let refreshed = self.run(Action::Refresh, &record, seconds_until(until)).await;
                     if refreshed.is_err() {
@@ -165,8 +167,6 @@ impl Keeper {
                 self.wake.notify_one();
                 return Ok(());
             }
-            // It leads to somewhere else now.
-            self.close(record).await?;
         }
         let mut record = Record {
             element,
@@ -218,7 +218,7 @@ impl Keeper {
     }
 
     /// Whether an element is to be closed because its time is over, or because it never opened.
-    fn is_over(&self, element: Element) -> bool {
+    pub(super) fn is_over(&self, element: Element) -> bool {
         let now = BootMicros::now();
         self.entry(element)
             .is_some_and(|entry| !entry.withdrawn && !entry.record.is_live(&self.boot_id, now))
@@ -242,23 +242,27 @@ impl Keeper {
         loop {
             let now = BootMicros::now();
             let mut rest = GLANCE;
-            let due: Vec<_> = {
-                let entries = self.entries();
-                for due in entries.values().map(Entry::due).filter(|due| *due > now) {
-                    rest = rest.min(due.since(now));
+            let mut due: Vec<_> = Vec::new();
+            for (element, entry) in self.entries().iter() {
+                let at = entry.due();
+                if at > now {
+                    rest = rest.min(at.since(now));
+                } else {
+                    due.push((at, *element));
                 }
-                entries
-                    .iter()
-                    .filter(|(_, e)| e.due() <= now)
-                    .map(|(element, _)| *element)
-                    .collect()
-            };
-            for element in due {
+            }
+            // Whoever has waited longest comes first: those that hang must not keep others from
+            // their turn for ever.
+            due.sort_unstable();
+            for (_, element) in due {
+                // The place before the turn: a knock for what only waits for a place would have to
+                // wait as well, and all other knocks with it.
+                let Ok(place) = Arc::clone(&self.closers).try_acquire_owned() else { break };
                 // Whoever has the turn wakes us when it is over.
                 let Ok(turn) = self.turn_of(element).try_lock_owned() else { continue };
                 let keeper = Arc::clone(&self);
                 closing.spawn(async move {
-                    let _turn = turn;
+                    let (_place, _turn) = (place, turn);
                     keeper.close_over(element).await;
                 });
             }
@@ -272,7 +276,6 @@ impl Keeper {
     }
 
     async fn close_over(&self, element: Element) {
-        let Ok(_place) = self.closers.acquire().await else { return };
         let Some(entry) = self.entry(element) else { return };
         if entry.due() > BootMicros::now() {
             return;

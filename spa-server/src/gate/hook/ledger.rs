@@ -6,6 +6,7 @@
 
 use super::run::Running;
 use crate::clock::BootMicros;
+use crate::config::{Problem, judge_directory};
 use crate::gate::types::Element;
 use crate::service::Target;
 use nix::fcntl::OFlag;
@@ -106,6 +107,9 @@ pub enum LedgerError {
         .0.display()
     )]
     Held(PathBuf),
+    /// Others can write there: what they write is run by root, and whom they name is killed.
+    #[error("what hook commands have opened can't be trusted: {0}")]
+    Untrusted(Problem),
     /// A record could not be put into words.
     #[error("cannot write a record as JSON")]
     Json(#[from] serde_json::Error),
@@ -129,6 +133,7 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(failed("make", directory)(error)),
         };
+        judge_directory(directory).map_err(LedgerError::Untrusted)?;
         // Never through a link: what lies elsewhere is not ours to delete.
         let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
         let opened = OpenOptions::new().read(true).custom_flags(flags).open(directory);
@@ -274,6 +279,7 @@ fn beside(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn record(source: &str, ports: &str) -> Record {
         Record {
@@ -332,6 +338,20 @@ mod tests {
         drop(hold);
         let (_, made) = ledger.hold().unwrap();
         assert!(!made);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_not_taken_over() {
+        let (state, ledger) = ledger();
+        let path = state.path().join("hook");
+        drop(ledger.hold().unwrap());
+        for mode in [0o770, 0o702, 0o1777] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = ledger.hold().unwrap_err().to_string();
+            assert!(error.contains("chmod go-w"), "{error}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        ledger.hold().unwrap();
     }
 
     #[test]

@@ -168,8 +168,7 @@ impl Gate for HookGate {
         Ok(InstallReport { changed: is_new, ..report })
     }
 
-    /// Elements are changed side by side, but each in the order of its changes. Once a command has
-    /// hung, those that have not begun are not begun: each could take its time limit.
+    /// Elements are changed side by side, but each in the order of its changes.
     async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
         let state = self.state.lock().await;
         let plan = state.plan.as_ref().ok_or(GateError::NotInstalled)?;
@@ -180,31 +179,11 @@ impl Gate for HookGate {
             let target = plan.guarded_at(element.ports).map_or(Target::Here, |one| one.target);
             by_element.entry(element).or_default().push((*change, target));
         }
-        let places = Arc::new(Semaphore::new(AT_ONCE));
-        let hung = Arc::new(AtomicBool::new(false));
-        let mut running = JoinSet::new();
-        for (element, changes) in by_element {
-            let (keeper, places, hung) =
-                (Arc::clone(&self.keeper), Arc::clone(&places), Arc::clone(&hung));
-            running.spawn(async move {
-                let Ok(_place) = places.acquire().await else { return Ok(()) };
-                if hung.load(Ordering::Acquire) {
-                    return Err(GateError::HookHung(element));
-                }
-                let changed = carry_out(&keeper, changes).await;
-                if changed.as_ref().is_err_and(keeper::hangs) {
-                    hung.store(true, Ordering::Release);
-                }
-                changed
-            });
-        }
-        let mut failures = Vec::new();
-        while let Some(changed) = running.join_next().await {
-            failures.extend(outcome(changed).err());
-        }
-        // What hung is why others were not begun.
-        failures.sort_by_key(|error| matches!(error, GateError::HookHung(_)));
-        failures.into_iter().next().map_or(Ok(()), Err)
+        let work = by_element.into_iter().map(|(element, changes)| {
+            let keeper = Arc::clone(&self.keeper);
+            (element, async move { carry_out(&keeper, changes).await })
+        });
+        side_by_side(work).await
     }
 
     async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
@@ -253,20 +232,11 @@ impl Gate for HookGate {
             return Ok(());
         }
         self.take_over(&mut state)?;
-        let places = Arc::new(Semaphore::new(AT_ONCE));
-        let mut running = JoinSet::new();
-        for element in self.keeper.elements() {
-            let (keeper, places) = (Arc::clone(&self.keeper), Arc::clone(&places));
-            running.spawn(async move {
-                let Ok(_place) = places.acquire().await else { return Ok(()) };
-                keeper.shut(element).await
-            });
-        }
-        let mut result = Ok(());
-        while let Some(shut) = running.join_next().await {
-            result = result.and(outcome(shut));
-        }
-        result?;
+        let work = self.keeper.elements().into_iter().map(|element| {
+            let keeper = Arc::clone(&self.keeper);
+            (element, async move { keeper.shut(element).await })
+        });
+        side_by_side(work).await?;
         state.plan = None;
         if let Some(held) = state.held.take() {
             self.is_held.store(false, Ordering::Release);
@@ -274,6 +244,38 @@ impl Gate for HookGate {
         }
         Ok(())
     }
+}
+
+/// Does what is to be done with each of these elements, some at a time. Once a command has hung,
+/// those that have not begun are not begun: each could take its time limit, and others wait.
+async fn side_by_side<W>(work: impl Iterator<Item = (Element, W)>) -> Result<(), GateError>
+where
+    W: Future<Output = Result<(), GateError>> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let hung = Arc::new(AtomicBool::new(false));
+    let mut running = JoinSet::new();
+    for (element, work) in work {
+        let (places, hung) = (Arc::clone(&places), Arc::clone(&hung));
+        running.spawn(async move {
+            let Ok(_place) = places.acquire().await else { return Ok(()) };
+            if hung.load(Ordering::Acquire) {
+                return Err(GateError::HookHung(element));
+            }
+            let done = work.await;
+            if done.as_ref().is_err_and(keeper::hangs) {
+                hung.store(true, Ordering::Release);
+            }
+            done
+        });
+    }
+    let mut failures = Vec::new();
+    while let Some(done) = running.join_next().await {
+        failures.extend(outcome(done).err());
+    }
+    // What hung is why others were not begun.
+    failures.sort_by_key(|error| matches!(error, GateError::HookHung(_)));
+    failures.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// What a task has come to.

@@ -5,7 +5,7 @@
 //! waited for; and what it prints is nobody's business unless it fails.
 
 use super::command::{CommandLine, Occasion, environment};
-use crate::process::ProcessError;
+use crate::process::{Group, ProcessError};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -28,36 +28,67 @@ pub(super) struct Running {
     pid: i32,
     /// When that started, in the kernel's ticks.
     started: u64,
+    /// The session that it is in, as is all of its group.
+    session: i32,
 }
 
 impl Running {
     fn of(child: &Child) -> Option<Self> {
         let pid = i32::try_from(child.id()?).ok()?;
-        Some(Self { pid, started: started(pid)? })
+        let Stat { started, session, .. } = Stat::read(pid)?;
+        Some(Self { pid, started, session })
     }
 
     /// Kills what an earlier process of this boot has begun and left: it could still open what is
     /// about to be closed.
     pub(super) fn kill(self) {
-        // As long as anybody is in a group, its number is nobody else's; only a group that is gone
-        // can have left it to another process.
-        if started(self.pid).is_some_and(|started| started != self.started) {
+        let Some(group) = self.group() else { return };
+        let is_ours = match Stat::read(self.pid) {
+            Some(leader) => leader.started == self.started,
+            // The number of a group that is gone may be another's by now, whose leader has ended too.
+            None => session_of(self.pid) == Some(self.session),
+        };
+        if !is_ours {
             return;
         }
-        let group = Pid::from_raw(self.pid);
         let deadline = Instant::now().checked_add(AFTERMATH);
         // Until nobody is left in it; the dead may stay for a while until somebody sweeps them up.
         while killpg(group, Signal::SIGKILL).is_ok() && deadline > Some(Instant::now()) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+
+    /// Of what a damaged record says, 0 would be our own group, and 1 all processes there are.
+    fn group(self) -> Option<Pid> {
+        (self.pid > 1).then(|| Pid::from_raw(self.pid))
+    }
 }
 
-/// When a process started (`proc_pid_stat(5)`, field 22).
-fn started(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+/// What the kernel says of a process (`proc_pid_stat(5)`).
+struct Stat {
+    group: i32,
+    session: i32,
+    started: u64,
+}
+
+impl Stat {
+    fn read(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, fields) = stat.rsplit_once(')')?;
+        // From field 3 on, the state.
+        let mut fields = fields.split_ascii_whitespace();
+        let group = fields.nth(2)?.parse().ok()?;
+        let session = fields.next()?.parse().ok()?;
+        let started = fields.nth(15)?.parse().ok()?;
+        Some(Self { group, session, started })
+    }
+}
+
+/// The session that the processes of a group are in, if there are any.
+fn session_of(group: i32) -> Option<i32> {
+    let all = std::fs::read_dir("/proc").ok()?;
+    let mut numbers = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    numbers.find_map(|pid| Stat::read(pid).filter(|stat| stat.group == group)).map(|it| it.session)
 }
 
 /// Runs the command, and fails if it fails. `begun` is told as soon as it runs.
@@ -139,32 +170,6 @@ async fn listen(pipe: Option<ChildStderr>, complaint: &mut Vec<u8>) {
         // What is too much is read all the same: nobody is to wait for us.
         let room = COMPLAINT_LIMIT.saturating_sub(complaint.len());
         complaint.extend(some.iter().take(count.min(room)));
-    }
-}
-
-/// The process group of a child that has not been waited for: its number is nobody else's yet.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
-    }
-
-    fn kill(&mut self) {
-        if let Some(group) = self.0.take() {
-            // It may be gone.
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-    }
-
-    const fn spare(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
@@ -264,15 +269,41 @@ mod tests {
         { output }.read_line(&mut line).unwrap();
         let grandchild: i32 = line.trim().parse().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        let running = Running { pid, started: started(pid).unwrap() };
+        let Stat { started, session, .. } = Stat::read(pid).unwrap();
+        let running = Running { pid, started, session };
         // A process that has got the number since is another one.
-        Running { started: running.started + 1, ..running }.kill();
+        Running { started: started + 1, ..running }.kill();
         assert!(child.try_wait().unwrap().is_none());
         running.kill();
         let status = child.wait().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
         assert!(!is_alive(grandchild));
         running.kill();
+    }
+
+    #[test]
+    fn a_group_whose_leader_has_ended_is_killed_unless_it_is_in_another_session() {
+        let mut child = std::process::Command::new("/bin/sh");
+        std::os::unix::process::CommandExt::process_group(&mut child, 0);
+        child.args(["-c", "sleep 60 >/dev/null & echo $!"]).stdout(Stdio::piped());
+        let child = child.spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let left: i32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+        // The leader is gone, and whoever is left in its group is of no known age.
+        let session = Stat::read(left).unwrap().session;
+        let running = Running { pid, started: 0, session };
+        Running { session: session.wrapping_add(1), ..running }.kill();
+        assert!(is_alive(left));
+        running.kill();
+        assert!(!is_alive(left));
+    }
+
+    #[test]
+    fn a_damaged_record_does_not_have_everybody_killed() {
+        let group = |pid| Running { pid, started: 7, session: 7 }.group();
+        assert_eq!([-1, 0, 1].map(group), [None; 3]);
+        assert_eq!(group(2), Some(Pid::from_raw(2)));
     }
 
     /// A zombie, whom an init that reaps nothing leaves lying, is dead.

@@ -289,6 +289,81 @@ async fn a_command_that_hangs_is_killed_and_holds_up_no_other_batch() {
 }
 
 #[tokio::test]
+async fn a_knock_does_not_wait_for_the_closing_of_others_that_hangs() {
+    let place = Place::new();
+    let gate = place.gate().await;
+    let sources: Vec<_> = (1..=20).map(|number| format!("192.0.2.{number}")).collect();
+    let for_seconds =
+        |seconds| sources.iter().map(|source| admit(source, seconds)).collect::<Vec<_>>();
+    gate.apply(&for_seconds(600)).await.unwrap();
+    for source in &sources {
+        place.put(&format!("hang-{source}"));
+    }
+    gate.apply(&for_seconds(1)).await.unwrap();
+    let closing = || -> Vec<_> {
+        place.begun().into_iter().filter(|line| line.starts_with("close")).collect()
+    };
+    let all_are_over = || sources.iter().all(|source| gate.keeper.is_over(element(source)));
+    place.until("all are to be over", all_are_over).await;
+    place.until("as many as can are to be closed", || closing().len() == 8).await;
+    let waits = sources
+        .iter()
+        .find(|source| !closing().contains(&format!("close tcp/22 {source}")))
+        .unwrap();
+    let again = [admit(waits, 600)];
+    let within = place.settings.time_limit / 2;
+    tokio::time::timeout(within, gate.apply(&again)).await.unwrap().unwrap();
+    // Positive control: those others still hang.
+    assert_eq!((closing().len(), place.records()), (8, sources.len()));
+}
+
+#[tokio::test]
+async fn where_closing_hangs_a_removal_gives_up_and_what_is_left_can_be_removed_later() {
+    let mut place = Place::new();
+    place.settings.time_limit = Duration::from_secs(2);
+    let gate = place.gate().await;
+    let sources: Vec<_> = (1..=40).map(|number| format!("192.0.2.{number}")).collect();
+    let changes: Vec<_> = sources.iter().map(|source| admit(source, 600)).collect();
+    gate.apply(&changes).await.unwrap();
+    for source in &sources {
+        place.put(&format!("hang-{source}"));
+    }
+    let error = gate.remove().await.unwrap_err();
+    assert!(keeper::hangs(&error), "{error}");
+    let closes = place.begun().iter().filter(|line| line.starts_with("close")).count();
+    // Those that hung may have been tried again by now.
+    assert!((1..=2 * AT_ONCE).contains(&closes), "{closes}");
+    for source in &sources {
+        place.take(&format!("hang-{source}"));
+    }
+    gate.remove().await.unwrap();
+    assert!(!place.settings.directory.exists());
+}
+
+#[tokio::test]
+async fn what_leads_elsewhere_now_is_closed_where_it_was_first() {
+    let place = Place::new();
+    let gate = place.gate().await;
+    gate.apply(&[admit("192.0.2.7", 600)]).await.unwrap();
+    let mut elsewhere = plan();
+    elsewhere.guarded[0].target = Target::LocalPort(std::num::NonZeroU16::new(2222).unwrap());
+    gate.install(&elsewhere).await.unwrap();
+    place.put("fail-close");
+    let again = [admit("192.0.2.7", 600)];
+    for _ in 0..2 {
+        let error = gate.apply(&again).await.unwrap_err();
+        assert!(matches!(error, GateError::Hook { action: "close", .. }), "{error}");
+        // The next process must not take it for open.
+        assert_eq!(gate.snapshot().await.unwrap()[0].seconds_left, 0);
+    }
+    let opens = || place.begun().iter().filter(|line| line.starts_with("open")).count();
+    assert_eq!(opens(), 1);
+    place.take("fail-close");
+    gate.apply(&again).await.unwrap();
+    assert_eq!((opens(), place.log().last().unwrap().split(' ').nth(1)), (2, Some("open")));
+}
+
+#[tokio::test]
 async fn a_removal_closes_everything_or_says_that_it_has_not() {
     let place = Place::new();
     let gate = place.gate().await;

@@ -2,7 +2,7 @@
 //!
 //! Source: linux/include/uapi/linux/netfilter/nf_tables.h. Numbers are in network byte order.
 
-use super::{Element, LiveElement, SetName};
+use super::{Element, LiveElement, SetName, TableFamily};
 use crate::netlink::wire::{self, Attributes, Message, Writer};
 use crate::netlink::{FAMILY_ANY, NETFILTER_HEADER, protocol_number, transport};
 use ipnet::IpNet;
@@ -17,6 +17,7 @@ pub(in crate::netlink) const SUBSYSTEM: u16 = SUBSYSTEM_NUMBER << 8;
 const BEGIN: u16 = 0x10;
 /// `NFNL_MSG_BATCH_END`
 const END: u16 = 0x11;
+pub(super) const GET_CHAIN: u16 = SUBSYSTEM | 0x04;
 const NEW_ELEMENTS: u16 = SUBSYSTEM | 0x0c;
 pub(super) const GET_ELEMENTS: u16 = SUBSYSTEM | 0x0d;
 const DELETE_ELEMENTS: u16 = SUBSYSTEM | 0x0e;
@@ -29,6 +30,8 @@ const LIST_BYTES: usize = 32 << 10;
 
 /// Of every message about something within a table.
 pub(in crate::netlink) const TABLE: u16 = 1;
+/// Of messages about chains.
+const CHAIN: u16 = 3;
 /// Of messages about elements.
 pub(in crate::netlink) const SET: u16 = 2;
 const ELEMENTS: u16 = 3;
@@ -151,6 +154,13 @@ pub(super) fn write_list(writer: &mut Writer, set: SetName<'_>) {
     writer.netfilter_header(set.family.0, 0);
     writer.text(TABLE, set.table);
     writer.text(SET, set.set);
+}
+
+/// The question whether there is a chain.
+pub(super) fn write_chain(writer: &mut Writer, family: TableFamily, table: &str, chain: &str) {
+    writer.netfilter_header(family.0, 0);
+    writer.text(TABLE, table);
+    writer.text(CHAIN, chain);
 }
 
 /// The body of a message that says nothing.
