@@ -56,6 +56,31 @@ impl SetKind {
     }
 }
 
+/// How large a set is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetSize {
+    /// How many elements it may hold.
+    pub max_elements: u32,
+    /// How many buckets it begins with; the kernel rounds up to a power of two, and makes more when
+    /// one is full. It fills each with up to twelve elements, and each few of them are another line
+    /// of the cache that a packet has to wait for.
+    pub buckets: u32,
+}
+
+impl SetSize {
+    /// That of a set which may never hold much: it grows when it does.
+    pub const fn growing(max_elements: u32) -> Self {
+        Self { max_elements, buckets: 1024 }
+    }
+
+    /// That of a set in which most buckets hold one element at the most, also when it is full.
+    ///
+    /// A bucket costs 8 bytes; there is a bound, since they are there from the beginning.
+    pub fn roomy(max_elements: u32) -> Self {
+        Self { max_elements, buckets: max_elements.clamp(1024, 1 << 17) }
+    }
+}
+
 /// An element of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Entry {
@@ -190,7 +215,7 @@ impl Ipset {
         name: &str,
         kind: SetKind,
         family: Family,
-        max_elements: u32,
+        size: SetSize,
     ) -> Result<(), NetlinkError> {
         let doing = Doing("ask the kernel for sets of kind", Some(kind.as_str()));
         let mut revisions = None;
@@ -205,7 +230,7 @@ impl Ipset {
         self.channel.tell(
             &Doing("make set", Some(name)),
             Head(CREATE, wire::CREATE | wire::EXCLUSIVE),
-            |writer| write_create(writer, name, kind, revision, family, max_elements),
+            |writer| write_create(writer, name, kind, revision, family, size),
         )
     }
 

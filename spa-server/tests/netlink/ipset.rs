@@ -3,7 +3,7 @@
 use crate::place::{Place, processor_time};
 use spa_proto::Port;
 use spa_server::netlink::Family;
-use spa_server::netlink::ipset::{Entry, Ipset, SetChange, SetKind};
+use spa_server::netlink::ipset::{Entry, Ipset, SetChange, SetKind, SetSize};
 use spa_server::netlink::{NetlinkError, Reason};
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
@@ -67,7 +67,7 @@ fn every_kind_of_set_is_filled_and_the_tool_reads_it() {
         let mut ipset = Ipset::open().unwrap();
         for (kind, family, entry, printed) in cases {
             assert_eq!(ipset.info("one").unwrap(), None);
-            ipset.create("one", kind, family, 100).unwrap();
+            ipset.create("one", kind, family, SetSize::growing(100)).unwrap();
             let info = ipset.info("one").unwrap().unwrap();
             assert!(info.is(kind, family), "{info:?}");
             assert_eq!((info.max_elements, info.entries, info.references), (Some(100), 0, 0));
@@ -127,7 +127,7 @@ fn adding_again_gives_the_new_time_and_the_kernel_takes_it_out_in_the_end() {
     let place = Place::new();
     place.inside(|| {
         let mut ipset = Ipset::open().unwrap();
-        ipset.create("spa4", SetKind::IpPort, Family::V4, 10).unwrap();
+        ipset.create("spa4", SetKind::IpPort, Family::V4, SetSize::growing(10)).unwrap();
         let entry = at("192.0.2.1", "tcp/22");
         let seconds = |ipset: &mut Ipset| ipset.entries("spa4").unwrap()[0].1;
         ipset.apply(&[add("spa4", entry, 10)]).unwrap();
@@ -151,7 +151,7 @@ fn a_refused_change_is_named_and_the_others_are_made() {
     let place = Place::new();
     place.inside(|| {
         let mut ipset = Ipset::open().unwrap();
-        ipset.create("spa4", SetKind::IpPort, Family::V4, 3).unwrap();
+        ipset.create("spa4", SetKind::IpPort, Family::V4, SetSize::growing(3)).unwrap();
         let entries = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"].map(|a| at(a, "tcp/22"));
         let [first, second, third, fourth] = entries;
         let error = ipset
@@ -197,11 +197,12 @@ fn sets_are_swapped_renamed_emptied_and_only_the_named_one() {
     let place = Place::new();
     place.inside(|| {
         let mut ipset = Ipset::open().unwrap();
-        ipset.create("small", SetKind::Ip, Family::V4, 2).unwrap();
-        ipset.create("large", SetKind::Ip, Family::V4, 2000).unwrap();
-        let again = ipset.create("large", SetKind::Ip, Family::V4, 2000).unwrap_err();
+        ipset.create("small", SetKind::Ip, Family::V4, SetSize::growing(2)).unwrap();
+        ipset.create("large", SetKind::Ip, Family::V4, SetSize::growing(2000)).unwrap();
+        let again =
+            ipset.create("large", SetKind::Ip, Family::V4, SetSize::growing(2000)).unwrap_err();
         assert_eq!(again.reason(), Some(Reason::Exists), "{again}");
-        ipset.create("other", SetKind::Ip, Family::V6, 2).unwrap();
+        ipset.create("other", SetKind::Ip, Family::V6, SetSize::growing(2)).unwrap();
         let one = Entry::Address("192.0.2.1".parse().unwrap());
         ipset.apply(&[add("small", one, 60)]).unwrap();
 
@@ -229,7 +230,7 @@ fn sets_are_swapped_renamed_emptied_and_only_the_named_one() {
         }
         // A name that is too long is refused, not cut.
         let long = "a".repeat(32);
-        assert!(ipset.create(&long, SetKind::Ip, Family::V4, 2).is_err());
+        assert!(ipset.create(&long, SetKind::Ip, Family::V4, SetSize::growing(2)).is_err());
         assert_eq!(place.on("ipset list -n"), "small\nother\n");
     });
 }
@@ -239,7 +240,7 @@ fn ten_thousand_changes_at_once_are_made_in_under_a_second() {
     let place = Place::new();
     place.inside(|| {
         let mut ipset = Ipset::open().unwrap();
-        ipset.create("spa4", SetKind::IpPort, Family::V4, 100_000).unwrap();
+        ipset.create("spa4", SetKind::IpPort, Family::V4, SetSize::growing(100_000)).unwrap();
         let entry = |n: u32| {
             let address = IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n));
             Entry::AddressPort(address, port("tcp/22"))

@@ -4,7 +4,7 @@
 use crate::gate::GateError;
 use crate::gate::sets::{self, Holds, SetId};
 use crate::gate::types::{Change, Family, LiveElement, MAX_ELEMENT_SECONDS, Plan};
-use crate::netlink::ipset::{Entry, Ipset, SetChange, SetInfo};
+use crate::netlink::ipset::{Entry, Ipset, SetChange, SetInfo, SetSize};
 use crate::netlink::{self, NetlinkError, Reason};
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
@@ -58,6 +58,11 @@ impl Sets {
     }
 
     fn create(&self, set: SetId, name: &str, size: u32) -> Result<(), GateError> {
+        let size = match set.holds {
+            // The one that nearly every packet to a guarded port is looked up in.
+            Holds::Hosts => SetSize::roomy(size),
+            _ => SetSize::growing(size),
+        };
         self.with(|ipset| ipset.create(name, set.kind(), family(set.family), size))
     }
 

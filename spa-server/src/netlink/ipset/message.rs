@@ -3,7 +3,7 @@
 //! Source: linux/include/uapi/linux/netfilter/ipset/ip_set.h. All numbers are in network byte
 //! order, and say so in the kind of their attribute.
 
-use super::{Entry, SetChange, SetInfo, SetKind};
+use super::{Entry, SetChange, SetInfo, SetKind, SetSize};
 use crate::netlink::wire::{self, Attributes, Message, Writer};
 use crate::netlink::{FAMILY_V4, Family, NETFILTER_HEADER, protocol_number, transport};
 use ipnet::IpNet;
@@ -55,6 +55,7 @@ mod data {
     pub(super) const PORT: u16 = 4;
     pub(super) const TIMEOUT: u16 = 6;
     pub(super) const PROTOCOL: u16 = 7;
+    pub(super) const HASH_SIZE: u16 = 18;
     pub(super) const MAX_ELEMENTS: u16 = 19;
     pub(super) const ENTRIES: u16 = 24;
     pub(super) const REFERENCES: u16 = 25;
@@ -92,7 +93,7 @@ pub(super) fn write_create(
     kind: SetKind,
     revision: u8,
     family: Family,
-    max_elements: u32,
+    size: SetSize,
 ) {
     write_head(writer);
     writer.text(command::NAME, name);
@@ -101,7 +102,8 @@ pub(super) fn write_create(
     writer.attribute(command::FAMILY, &[family.number()]);
     writer.nest(command::DATA, |writer| {
         write_u32(writer, data::TIMEOUT, 0);
-        write_u32(writer, data::MAX_ELEMENTS, max_elements);
+        write_u32(writer, data::HASH_SIZE, size.buckets);
+        write_u32(writer, data::MAX_ELEMENTS, size.max_elements);
     });
 }
 
