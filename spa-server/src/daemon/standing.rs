@@ -51,6 +51,8 @@ pub(super) struct Restorations {
     pub(super) last: Option<UnixMicros>,
     /// What was wrong the last time.
     what: String,
+    /// When that was mended.
+    mended: Option<BootMicros>,
     contest: Contest,
     lines: audit::Restorations,
 }
@@ -68,6 +70,11 @@ impl Restorations {
                 self.what
             )
         })
+    }
+
+    /// Whether what a look has found was mended after it had begun: it has been told of already.
+    fn covers(&self, looked: BootMicros) -> bool {
+        self.mended.is_some_and(|mended| looked <= mended)
     }
 
     fn due(&mut self, now: BootMicros) -> Option<RestorationLine> {
@@ -108,8 +115,12 @@ impl Daemon {
         self.watch.installed(&plan);
         tracing::debug!(?restored, ?alarm, "the gate was restored");
         let by = if restored.mended() {
+            self.restored.mended = Some(BootMicros::now());
             By::Us
-        } else if !alarm.missing.is_empty() && self.watch.ask().await.is_none() {
+        } else if !alarm.missing.is_empty()
+            && !self.restored.covers(alarm.looked)
+            && self.watch.ask().await.is_none()
+        {
             // Whoever it was, or an installation of ours meanwhile: it has been away all the same.
             By::Others
         } else {
@@ -118,10 +129,10 @@ impl Daemon {
         self.put_back();
         let cut = self.cut_strangers(&plan).await;
         let Differences { grants, surplus, retimed } = restored.differences;
-        let missing = if !alarm.missing.is_empty() || grants > 0 {
-            alarm.missing()
-        } else if restored.report.changed {
+        let missing = if alarm.missing.is_empty() && restored.report.changed {
             restored.report.differences.join("; ")
+        } else if !alarm.missing.is_empty() || grants > 0 {
+            alarm.missing()
         } else {
             Restoration::NOTHING.to_owned()
         };
@@ -340,5 +351,19 @@ impl Daemon {
         // Whoever waits for it to be mended is answered by that.
         self.unmended = None;
         self.watch.rest(standing != Standing::Guards);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_looked_at_before_it_was_mended_is_not_told_again() {
+        let mut restored = Restorations::default();
+        assert!(!restored.covers(BootMicros(0)));
+        restored.mended = Some(BootMicros(7));
+        assert!(restored.covers(BootMicros(6)) && restored.covers(BootMicros(7)));
+        assert!(!restored.covers(BootMicros(8)));
     }
 }

@@ -43,14 +43,16 @@ pub(super) struct Alarm {
     pub(super) missing: Vec<String>,
     /// How many elements the kernel holds.
     pub(super) elements: u64,
+    /// When the look began that has found this.
+    pub(super) looked: BootMicros,
     /// Goes with the alarm, by which the watch knows that it may look again.
     _held: Option<oneshot::Sender<()>>,
 }
 
 impl Alarm {
     /// One of the main loop's own: it has compared the elements.
-    pub(super) const fn of_elements() -> Self {
-        Self { missing: Vec::new(), elements: 0, _held: None }
+    pub(super) fn of_elements() -> Self {
+        Self { missing: Vec::new(), elements: 0, looked: BootMicros::now(), _held: None }
     }
 
     /// What is missing, in words.
@@ -313,6 +315,7 @@ impl<G: Gate> Watcher<G> {
     async fn look(&self, doubt: Doubt) -> bool {
         // Elements may be added and taken away while the kernel counts them.
         let needed = self.shared.needed.now();
+        let looked = BootMicros::now();
         let look = self.gate.look(doubt).await;
         let fits = |look: &Look| needed.fit(self.shared.needed.now(), look.elements);
         if *self.shared.rests.borrow() {
@@ -331,7 +334,8 @@ impl<G: Gate> Watcher<G> {
             }
         };
         let (held, dropped) = oneshot::channel();
-        if self.alarms.send(Alarm { missing, elements, _held: Some(held) }).await.is_ok() {
+        let alarm = Alarm { missing, elements, looked, _held: Some(held) };
+        if self.alarms.send(alarm).await.is_ok() {
             // Nothing is ever sent: the alarm is over when the main loop drops it.
             let _ = dropped.await;
         }
