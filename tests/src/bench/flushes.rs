@@ -88,8 +88,8 @@ fn standing(host: &Host, candidate: Candidate, granted: &str) -> Result<Option<S
         if !shown.success() {
             return Ok(None);
         }
-        // Neither dates nor counters.
-        let is_rule = |line: &&str| !line.starts_with(['#', ':']);
+        // Neither dates nor counters; nor grants, whose end is rounded anew each time.
+        let is_rule = |line: &&str| !line.starts_with(['#', ':']) && !line.contains("\"spa:");
         text.extend(shown.ok()?.lines().filter(is_rule).map(|line| format!("{line}\n")));
     }
     let shown = host.run(grants)?;
