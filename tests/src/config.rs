@@ -95,6 +95,17 @@ pub struct Client {
     pub max_sources: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_prefix: Option<SourcePrefix>,
+}
+
+/// `source-prefix = { … }` of a client.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the fields are those of the manual")]
+pub struct SourcePrefix {
+    pub ipv4: u8,
+    pub ipv6: u8,
 }
 
 /// `rate = { … }` of a client.

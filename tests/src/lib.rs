@@ -42,7 +42,7 @@ mod watch;
 pub use backend::Backend;
 pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_within};
-pub use config::{Client, Configuration, Gate, Hook, Rate, Service};
+pub use config::{Client, Configuration, Gate, Hook, Rate, Service, SourcePrefix};
 pub use device::{Ask, Device, Identity, now};
 pub use firewalls::{
     ALLOWED_PORT, CONTAINER_PORT, Docker, Firewalld, Neighbour, NftablesService, Podman, Room,
