@@ -17,11 +17,14 @@ pub(super) async fn stands(backend: Backend, tools: &Tools) -> bool {
     }
 }
 
-/// Sets tell of the rules that use them.
+/// Sets tell of the rules that use them. One that no rule uses hides nothing: a flush of the rules
+/// leaves it behind.
 fn has_sets() -> bool {
-    let is_there = |sets: &mut Ipset, name| sets.info(name).is_ok_and(|found| found.is_some());
+    let is_used = |sets: &mut Ipset, name| {
+        sets.info(name).is_ok_and(|found| found.is_some_and(|set| set.references > 0))
+    };
     Ipset::open()
-        .is_ok_and(|mut sets| ["spa4", "spa6"].into_iter().any(|name| is_there(&mut sets, name)))
+        .is_ok_and(|mut sets| ["spa4", "spa6"].into_iter().any(|name| is_used(&mut sets, name)))
 }
 
 /// Rules without sets can be seen if they are iptables-nft's.

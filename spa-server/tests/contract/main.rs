@@ -93,6 +93,8 @@ macro_rules! cases {
             a_family_without_an_address_stays_refused,
             a_host_that_does_not_forward_is_told_of,
             a_port_that_a_container_publishes_is_hidden_like_any_other,
+            a_mark_that_others_take_off_opens_nothing_that_is_published,
+            who_is_always_admitted_gets_to_what_is_published_whatever_others_mark,
             what_is_merely_forwarded_is_nobodys_business,
         );
         cases!($subject, once:

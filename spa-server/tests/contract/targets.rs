@@ -361,6 +361,45 @@ pub(crate) fn a_port_that_a_container_publishes_is_hidden_like_any_other(lab: &L
     }
 }
 
+pub(crate) fn a_mark_that_others_take_off_opens_nothing_that_is_published(lab: &Lab) {
+    publish(lab);
+    let open = [("tcp/8443", At("inner", 22)), ("udp/8445", At("inner", 5000))];
+    let plan = Plan { refusal: Refusal::Reject, ..plan(&["tcp/22", "tcp/8443", "udp/8445"]) };
+    // As of wg-quick, and of whoever routes by marks.
+    for value in ["ct mark", "0"] {
+        let cleared = format!(
+            "table inet uplinks {{\n chain entry {{\n \
+             type filter hook prerouting priority -149\n meta mark set {value}\n }}\n}}\n"
+        );
+        lab.server.feed("nft -f -", &cleared);
+        // The control: without a gate they are there for everybody.
+        lab.see(&[&each(STRANGER, &open)]);
+        let gate = lab.installed(&plan);
+        let hidden = [&open[..], &[("tcp/22", At("server", 22))]].concat();
+        lab.see(&[&none(CLIENT, &hidden, Refused), &none(STRANGER, &hidden, Refused)]);
+        gate.apply(&[&admit(CLIENT, "tcp/8443", 600), &admit(CLIENT, "udp/8445", 600)]);
+        lab.see(&[&each(CLIENT, &open), &none(STRANGER, &hidden, Refused)]);
+        lab.server.run("nft delete table inet uplinks");
+        gate.remove();
+    }
+}
+
+pub(crate) fn who_is_always_admitted_gets_to_what_is_published_whatever_others_mark(lab: &Lab) {
+    publish(lab);
+    let open = [("tcp/8443", At("inner", 22)), ("udp/8445", At("inner", 5000))];
+    let who = [[CLIENT[0], "/32"].concat(), [CLIENT[1], "/128"].concat()];
+    let always_admit = who.map(|network| network.parse().unwrap()).to_vec();
+    let refusal = Refusal::Reject;
+    let plan = Plan { refusal, always_admit, ..plan(&["tcp/8443", "udp/8445"]) };
+    let gate = lab.installed(&plan);
+    let mark = "table inet uplinks {\n chain entry {\n \
+                type filter hook prerouting priority -149\n meta mark set 0xffffffff\n }\n}\n";
+    lab.server.feed("nft -f -", mark);
+    lab.see(&[&each(CLIENT, &open), &none(STRANGER, &open, Refused)]);
+    lab.server.run("nft delete table inet uplinks");
+    gate.remove();
+}
+
 pub(crate) fn what_is_merely_forwarded_is_nobodys_business(lab: &Lab) {
     for refusal in [Refusal::Drop, Refusal::Reject] {
         let plan = with_targets(

@@ -3,7 +3,7 @@
 use super::host::KnockPorts;
 use crate::gate::render::{self, Armed, Grants, HeldRule, Layout, OwnTable, TableName};
 use crate::gate::saved::Saved;
-use crate::gate::types::{Cut, Family, Plan, Refusal};
+use crate::gate::types::{Cut, Family, Plan};
 
 /// Everything that the rules are made from.
 #[derive(Debug, Clone, Copy)]
@@ -39,12 +39,7 @@ impl<'a> Blueprint<'a> {
 
     /// The batches that turn what is there into this; none for a family where it is this already.
     pub(super) fn batches(&self, rules: &[(Family, Saved)]) -> Vec<(Family, String)> {
-        let order = match self.plan.refusal {
-            // What marks a packet must not be there before what rejects a marked one is, nor
-            // stay longer.
-            Refusal::Reject => [TableName::Nat, TableName::Filter, TableName::Mangle],
-            Refusal::Drop => [TableName::Nat, TableName::Mangle, TableName::Filter],
-        };
+        let order = render::order(self.plan.refusal);
         let batch = |(family, saved): &(Family, Saved)| {
             let tables = order.into_iter().filter_map(|table| {
                 let wanted = self.wanted(*family, table);

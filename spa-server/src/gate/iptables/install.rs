@@ -126,7 +126,7 @@ impl IptablesGate {
     ) -> Result<(), GateError> {
         for (family, before) in before {
             let now = self.kernel.saved(*family).await?;
-            let batch: String = TableName::ALL
+            let batch: String = render::order(render::refusal_in(before.table("mangle")))
                 .into_iter()
                 .filter_map(|table| {
                     let wanted = OwnTable::of(before.table(table.as_str()));

@@ -56,6 +56,10 @@ fn input(layout: &Layout<'_>, rejects: bool, sends: bool) -> Vec<String> {
     if rejects {
         let armed = layout.armed.condition(layout);
         rules.push(format!("{armed}-m mark --mark {REFUSED} -j {MARKED}"));
+        // What was not translated is judged once more below, without any mark.
+        rules.push(format!(
+            "{armed}-m connmark --mark {REFUSED} -m conntrack --ctstate DNAT -j {MARKED}"
+        ));
     }
     if sends {
         rules.push(format!("-m conntrack --ctstate DNAT -j {SENT}"));
@@ -92,21 +96,24 @@ fn sent(layout: &Layout<'_>) -> Vec<String> {
 /// Whose bit the mark is as well, nobody knows. So whatever came to other ports, or belongs to a
 /// connection, goes on.
 fn marked(layout: &Layout<'_>) -> Vec<String> {
-    let closed = closed(layout);
-    let limited = layout.served().filter(|guarded| guarded.connections == Connections::One);
-    let mut rules = vec![format!("{KEPT} -j RETURN")];
     let untranslated = format!("-m conntrack ! --ctstate DNAT -j {REJECT}");
-    let told_by_mark = limited.map(|guarded| guarded.ports).chain(closed.iter().copied());
-    rules.extend(ports::each(told_by_mark, &untranslated));
-    let guarded = layout.plan.guarded.iter().map(|guarded| guarded.ports);
-    let hidden: BTreeSet<_> = guarded.chain(closed).collect();
-    rules.extend(hidden.into_iter().map(|asked| {
+    let translated = |asked: PortRange| {
         let protocol = ports::protocol(asked.transport());
         format!(
             "-m conntrack --ctstate DNAT --ctproto {protocol} --ctorigdstport {} -j {REJECT}",
             ports::numbers(asked)
         )
-    }));
+    };
+    let closed: BTreeSet<_> = closed(layout).into_iter().collect();
+    let limited = layout.served().filter(|guarded| guarded.connections == Connections::One);
+    let guarded: BTreeSet<_> = layout.plan.guarded.iter().map(|guarded| guarded.ports).collect();
+
+    let mut rules = vec![format!("{KEPT} -j RETURN")];
+    rules.extend(ports::each(closed.iter().copied(), &untranslated));
+    rules.extend(closed.iter().copied().map(translated));
+    rules.extend(layout.always("-j RETURN"));
+    rules.extend(ports::each(limited.map(|guarded| guarded.ports), &untranslated));
+    rules.extend(guarded.difference(&closed).copied().map(translated));
     rules
 }
 
@@ -136,9 +143,11 @@ fn forward(layout: &Layout<'_>, rejects: bool, forwards: bool) -> Vec<String> {
         // Only what was translated was to this host at first: the marks of packets that it merely
         // forwards are other people's.
         let armed = layout.armed.condition(layout);
-        rules.push(format!(
-            "{armed}-m mark --mark {REFUSED} -m conntrack --ctstate DNAT -j {MARKED}"
-        ));
+        for mark in ["mark", "connmark"] {
+            rules.push(format!(
+                "{armed}-m {mark} --mark {REFUSED} -m conntrack --ctstate DNAT -j {MARKED}"
+            ));
+        }
     }
     if forwards {
         rules.push(format!("-j {SENT}"));

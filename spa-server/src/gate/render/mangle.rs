@@ -3,8 +3,8 @@
 use super::granted::{self, Grants};
 use super::held;
 use super::{
-    FIRST, FIRST_MARK, GRANTS, GUARD, JUDGE, KEPT, Layout, NO_FIRST_MARK, ONCE, OwnTable, REFUSE,
-    REFUSED, TRACK, TableName, ports,
+    FIRST, FIRST_MARK, GRANTS, GUARD, JUDGE, KEPT, Layout, NO_FIRST_MARK, NOT_REFUSED, ONCE,
+    OwnTable, REFUSE, REFUSED, TRACK, TableName, ports,
 };
 use crate::gate::foreign::saved_ports;
 use crate::gate::saved::{SavedTable, target};
@@ -62,10 +62,13 @@ pub(super) fn table(layout: &Layout<'_>) -> OwnTable {
         let verdicts = match refusal {
             Refusal::Drop => vec!["-j DROP".to_owned()],
             // The accept ends the way through table mangle: no later rule there can take the mark
-            // off.
-            Refusal::Reject => {
-                vec![format!("-j MARK --set-xmark {REFUSED}"), "-j ACCEPT".to_owned()]
-            }
+            // off. Chains elsewhere can (that of wg-quick gives a packet the mark of its
+            // connection), so the connection is marked as well.
+            Refusal::Reject => vec![
+                format!("-j CONNMARK --set-xmark {REFUSED}"),
+                format!("-j MARK --set-xmark {REFUSED}"),
+                "-j ACCEPT".to_owned(),
+            ],
         };
         own.add(REFUSE, verdicts.into_iter().map(|verdict| condition.clone() + &verdict).collect());
     }
@@ -87,8 +90,18 @@ pub(super) fn closed(layout: &Layout<'_>) -> Vec<PortRange> {
     unserved.chain(knocks).collect()
 }
 
-fn judge(layout: &Layout<'_>) -> Vec<String> {
+/// How every judgement begins.
+fn kept(layout: &Layout<'_>) -> Vec<String> {
     let mut rules = vec![format!("{KEPT} -j RETURN")];
+    if layout.refusal() == Some(Refusal::Reject) {
+        // It may be another's, or of a packet that came before the grant.
+        rules.push(format!("-j CONNMARK --set-xmark {NOT_REFUSED}"));
+    }
+    rules
+}
+
+fn judge(layout: &Layout<'_>) -> Vec<String> {
+    let mut rules = kept(layout);
     rules.extend(layout.always("-j RETURN"));
     rules.extend(match layout.grants {
         Grants::InSets => {
@@ -108,7 +121,7 @@ fn once(layout: &Layout<'_>) -> Vec<String> {
         Some(_) => format!("-j {REFUSE}"),
         None => "-j RETURN".to_owned(),
     };
-    let mut rules = vec![format!("{KEPT} -j RETURN")];
+    let mut rules = kept(layout);
     rules.extend(layout.always("-j RETURN"));
     // A connection that nobody has let in yet can't be the one that a grant let in.
     rules.push(format!(
@@ -156,6 +169,12 @@ pub fn judges(saved: &SavedTable, connection: &Connection) -> bool {
                 && rule.starts_with(&transport)
                 && names_port(rule)
         })
+}
+
+/// How the rules there refuse.
+pub fn refusal_in(saved: &SavedTable) -> Refusal {
+    let marks = saved.rules(REFUSE).iter().any(|rule| target(rule) == Some("MARK"));
+    if marks { Refusal::Reject } else { Refusal::Drop }
 }
 
 /// Until which second the rules there refuse, if they say so themselves.

@@ -18,7 +18,7 @@ mod ports;
 pub use cut::cut;
 pub use granted::{Armed, Grants};
 pub use held::{HeldRule, exchange, held, held_in, holds_grants, is_held, read_held, rule_in};
-pub use mangle::{DISCARD_TRACK, armed_until, judges, track};
+pub use mangle::{DISCARD_TRACK, armed_until, judges, refusal_in, track};
 
 use super::saved::{SavedTable, target};
 use super::types::{Cut, Family, Guarded, Mode, Plan, Refusal};
@@ -65,12 +65,14 @@ const OWN_CHAINS: [&str; 17] = [
     FORWARD, SENT, MARKED, REJECT, CUT,
 ];
 
-/// The packet mark of a refused packet on its way from the judgement in table mangle, the only
+/// The mark of a refused packet, and of its connection, on the way from the judgement in table mangle, the only
 /// one before address translation, to table filter, the only one that can send a reset.
 ///
 /// The bit may be somebody else's as well. It alone refuses nothing: the packet must begin
 /// something new, at a port that the gate hides.
 const REFUSED: &str = "0x20000000/0x20000000";
+/// Takes [`REFUSED`] off.
+const NOT_REFUSED: &str = "0x0/0x20000000";
 /// The connection mark of the one connection that a grant let in.
 ///
 /// It is set before the grant is taken away: so a repeated first packet, which belongs to the same
@@ -92,6 +94,15 @@ pub(super) const REFUSED_BIT: u32 = 0x2000_0000;
 pub(super) const FIRST_BIT: u32 = 0x1000_0000;
 /// The bit of [`SENT_MARK`].
 pub(super) const SENT_BIT: u32 = 0x4000_0000;
+
+/// The order in which tables are brought to a gate that refuses so: what marks a packet must not be
+/// there before what rejects a marked one is, nor stay longer.
+pub const fn order(refusal: Refusal) -> [TableName; 3] {
+    match refusal {
+        Refusal::Reject => [TableName::Nat, TableName::Filter, TableName::Mangle],
+        Refusal::Drop => [TableName::Nat, TableName::Mangle, TableName::Filter],
+    }
+}
 
 /// From which built-in chains chains of ours are jumped to; of one built-in chain in this order.
 const JUMPS: [(&str, &str); 8] = [

@@ -5,8 +5,11 @@
 //! for one again.
 
 use super::granted::{self, Grants};
-use super::{GRANTS, Layout, MASQUERADE, NAT, OwnTable, SENT_MARK, TARGET, TableName, held, ports};
-use crate::gate::types::Family;
+use super::{
+    GRANTS, Layout, MASQUERADE, NAT, NOT_REFUSED, OwnTable, SENT_MARK, TARGET, TableName, held,
+    ports,
+};
+use crate::gate::types::{Family, Refusal};
 use crate::service::{ForwardTo, Target};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -29,8 +32,13 @@ pub(super) fn table(layout: &Layout<'_>) -> OwnTable {
     nat.extend(granted::rules(TableName::Nat, layout, &verdict));
     own.add(NAT, nat);
     own.jump_from("PREROUTING", NAT);
-    let mark = format!("-j CONNMARK --set-xmark {SENT_MARK}");
-    own.add(TARGET, [mark].into_iter().chain(sent).collect());
+    let mut target = vec![format!("-j CONNMARK --set-xmark {SENT_MARK}")];
+    if layout.refusal() == Some(Refusal::Reject) {
+        // What is sent is granted: somebody else has set that bit since it was judged.
+        target.push(format!("-j CONNMARK --set-xmark {NOT_REFUSED}"));
+    }
+    target.extend(sent);
+    own.add(TARGET, target);
     if let Grants::InRules(rules) = layout.grants {
         own.add(GRANTS, held::of_table(TableName::Nat, layout, rules));
     }

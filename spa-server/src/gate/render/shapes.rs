@@ -104,9 +104,11 @@ fn guard_mode_that_rejects() {
     -A SPA-GUARD -p udp -m udp --dport 443 -g SPA-JUDGE
     -A SPA-GUARD -p udp -m udp --dport 62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE
     -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-JUDGE -j CONNMARK --set-xmark 0x0/0x20000000
     -A SPA-JUDGE -m set --match-set spa6 src,dst -j RETURN
     -A SPA-JUDGE -m set --match-set spa6-net src,dst -j RETURN
     -A SPA-JUDGE -j SPA-REFUSE
+    -A SPA-REFUSE -j CONNMARK --set-xmark 0x20000000/0x20000000
     -A SPA-REFUSE -j MARK --set-xmark 0x20000000/0x20000000
     -A SPA-REFUSE -j ACCEPT
     -I PREROUTING 1 -j SPA-GUARD
@@ -118,6 +120,7 @@ fn guard_mode_that_rejects() {
     :SPA-MARKED - [0:0]
     :SPA-REJECT - [0:0]
     -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
+    -A SPA-INPUT -m connmark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
     -A SPA-INPUT -p tcp -m multiport --dports 22,443 -g SPA-ADMIT
     -A SPA-INPUT -p udp -m udp --dport 443 -g SPA-ADMIT
     -A SPA-ADMIT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
@@ -127,12 +130,13 @@ fn guard_mode_that_rejects() {
     -A SPA-ADMIT -m conntrack --ctstate DNAT -j RETURN
     -A SPA-ADMIT -j SPA-REJECT
     -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
+    -A SPA-FORWARD -m connmark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
     -A SPA-MARKED -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
     -A SPA-MARKED -p udp -m udp --dport 62201 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 443 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
-    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
     -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
     -A SPA-REJECT -j REJECT --reject-with icmp6-port-unreachable
     -I FORWARD 1 -j SPA-FORWARD
@@ -226,6 +230,7 @@ fn forwards_and_local_ports() {
     -A SPA-NAT -m set --match-set spa4-net src,dst -j SPA-TARGET
     -A SPA-NAT -p udp -m udp --dport 10000:10100 -m set --match-set spa4-udp-10000-10100 src -j SPA-TARGET
     -A SPA-TARGET -j CONNMARK --set-xmark 0x40000000/0x40000000
+    -A SPA-TARGET -j CONNMARK --set-xmark 0x0/0x20000000
     -A SPA-TARGET -p tcp -m tcp --dport 2222 -j REDIRECT --to-ports 22
     -A SPA-TARGET -p tcp -m tcp --dport 8443 -j DNAT --to-destination 10.0.0.5:443
     -A SPA-TARGET -p tcp -m tcp --dport 90 -j DNAT --to-destination 10.0.0.6:90
@@ -245,10 +250,12 @@ fn forwards_and_local_ports() {
     -A SPA-GUARD -p udp -m udp --dport 10000:10100 -g SPA-JUDGE
     -A SPA-GUARD -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE
     -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-JUDGE -j CONNMARK --set-xmark 0x0/0x20000000
     -A SPA-JUDGE -m set --match-set spa4 src,dst -j RETURN
     -A SPA-JUDGE -m set --match-set spa4-net src,dst -j RETURN
     -A SPA-JUDGE -p udp -m udp --dport 10000:10100 -m set --match-set spa4-udp-10000-10100 src -j RETURN
     -A SPA-JUDGE -j SPA-REFUSE
+    -A SPA-REFUSE -j CONNMARK --set-xmark 0x20000000/0x20000000
     -A SPA-REFUSE -j MARK --set-xmark 0x20000000/0x20000000
     -A SPA-REFUSE -j ACCEPT
     -I PREROUTING 1 -j SPA-GUARD
@@ -261,6 +268,7 @@ fn forwards_and_local_ports() {
     :SPA-MARKED - [0:0]
     :SPA-REJECT - [0:0]
     -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
+    -A SPA-INPUT -m connmark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
     -A SPA-INPUT -m conntrack --ctstate DNAT -j SPA-SENT
     -A SPA-INPUT -p tcp -m multiport --dports 22,90,2222,8443 -g SPA-ADMIT
     -A SPA-INPUT -p udp -m udp --dport 10000:10100 -g SPA-ADMIT
@@ -272,6 +280,7 @@ fn forwards_and_local_ports() {
     -A SPA-ADMIT -j SPA-REJECT
     -A SPA-FORWARD -m conntrack ! --ctstate DNAT -j RETURN
     -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
+    -A SPA-FORWARD -m connmark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
     -A SPA-FORWARD -j SPA-SENT
     -A SPA-SENT -m conntrack --ctstate NEW -m connmark ! --mark 0x40000000/0x40000000 -j RETURN
     -A SPA-SENT -p tcp -m tcp --dport 22 -m conntrack --ctstate DNAT --ctorigdstport 2222 -j ACCEPT
@@ -280,13 +289,13 @@ fn forwards_and_local_ports() {
     -A SPA-SENT -m conntrack --ctstate DNAT --ctproto 6 --ctreplsrc 10.0.0.6 --ctorigdstport 90 -j ACCEPT
     -A SPA-MARKED -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
     -A SPA-MARKED -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate DNAT -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 90 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 2222 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 8443 -j SPA-REJECT
-    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 10000:10100 -j SPA-REJECT
-    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
     -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
     -A SPA-REJECT -j REJECT --reject-with icmp-port-unreachable
     -I FORWARD 1 -j SPA-FORWARD
@@ -304,6 +313,7 @@ fn forwards_and_local_ports() {
     -A SPA-NAT -m set --match-set spa6-net src,dst -j SPA-TARGET
     -A SPA-NAT -p udp -m udp --dport 10000:10100 -m set --match-set spa6-udp-10000-10100 src -j SPA-TARGET
     -A SPA-TARGET -j CONNMARK --set-xmark 0x40000000/0x40000000
+    -A SPA-TARGET -j CONNMARK --set-xmark 0x0/0x20000000
     -A SPA-TARGET -p tcp -m tcp --dport 2222 -j REDIRECT --to-ports 22
     -A SPA-TARGET -p tcp -m tcp --dport 8443 -j DNAT --to-destination [fd00::5]:443
     -A SPA-TARGET -p udp -m udp --dport 10000:10100 -j DNAT --to-destination fd00::5
@@ -322,10 +332,12 @@ fn forwards_and_local_ports() {
     -A SPA-GUARD -p tcp -m tcp --dport 90 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE
     -A SPA-GUARD -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE
     -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-JUDGE -j CONNMARK --set-xmark 0x0/0x20000000
     -A SPA-JUDGE -m set --match-set spa6 src,dst -j RETURN
     -A SPA-JUDGE -m set --match-set spa6-net src,dst -j RETURN
     -A SPA-JUDGE -p udp -m udp --dport 10000:10100 -m set --match-set spa6-udp-10000-10100 src -j RETURN
     -A SPA-JUDGE -j SPA-REFUSE
+    -A SPA-REFUSE -j CONNMARK --set-xmark 0x20000000/0x20000000
     -A SPA-REFUSE -j MARK --set-xmark 0x20000000/0x20000000
     -A SPA-REFUSE -j ACCEPT
     -I PREROUTING 1 -j SPA-GUARD
@@ -338,6 +350,7 @@ fn forwards_and_local_ports() {
     :SPA-MARKED - [0:0]
     :SPA-REJECT - [0:0]
     -A SPA-INPUT -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
+    -A SPA-INPUT -m connmark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
     -A SPA-INPUT -m conntrack --ctstate DNAT -j SPA-SENT
     -A SPA-INPUT -p tcp -m multiport --dports 22,90,2222,8443 -g SPA-ADMIT
     -A SPA-INPUT -p udp -m udp --dport 10000:10100 -g SPA-ADMIT
@@ -349,6 +362,7 @@ fn forwards_and_local_ports() {
     -A SPA-ADMIT -j SPA-REJECT
     -A SPA-FORWARD -m conntrack ! --ctstate DNAT -j RETURN
     -A SPA-FORWARD -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
+    -A SPA-FORWARD -m connmark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
     -A SPA-FORWARD -j SPA-SENT
     -A SPA-SENT -m conntrack --ctstate NEW -m connmark ! --mark 0x40000000/0x40000000 -j RETURN
     -A SPA-SENT -p tcp -m tcp --dport 22 -m conntrack --ctstate DNAT --ctorigdstport 2222 -j ACCEPT
@@ -357,13 +371,13 @@ fn forwards_and_local_ports() {
     -A SPA-MARKED -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
     -A SPA-MARKED -p tcp -m tcp --dport 90 -m conntrack ! --ctstate DNAT -j SPA-REJECT
     -A SPA-MARKED -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate DNAT -j SPA-REJECT
-    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 90 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 2222 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 8443 -j SPA-REJECT
-    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 10000:10100 -j SPA-REJECT
-    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
     -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
     -A SPA-REJECT -j REJECT --reject-with icmp6-port-unreachable
     -I FORWARD 1 -j SPA-FORWARD
@@ -503,9 +517,11 @@ fn a_gate_on_trial() {
     -A SPA-GUARD -p tcp -m tcp --dport 22 -g SPA-JUDGE
     -A SPA-GUARD -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate RELATED,ESTABLISHED -j SPA-REFUSE
     -A SPA-JUDGE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+    -A SPA-JUDGE -j CONNMARK --set-xmark 0x0/0x20000000
     -A SPA-JUDGE -m set --match-set spa4 src,dst -j RETURN
     -A SPA-JUDGE -m set --match-set spa4-net src,dst -j RETURN
     -A SPA-JUDGE -j SPA-REFUSE
+    -A SPA-REFUSE -m set --match-set spa4-armed src -j CONNMARK --set-xmark 0x20000000/0x20000000
     -A SPA-REFUSE -m set --match-set spa4-armed src -j MARK --set-xmark 0x20000000/0x20000000
     -A SPA-REFUSE -m set --match-set spa4-armed src -j ACCEPT
     -I PREROUTING 1 -j SPA-GUARD
@@ -517,6 +533,7 @@ fn a_gate_on_trial() {
     :SPA-MARKED - [0:0]
     :SPA-REJECT - [0:0]
     -A SPA-INPUT -m set --match-set spa4-armed src -m mark --mark 0x20000000/0x20000000 -j SPA-MARKED
+    -A SPA-INPUT -m set --match-set spa4-armed src -m connmark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
     -A SPA-INPUT -p tcp -m tcp --dport 22 -g SPA-ADMIT
     -A SPA-ADMIT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     -A SPA-ADMIT -m set --match-set spa4 src,dst -j ACCEPT
@@ -525,11 +542,12 @@ fn a_gate_on_trial() {
     -A SPA-ADMIT -m conntrack --ctstate DNAT -j RETURN
     -A SPA-ADMIT -m set --match-set spa4-armed src -j SPA-REJECT
     -A SPA-FORWARD -m set --match-set spa4-armed src -m mark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
+    -A SPA-FORWARD -m set --match-set spa4-armed src -m connmark --mark 0x20000000/0x20000000 -m conntrack --ctstate DNAT -j SPA-MARKED
     -A SPA-MARKED -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
     -A SPA-MARKED -p udp -m multiport --dports 443,62201 -m conntrack ! --ctstate DNAT -j SPA-REJECT
-    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 443 -j SPA-REJECT
     -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 17 --ctorigdstport 62201 -j SPA-REJECT
+    -A SPA-MARKED -m conntrack --ctstate DNAT --ctproto 6 --ctorigdstport 22 -j SPA-REJECT
     -A SPA-REJECT -p tcp -j REJECT --reject-with tcp-reset
     -A SPA-REJECT -j REJECT --reject-with icmp-port-unreachable
     -I FORWARD 1 -j SPA-FORWARD

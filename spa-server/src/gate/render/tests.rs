@@ -87,8 +87,8 @@ fn differences_are_told_as_an_administrator_would() {
     };
     assert_snapshot!(differences(TableName::Mangle), @r"
     chain SPA-GUARD of mangle (IPv4) has 1 rules of 5
-    chain SPA-JUDGE of mangle (IPv4) has 3 rules of 4
-    chain SPA-REFUSE of mangle (IPv4) has 1 rules of 2
+    chain SPA-JUDGE of mangle (IPv4) has 3 rules of 5
+    chain SPA-REFUSE of mangle (IPv4) has 1 rules of 3
     chain PREROUTING of mangle (IPv4) doesn't begin with a jump to SPA-GUARD
     ");
     assert_snapshot!(differences(TableName::Filter), @r"
