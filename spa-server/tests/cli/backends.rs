@@ -292,3 +292,36 @@ fn the_two_of_iptables_hand_over_to_each_other_what_is_open() {
         assert_eq!(seen.contains("--match-set"), has_sets, "{seen}");
     }
 }
+
+#[test]
+fn a_gate_that_may_be_left_in_the_other_variant_of_iptables_is_told() {
+    let host = host_with("iptables");
+    let now = host.read("server.toml");
+    let tools = ["iptables-restore", "iptables-save", "ip6tables-restore", "ip6tables-save"]
+        .map(|tool| format!("{tool} = \"/usr/sbin/{}\"\n", tool.replace('-', "-legacy-")))
+        .concat();
+    host.write("before.toml", &format!("{now}\n[gate.tools]\n{tools}"));
+    host.write("now.toml", &now);
+    let script = format!(
+        "cd {directory}
+        cp before.toml server.toml; % gate install; cp now.toml server.toml
+        unshare --mount sh -ec 'mount --bind /bin/false $(readlink -f $(command -v iptables-legacy-save))
+            % gate install >installing
+            ! % gate remove 2>removing'
+        iptables-legacy-save >standing
+        % gate install >installed; iptables-legacy-save >replaced
+        cp before.toml server.toml; % gate install; cp now.toml server.toml
+        % gate remove; iptables-legacy-save >removed",
+        directory = host.path("").display(),
+    );
+    host.script_in_namespace(&script).done();
+    let read = |name: &str| host.read(name);
+    let told = "warning: a second gate may stand in iptables-legacy (IPv4), which refuses what this one lets in: cannot read the rules";
+    assert!(read("installing").contains(told), "{}", read("installing"));
+    assert!(read("removing").contains("cannot read the rules"), "{}", read("removing"));
+    assert!(read("standing").contains("SPA-GUARD"));
+    assert!(!read("installed").contains("second gate"), "{}", read("installed"));
+    for (name, has_gate) in [("replaced", false), ("removed", false)] {
+        assert_eq!(read(name).contains("SPA-"), has_gate, "{name}: {}", read(name));
+    }
+}

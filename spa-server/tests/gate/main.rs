@@ -19,3 +19,5 @@ mod services;
 mod sets;
 #[cfg(test)]
 mod standing;
+#[cfg(test)]
+mod variants;

@@ -3,6 +3,7 @@
 use super::blueprint::Blueprint;
 use super::host::Host;
 use super::kernel::Kernel;
+use super::other_variant::OtherVariant;
 use super::rules::Held;
 use super::sets::{Made, Placed};
 use super::{Holding, IptablesGate, Standing, families};
@@ -21,6 +22,7 @@ impl IptablesGate {
     pub(super) async fn put_in_place(
         &self,
         host: &mut Host,
+        other: &OtherVariant,
         blueprint: &Blueprint<'_>,
         made: &mut Vec<Made>,
     ) -> Result<Vec<Placed>, GateError> {
@@ -42,7 +44,8 @@ impl IptablesGate {
         let mut misplaced = Vec::new();
         if !batches.is_empty() {
             if in_sets {
-                self.take_over(&host.rules, plan).await?;
+                let here = host.rules.iter().map(|(family, saved)| (*family, saved));
+                self.take_over(here.chain(other.rules()), plan).await?;
                 misplaced = self.sets.relocate(&families, plan)?;
             }
             self.write_rules(host, blueprint, &batches).await?;
@@ -141,9 +144,13 @@ impl IptablesGate {
     }
 
     /// Takes over what is left of a gate that held its grants in rules.
-    async fn take_over(&self, rules: &[(Family, Saved)], plan: &Plan) -> Result<(), GateError> {
+    async fn take_over(
+        &self,
+        rules: impl Iterator<Item = (Family, &Saved)>,
+        plan: &Plan,
+    ) -> Result<(), GateError> {
         for (family, saved) in rules {
-            let mut changes = admissions(&Held::in_saved(*family, saved.clone()).live(None));
+            let mut changes = admissions(&Held::in_saved(family, saved.clone()).live(None));
             changes.retain(|change| check_change(plan, change).is_ok());
             self.sets.apply(plan, &changes).await?;
         }

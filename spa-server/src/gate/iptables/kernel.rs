@@ -6,6 +6,7 @@ use crate::gate::tools::{LEGACY, NFT};
 use crate::gate::types::{Connection, Family};
 use crate::gate::{GateError, Tools};
 use crate::netlink::conntrack::{Conntrack, Tuple};
+use crate::netlink::nft::{Nft, TableFamily};
 use crate::process::{ProcessError, Run};
 use std::fs;
 use std::path::Path;
@@ -16,6 +17,16 @@ use tokio::sync::OnceCell;
 const TRIES: u32 = 4;
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 const BUSY: i32 = 4;
+/// The chains of ours, each with its table, through which packets come to all others.
+const ENTRIES: [(&str, &str); 6] = [
+    ("mangle", "SPA-GUARD"),
+    ("filter", "SPA-INPUT"),
+    ("filter", "SPA-FORWARD"),
+    ("filter", "SPA-CUT"),
+    ("nat", "SPA-NAT"),
+    ("nat", "SPA-MASQUERADE"),
+];
+
 /// The kernel's firewall, by way of the tools.
 #[derive(Debug)]
 pub(super) struct Kernel {
@@ -37,6 +48,15 @@ impl Variant {
             Self::Legacy => "iptables-legacy",
         }
     }
+
+    /// Whether a gate of ours may stand there. The kernel is asked, so that no tool has to be run
+    /// where there is nothing.
+    pub(super) fn may_hold_a_gate(self, family: Family) -> bool {
+        match self {
+            Self::Nft => nft_may_hold_a_gate(family),
+            Self::Legacy => legacy_is_in_use(family),
+        }
+    }
 }
 
 impl Kernel {
@@ -45,12 +65,12 @@ impl Kernel {
     }
 
     /// The same kernel by the tools of each variant of iptables that is there and in use.
-    pub(super) fn variants(&self, family: Family) -> impl Iterator<Item = Self> {
+    pub(super) fn variants(&self, family: Family) -> impl Iterator<Item = (Variant, Self)> {
         [(Variant::Nft, NFT), (Variant::Legacy, LEGACY)]
             .into_iter()
             .filter(move |(variant, _)| *variant == Variant::Nft || legacy_is_in_use(family))
-            .filter_map(|(_, tools)| self.tools.with_variant(&tools).ok())
-            .map(Self::new)
+            .filter_map(|(variant, tools)| Some((variant, self.tools.with_variant(&tools).ok()?)))
+            .map(|(variant, tools)| (variant, Self::new(tools)))
     }
 
     pub(super) async fn variant(&self) -> Result<Variant, GateError> {
@@ -156,6 +176,19 @@ fn legacy_is_in_use(family: Family) -> bool {
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
+}
+
+/// Whether iptables-nft has one of [`ENTRIES`]. What can't be known may be.
+fn nft_may_hold_a_gate(family: Family) -> bool {
+    let of = match family {
+        Family::V4 => TableFamily::IP,
+        Family::V6 => TableFamily::IP6,
+    };
+    let Ok(mut nft) = Nft::open() else { return true };
+    ENTRIES.into_iter().any(|(table, chain)| {
+        // A kernel without nf_tables refuses to say.
+        nft.has_chain(of, table, chain).unwrap_or_else(|error| error.refusal().is_none())
+    })
 }
 
 fn doing(doing: &'static str) -> impl Fn(ProcessError) -> GateError {

@@ -9,6 +9,8 @@ mod changes;
 mod host;
 mod install;
 mod kernel;
+mod other_variant;
+mod removal;
 mod rules;
 mod sets;
 
@@ -17,6 +19,7 @@ use self::changes::Changes;
 use self::host::{Host, KnockPorts};
 use self::install::admissions;
 use self::kernel::{Kernel, Variant};
+use self::other_variant::OtherVariant;
 use self::rules::Held;
 use self::sets::Sets;
 use super::bounds::{check_change, check_plan};
@@ -26,7 +29,6 @@ use super::sets as set_names;
 use super::sockets;
 use super::types::{Backend, Change, Cut, Doubt, Family, InstallReport, LiveElement, Look, Plan};
 use super::{Gate, GateError, Tools};
-use crate::causes::with_causes;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -92,25 +94,6 @@ impl IptablesGate {
         }
     }
 
-    async fn remove_family(&self, family: Family) -> Result<(), GateError> {
-        let mut removed = match self.kernel.saved(family).await {
-            Ok(saved) => remove_rules(&self.kernel, family, &saved).await,
-            Err(error) => Err(error),
-        };
-        // What iptables stands for may have changed since the gate was installed.
-        for kernel in self.kernel.variants(family) {
-            match kernel.saved(family).await {
-                Ok(saved) => removed = removed.and(remove_rules(&kernel, family, &saved).await),
-                // If there are rules of ours there, they hold the set, which says so.
-                Err(error) => {
-                    tracing::debug!("a variant can't be read: {}", with_causes(&error));
-                }
-            }
-        }
-        removed?;
-        self.sets.tidy(&[family], None).map(drop)
-    }
-
     /// What holds the gate shut.
     fn armed(&self, plan: &Plan) -> Armed {
         match (self.holding, plan.trial_seconds) {
@@ -121,7 +104,12 @@ impl IptablesGate {
     }
 
     /// The grants that are rules, as this plan wants them written, if grants are rules.
-    fn held(&self, rules: &[(Family, Saved)], plan: &Plan) -> Option<Vec<(Family, Vec<HeldRule>)>> {
+    fn held(
+        &self,
+        rules: &[(Family, Saved)],
+        other: &OtherVariant,
+        plan: &Plan,
+    ) -> Option<Vec<(Family, Vec<HeldRule>)>> {
         if self.holding == Holding::InSets {
             return None;
         }
@@ -129,7 +117,8 @@ impl IptablesGate {
         let families: Vec<_> = families().collect();
         let in_sets = admissions(&self.sets.elements(&families, None).unwrap_or_default());
         let fitting = |(family, saved): &(Family, Saved)| {
-            (*family, Held::in_saved(*family, saved.clone()).fitting(plan, &in_sets))
+            let held = Held::in_saved(*family, saved.clone());
+            (*family, held.fitting(plan, other.held(*family).as_ref(), &in_sets))
         };
         Some(rules.iter().map(fitting).collect())
     }
@@ -164,17 +153,6 @@ impl IptablesGate {
     }
 }
 
-async fn remove_rules(kernel: &Kernel, family: Family, saved: &Saved) -> Result<(), GateError> {
-    let batch: String = TableName::ALL
-        .into_iter()
-        .filter_map(|table| {
-            let nothing = OwnTable::default();
-            render::transition(table, saved.table(table.as_str()), &nothing)
-        })
-        .collect();
-    if batch.is_empty() { Ok(()) } else { kernel.restore(family, &batch).await }
-}
-
 impl Gate for IptablesGate {
     fn backend(&self) -> Backend {
         match self.holding {
@@ -198,8 +176,9 @@ impl Gate for IptablesGate {
                 (self.installed.lock().await, host)
             }
         };
+        let other = OtherVariant::read(&self.kernel).await?;
         let knock_ports = host.knock_ports.clone();
-        let held = self.held(&host.rules, plan);
+        let held = self.held(&host.rules, &other, plan);
         let blueprint = Blueprint {
             plan,
             knock_ports: &knock_ports,
@@ -209,16 +188,19 @@ impl Gate for IptablesGate {
         };
         host.report.differences = blueprint.differences(&host.rules);
         host.report.differences.extend(self.differences_of_sets(plan)?);
+        host.report.differences.extend(other.differences());
         if host.variant == Variant::Nft {
             self.changes.subscribe();
         }
         let mut made = Vec::new();
         let done = async {
-            let misplaced = self.put_in_place(&mut host, &blueprint, &mut made).await?;
+            let misplaced = self.put_in_place(&mut host, &other, &blueprint, &mut made).await?;
             Ok((misplaced, self.read_back(&blueprint).await?))
         };
         let standing = match done.await {
             Ok((misplaced, standing)) => {
+                // Its rules hold sets that may not be needed any more.
+                other.remove(&mut host.report).await;
                 self.tidy(&mut host, plan, &misplaced);
                 standing
             }
@@ -287,7 +269,8 @@ impl Gate for IptablesGate {
         check(plan)?;
         let rules = self.rules.lock().await;
         let mut host = Host::read(&self.kernel, plan).await?;
-        let held = self.held(&host.rules, plan);
+        let other = OtherVariant::read(&self.kernel).await?;
+        let held = self.held(&host.rules, &other, plan);
         let differences = |knock_ports: &KnockPorts| {
             let armed = match self.armed(plan) {
                 // It goes on as it is.
@@ -308,6 +291,8 @@ impl Gate for IptablesGate {
             }
         }
         found.extend(self.differences_of_sets(plan)?);
+        found.extend(other.differences());
+        host.report.warnings.extend(other.warnings());
         host.report.changed = !found.is_empty();
         host.report.differences = found;
         Ok(host.report)

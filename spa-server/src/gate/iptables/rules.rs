@@ -102,11 +102,22 @@ impl Held {
         Ok(render::exchange(&self.layout(plan), &self.saved, goes, &comes))
     }
 
-    /// The grants as this plan wants them written, with others besides.
-    pub(super) fn fitting(&self, plan: &Plan, besides: &[Change]) -> Vec<HeldRule> {
+    /// The grants as this plan wants them written, with those of a gate in the other variant, and
+    /// what sets admit.
+    pub(super) fn fitting(
+        &self,
+        plan: &Plan,
+        other: Option<&Self>,
+        in_sets: &[Change],
+    ) -> Vec<HeldRule> {
         let mut fitting = self.rules.clone();
-        let besides = besides.iter().filter_map(|change| self.rule(plan, change));
-        fitting.extend(besides.filter(|rule| self.is_of(rule.element)));
+        let in_sets = in_sets.iter().filter_map(|change| self.rule(plan, change));
+        let in_sets = in_sets.filter(|rule| self.is_of(rule.element));
+        // Each with the list that it has: who has used it there has used it.
+        let theirs = other.into_iter().flat_map(|other| other.rules.iter().cloned());
+        let mut known: BTreeSet<_> = self.live(None).iter().map(|live| live.element).collect();
+        let besides = theirs.filter(|rule| !self.is_over(rule)).chain(in_sets);
+        fitting.extend(besides.filter(|rule| known.insert(rule.element)));
         for rule in &mut fitting {
             let guarded = plan.guarded_at(rule.element.ports);
             match guarded.map(|guarded| guarded.connections) {
