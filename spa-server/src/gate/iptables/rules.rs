@@ -102,8 +102,9 @@ impl Held {
         Ok(render::exchange(&self.layout(plan), &self.saved, goes, &comes))
     }
 
-    /// The grants as this plan wants them written, with those of a gate in the other variant, and
-    /// what sets admit.
+    /// The grants as this plan wants them written, with those of a gate in the other variant. What
+    /// sets admit counts only where no gate has held grants in rules yet: it has been taken over
+    /// since, and the sets, which somebody's rule may hold, know nothing of what is used.
     pub(super) fn fitting(
         &self,
         plan: &Plan,
@@ -112,7 +113,8 @@ impl Held {
     ) -> Vec<HeldRule> {
         let mut fitting = self.rules.clone();
         let in_sets = in_sets.iter().filter_map(|change| self.rule(plan, change));
-        let in_sets = in_sets.filter(|rule| self.is_of(rule.element));
+        let has_place = self.has_place() || other.is_some_and(Self::has_place);
+        let in_sets = in_sets.filter(|rule| !has_place && self.is_of(rule.element));
         // Each with the list that it has: who has used it there has used it.
         let theirs = other.into_iter().flat_map(|other| other.rules.iter().cloned());
         let mut known: BTreeSet<_> = self.live(None).iter().map(|live| live.element).collect();
@@ -187,4 +189,81 @@ pub(super) fn armed(plan: &Plan) -> Armed {
 /// Whether somebody is on a list. One that can't be read has nobody on it.
 fn is_used(list: &str) -> bool {
     fs::read_to_string(format!("{LISTS}/{list}")).is_ok_and(|text| !text.trim().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::types::{Guarded, Mode, Refusal};
+
+    fn plan() -> Plan {
+        let guarded =
+            Guarded { connections: Connections::One, ..Guarded::plain("tcp/22".parse().unwrap()) };
+        Plan {
+            mode: Mode::Guard,
+            refusal: Refusal::Drop,
+            guarded: vec![guarded],
+            knock_ports: vec![62201],
+            always_admit: Vec::new(),
+            max_elements: 100,
+            trial_seconds: None,
+        }
+    }
+
+    fn element(source: &str) -> Element {
+        Element { source: source.parse().unwrap(), ports: "tcp/22".parse().unwrap() }
+    }
+
+    /// A family whose gate holds these grants in rules.
+    fn with_rules(held: &[HeldRule]) -> Held {
+        let plan = plan();
+        let layout = Layout {
+            family: Family::V4,
+            plan: &plan,
+            knock_ports: &[],
+            grants: Grants::InRules(held),
+            armed: Armed::ForGood,
+            cut: &[],
+        };
+        let nothing = Saved::parse("").unwrap();
+        let batches = TableName::ALL.into_iter().filter_map(|table| {
+            let wanted = render::wanted(table, &layout);
+            render::transition(table, nothing.table(table.as_str()), &wanted)
+        });
+        let batches: Vec<_> = batches.collect();
+        // What jumps to ours is nothing to this.
+        let is_ours = |line: &&str| !line.starts_with("-I");
+        let text: Vec<_> = batches.iter().flat_map(|batch| batch.lines().filter(is_ours)).collect();
+        Held::in_saved(Family::V4, Saved::parse(&(text.join("\n") + "\n")).unwrap())
+    }
+
+    fn held(source: &str, list: &str) -> HeldRule {
+        let until = Now::read().realtime.as_secs().saturating_add(600);
+        HeldRule { element: element(source), until, list: Some(list.to_owned()) }
+    }
+
+    #[test]
+    fn what_sets_admit_is_taken_over_once() {
+        let in_sets = [Change::Admit { element: element("192.0.2.7"), seconds: 600 }];
+        let none = Held::in_saved(Family::V4, Saved::parse("").unwrap());
+        let first = none.fitting(&plan(), None, &in_sets);
+        assert_eq!(first.len(), 1);
+        // The set is still there: with the grant, and when it was used or withdrawn.
+        for standing in [first.as_slice(), &[]] {
+            let gate = with_rules(standing);
+            assert!(gate.has_place());
+            assert_eq!(gate.fitting(&plan(), None, &in_sets), standing);
+            assert_eq!(none.fitting(&plan(), Some(&gate), &in_sets), standing);
+        }
+    }
+
+    #[test]
+    fn what_the_other_variant_admits_is_taken_over_with_its_list() {
+        let (ours, theirs) = (held("192.0.2.7", "spa-a"), held("192.0.2.7", "spa-b"));
+        let (more, over) =
+            (held("192.0.2.8", "spa-c"), HeldRule { until: 1, ..held("192.0.2.9", "spa-d") });
+        let gate = with_rules(std::slice::from_ref(&ours));
+        let other = with_rules(&[theirs, more.clone(), over]);
+        assert_eq!(gate.fitting(&plan(), Some(&other), &[]), [ours, more]);
+    }
 }
