@@ -16,6 +16,8 @@ use std::time::Duration;
 const IN_ORDER: [Backend; 3] = [Backend::Ipset, Backend::Nftables, Backend::Iptables];
 /// How long until it is tried again to take away what hook commands have open.
 const HOOKS_AGAIN: Duration = Duration::from_secs(60);
+/// The same of rules, which refuse until then.
+const RULES_AGAIN: Duration = Duration::from_secs(5);
 
 /// A back-end, and why no earlier one.
 #[derive(Debug)]
@@ -166,22 +168,41 @@ impl AnyGate {
     }
 }
 
-/// Takes a gate away, and says why not if that doesn't work.
+/// Takes a gate away, and says why not if that doesn't work. It is tried again for as long as this
+/// process lives.
 async fn take_away(gate: AnyGate) -> Option<String> {
     let error = gate.remove().await.err()?;
-    let backend = gate.backend();
-    if backend == Backend::Hook {
-        // No kernel closes what is over, and this gate is the only one who still can.
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(HOOKS_AGAIN).await;
-                if gate.remove().await.is_ok() {
-                    return;
-                }
-            }
-        });
+    let complaint =
+        format!("what {} has left can't be taken away: {}", gate.backend(), with_causes(&error));
+    // A kernel without nf_tables has nothing of them.
+    if !matches!(error, GateError::NoNftables { .. }) {
+        tokio::spawn(take_away_later(gate));
     }
-    Some(format!("what {backend} has left can't be taken away: {}", with_causes(&error)))
+    Some(complaint)
+}
+
+/// What hook commands have open no kernel closes, and this gate is the only one who still can.
+/// Rules refuse what the gate lets in that has taken their place.
+async fn take_away_later(gate: AnyGate) {
+    let backend = gate.backend();
+    let (every, harm) = match backend {
+        Backend::Hook => (HOOKS_AGAIN, "what is over stays open"),
+        _ => (RULES_AGAIN, "nobody may be let in until it is"),
+    };
+    let mut is_told = false;
+    loop {
+        tokio::time::sleep(every).await;
+        let Err(error) = gate.remove().await else { break };
+        if !is_told {
+            tracing::error!(
+                "what {backend} has left still can't be taken away, and {harm}; it is tried every {} seconds: {}",
+                every.as_secs(),
+                with_causes(&error)
+            );
+            is_told = true;
+        }
+    }
+    tracing::warn!("what {backend} has left is taken away now");
 }
 
 async fn stands(backend: Backend, settings: &GateSettings) -> bool {
@@ -250,6 +271,8 @@ mod tests {
     use super::*;
     use crate::gate::types::{Element, Guarded, Mode, Refusal};
     use crate::gate::{CommandLine, HookSettings, ToolOverrides};
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
 
     fn settings(backend: Backend) -> GateSettings {
@@ -310,7 +333,7 @@ mod tests {
     async fn what_hook_commands_have_open_is_closed_though_another_backend_has_come() {
         let state = tempfile::tempdir().unwrap();
         let trouble = state.path().join("trouble");
-        std::fs::write(&trouble, "").unwrap();
+        fs::write(&trouble, "").unwrap();
         let script = format!("[ $SPA_ACTION = open ] || [ ! -e {} ]", trouble.display());
         let words = ["/bin/sh", "-c", &script].map(str::to_owned);
         let line = CommandLine::parse(&words).unwrap();
@@ -323,15 +346,45 @@ mod tests {
                 Element { source: "192.0.2.7".parse().unwrap(), ports: "tcp/22".parse().unwrap() };
             gate.apply(&[Change::Admit { element, seconds: 600 }]).await.unwrap();
         };
-        let left = || std::fs::read_dir(state.path().join("hook")).map_or(0, Iterator::count);
+        let left = || fs::read_dir(state.path().join("hook")).map_or(0, Iterator::count);
         open().await;
         let complaint = take_away(AnyGate::of(Backend::Hook, &settings).unwrap()).await.unwrap();
         assert!(complaint.starts_with("what hook has left can't be taken away: "), "{complaint}");
         assert_eq!(left(), 1);
-        std::fs::remove_file(&trouble).unwrap();
+        fs::remove_file(&trouble).unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
         while left() > 0 {
             assert!(std::time::Instant::now() < deadline, "nobody closes it any more");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn rules_are_taken_away_though_their_tool_has_failed_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        // Lists no table, and notes what it is given to carry out.
+        let script = format!(
+            "#!/bin/sh\n[ ! -e {trouble} ] || {{ echo 'out of luck' >&2; exit 7; }}\n\
+             [ \"$1\" = -f ] && exec cat >>{done}\n\
+             echo 'No such file or directory' >&2; exit 1\n",
+            trouble = path("trouble").display(),
+            done = path("done").display(),
+        );
+        fs::write(path("nft"), script).unwrap();
+        fs::set_permissions(path("nft"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(path("trouble"), "").unwrap();
+        let tools = ToolOverrides { nft: Some(path("nft")), ..ToolOverrides::default() };
+        let settings = GateSettings { tools, ..settings(Backend::Nftables) };
+        let gate = AnyGate::of(Backend::Nftables, &settings).unwrap();
+        let complaint = take_away(gate).await.unwrap();
+        assert!(complaint.contains("nftables has left can't be taken away: "), "{complaint}");
+        assert!(complaint.contains("out of luck"), "{complaint}");
+        assert!(!path("done").exists());
+        fs::remove_file(path("trouble")).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while !path("done").exists() {
+            assert!(std::time::Instant::now() < deadline, "nobody takes it away any more");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
