@@ -147,7 +147,7 @@ impl AnyGate {
     /// should. Says what did not work.
     pub async fn remove_others(&self, settings: &GateSettings) -> Vec<String> {
         let mut complaints = Vec::new();
-        for other in others(self.backend(), settings) {
+        for other in others(self.backend(), settings).await {
             complaints.extend(take_away(other).await);
         }
         complaints
@@ -160,7 +160,7 @@ impl AnyGate {
     /// Something may still be there.
     pub async fn remove_all(settings: &GateSettings) -> Result<(), GateError> {
         let mut result = Ok(());
-        for gate in removable(settings) {
+        for gate in removable(settings).await {
             result = result.and(gate.remove().await);
         }
         // Of the others, whose tools aren't there.
@@ -236,11 +236,11 @@ fn may_pass(why: &GateError) -> bool {
 }
 
 /// The gates that may have been left beside one of this back-end.
-fn others(kept: Backend, settings: &GateSettings) -> Vec<AnyGate> {
+async fn others(kept: Backend, settings: &GateSettings) -> Vec<AnyGate> {
     if kept == Backend::DryRun {
         return Vec::new();
     }
-    let mut all = removable(settings);
+    let mut all = removable(settings).await;
     all.retain(|gate| rules_of(gate.backend()) != rules_of(kept));
     all
 }
@@ -255,10 +255,11 @@ const fn rules_of(backend: Backend) -> Backend {
 }
 
 /// One gate for each kind of rules that can be taken away.
-fn removable(settings: &GateSettings) -> Vec<AnyGate> {
+async fn removable(settings: &GateSettings) -> Vec<AnyGate> {
     let mut all = Vec::new();
     let tools = Tools::find_some(&settings.tools);
-    if tools.have_iptables() {
+    let some_do = tools.have_some_of_iptables();
+    if tools.have_iptables() || some_do && leftover::stands(Backend::Ipset, &tools).await {
         all.push(AnyGate::Ipset(IptablesGate::new(tools)));
     }
     let rest = [Backend::Nftables, Backend::Hook];
@@ -389,19 +390,20 @@ mod tests {
         }
     }
 
-    #[test]
-    fn nobody_takes_away_the_rules_that_he_shares() {
+    #[tokio::test]
+    async fn nobody_takes_away_the_rules_that_he_shares() {
         let state = tempfile::tempdir().unwrap();
         let settings = GateSettings { hook: Some(hook(state.path())), ..settings(Backend::Auto) };
-        let left = |kept| {
-            let others = others(kept, &settings);
+        let left = async |kept| {
+            let others = others(kept, &settings).await;
             others.iter().map(Gate::backend).collect::<Vec<_>>()
         };
         for kept in [Backend::Ipset, Backend::Iptables] {
-            assert!(!left(kept).contains(&Backend::Ipset) && left(kept).contains(&Backend::Hook));
+            let left = left(kept).await;
+            assert!(!left.contains(&Backend::Ipset) && left.contains(&Backend::Hook));
         }
-        assert!(left(Backend::Hook).contains(&Backend::Ipset));
-        assert!(!left(Backend::Hook).contains(&Backend::Hook));
-        assert!(left(Backend::DryRun).is_empty(), "it touches nothing");
+        assert!(left(Backend::Hook).await.contains(&Backend::Ipset));
+        assert!(!left(Backend::Hook).await.contains(&Backend::Hook));
+        assert!(left(Backend::DryRun).await.is_empty(), "it touches nothing");
     }
 }

@@ -109,9 +109,17 @@ impl Tools {
 
     /// Whether the rules of iptables can be read and written.
     pub(super) fn have_iptables(&self) -> bool {
+        self.of_iptables().into_iter().all(is_executable)
+    }
+
+    /// Whether any tool of iptables is there.
+    pub(super) fn have_some_of_iptables(&self) -> bool {
+        self.of_iptables().into_iter().any(is_executable)
+    }
+
+    fn of_iptables(&self) -> [&Path; 4] {
         [&self.iptables_restore, &self.ip6tables_restore, &self.iptables_save, &self.ip6tables_save]
-            .into_iter()
-            .all(|path| is_executable(path))
+            .map(PathBuf::as_path)
     }
 
     /// The path of `nft`, for whom nothing goes without it.

@@ -325,3 +325,22 @@ fn a_gate_that_may_be_left_in_the_other_variant_of_iptables_is_told() {
         assert_eq!(read(name).contains("SPA-"), has_gate, "{name}: {}", read(name));
     }
 }
+
+#[test]
+fn a_removal_uses_what_is_there_of_the_tools() {
+    for backend in ["ipset", "iptables"] {
+        let host = host_with(backend);
+        let script = format!(
+            "cd {directory}
+            % gate install; iptables-save >standing
+            mkdir tools; cp -a /usr/sbin/*tables* /usr/sbin/nft tools; rm tools/ip6tables-save
+            unshare --mount sh -ec 'mount --bind tools /usr/sbin; % gate remove'
+            {{ {RULES}; }} >removed",
+            directory = host.path("").display(),
+        );
+        host.script_in_namespace(&script).done();
+        assert!(host.read("standing").contains("SPA-GUARD"));
+        let removed = host.read("removed");
+        assert!(!removed.contains("SPA-") && !removed.contains("spa4"), "{removed}");
+    }
+}

@@ -42,6 +42,8 @@ pub(super) enum Variant {
 }
 
 impl Variant {
+    pub(super) const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
+
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Nft => "iptables-nft",

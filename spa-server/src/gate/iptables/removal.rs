@@ -1,7 +1,7 @@
 //! How rules of ours are taken away.
 
 use super::IptablesGate;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Variant};
 use crate::causes::with_causes;
 use crate::gate::GateError;
 use crate::gate::render::{self, OwnTable, TableName};
@@ -11,11 +11,13 @@ use crate::gate::types::Family;
 impl IptablesGate {
     /// Takes away the rules of a family, and its sets.
     pub(super) async fn remove_family(&self, family: Family) -> Result<(), GateError> {
-        let mut removed = match self.kernel.saved(family).await {
+        let named = match self.kernel.saved(family).await {
             Ok(saved) => remove_rules(&self.kernel, family, &saved).await,
             Err(error) => Err(error),
         };
         // What iptables stands for may have changed since the gate was installed.
+        let mut removed = Ok(());
+        let mut looked_at = Vec::new();
         for (variant, kernel) in self.kernel.variants(family) {
             match kernel.saved(family).await {
                 Ok(saved) => removed = removed.and(remove_rules(&kernel, family, &saved).await),
@@ -24,6 +26,13 @@ impl IptablesGate {
                     tracing::debug!("a variant can't be read: {}", with_causes(&error));
                 }
             }
+            looked_at.push(variant);
+        }
+        // There are no others: where all were looked at, the named tools aren't needed.
+        let is_left =
+            |variant: Variant| !looked_at.contains(&variant) && variant.may_hold_a_gate(family);
+        if Variant::BOTH.into_iter().any(is_left) {
+            removed = named.and(removed);
         }
         removed?;
         self.sets.tidy(&[family], None).map(drop)
