@@ -155,6 +155,36 @@ pub fn untracks(saved: &Saved) -> bool {
         .any(|rule| rule.contains("--notrack") || target(rule) == Some("NOTRACK"))
 }
 
+/// The chains that take packets out of connection tracking among what `nft -j list ruleset` prints,
+/// each as a warning; but not what iptables-nft has in table raw, if that is read by its own tool.
+///
+/// `nft` doesn't show what a target of iptables does to connections, only that it does something.
+pub fn untracking_in_nft(json: &str, but_raw: bool) -> Result<BTreeSet<String>, String> {
+    let ruleset: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    let objects = ruleset.get("nftables").and_then(Value::as_array).into_iter().flatten();
+    let mut found = BTreeSet::new();
+    for rule in objects.filter_map(|object| object.get("rule")) {
+        let (family, table) = (field(rule, "family"), field(rule, "table"));
+        let is_known = but_raw && table == "raw" && matches!(family, "ip" | "ip6");
+        let statements = rule.get("expr").and_then(Value::as_array).into_iter().flatten();
+        for statement in statements {
+            let is_target = |xt| matches!(field(xt, "name"), "CT" | "NOTRACK");
+            let takes = if statement.get("notrack").is_some() {
+                "takes"
+            } else if !is_known && statement.get("xt").is_some_and(is_target) {
+                "may take"
+            } else {
+                continue;
+            };
+            found.insert(format!(
+                "chain {} of nft table {family} {table} {takes} some packets out of connection tracking: a connection among them ends with its grant",
+                field(rule, "chain")
+            ));
+        }
+    }
+    Ok(found)
+}
+
 /// What becomes of a packet that no conditional rule of a chain takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -385,6 +415,45 @@ mod tests {
         }
         assert_eq!(warned("80").len(), 1);
         assert!(warned("80")[0].contains("tcp/22"));
+    }
+
+    #[test]
+    fn rules_that_end_connection_tracking_are_found() {
+        let of = |family: &str, table: &str, expr: &str| {
+            format!(
+                r#"{{"rule": {{"family": "{family}", "table": "{table}", "chain": "c", "expr": [{expr}]}}}}"#
+            )
+        };
+        let found = |rules: &[String], but_raw| {
+            let json = format!("{{\"nftables\": [{}]}}", rules.join(", "));
+            untracking_in_nft(&json, but_raw).unwrap().into_iter().collect::<Vec<_>>()
+        };
+        let native = r#"{"counter": null}, {"notrack": null}"#;
+        let target = |name: &str| format!(r#"{{"xt": {{"type": "target", "name": "{name}"}}}}"#);
+        assert_eq!(
+            found(&[of("inet", "t", native), of("inet", "t", native)], true),
+            [
+                "chain c of nft table inet t takes some packets out of connection tracking: a connection among them ends with its grant"
+            ]
+        );
+        for name in ["CT", "NOTRACK"] {
+            let rule = [of("ip", "raw", &target(name))];
+            assert_eq!(
+                found(&rule, false),
+                [
+                    "chain c of nft table ip raw may take some packets out of connection tracking: a connection among them ends with its grant"
+                ]
+            );
+            assert!(found(&rule, true).is_empty(), "its own tool says so");
+            assert_eq!(found(&[of("inet", "raw", &target(name))], true).len(), 1);
+        }
+        // What iptables-nft can't read, though it is in its table.
+        assert_eq!(found(&[of("ip6", "raw", native)], true).len(), 1);
+        assert!(
+            found(&[of("ip", "raw", &target("TRACE")), rule("c", r#"{"drop": null}"#)], false)
+                .is_empty()
+        );
+        assert!(untracking_in_nft("{", true).is_err());
     }
 
     #[test]

@@ -24,6 +24,7 @@ with_both_variants!(
     guard_warns_of_chains_that_lose_granted_packets,
     rules_that_set_marks_of_ours_are_told_of,
     a_host_that_forgets_idle_connections_is_told_of,
+    what_is_taken_out_of_tracking_is_told_of_wherever_that_is_done,
     a_set_of_somebody_elses_is_not_taken,
     removing_needs_no_more_than_it_uses_and_finds_the_other_variant,
 );
@@ -363,6 +364,32 @@ fn a_host_that_forgets_idle_connections_is_told_of(lab: &Lab) {
     // Nor does it track what table raw takes out.
     lab.rules(lab.variant, &["-t raw -A PREROUTING -p tcp --dport 22 -j CT --notrack"]);
     assert_eq!(install().len(), 2, "one for each family");
+}
+
+fn what_is_taken_out_of_tracking_is_told_of_wherever_that_is_done(lab: &Lab) {
+    let told = || {
+        lab.with_gate(&lab.variant.overrides(), |gate| async move {
+            gate.examine(&plan(Mode::Guard, Refusal::Drop)).await.unwrap().warnings
+        })
+    };
+    let base = "table inet early {\n chain entry {\n type filter hook prerouting priority raw\n \
+                tcp dport 99 counter\n }\n}\n";
+    lab.nft(base);
+    assert!(told().is_empty());
+    lab.nft("add rule inet early entry tcp dport 22 notrack\n");
+    let warnings = told();
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("chain entry of nft table inet early takes"),
+        "{warnings:?}"
+    );
+    lab.nft("delete table inet early\n");
+    let untrack = ["-t raw -A PREROUTING -p tcp --dport 22 -j CT --notrack"];
+    lab.rules(lab.variant.other(), &untrack);
+    let warnings = told();
+    assert!(
+        warnings.len() == 2 && warnings.iter().all(|one| one.contains("of connection tracking")),
+        "one for each family: {warnings:?}"
+    );
 }
 
 fn a_set_of_somebody_elses_is_not_taken(lab: &Lab) {

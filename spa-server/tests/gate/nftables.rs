@@ -526,6 +526,30 @@ fn chains_that_lose_granted_packets_are_named() {
 }
 
 #[test]
+fn chains_that_end_connection_tracking_are_named() {
+    let lab = lab();
+    let told =
+        || with_gate(&lab, |gate| async move { gate.examine(&plan()).await.unwrap().warnings });
+    let untrack = "-t raw -A PREROUTING -p tcp --dport";
+    lab.rules(Variant::Nft, &[&format!("{untrack} 22 -j ACCEPT")]);
+    assert!(told().is_empty());
+    lab.nft(
+        "table inet early {\n chain entry {\n type filter hook prerouting priority raw\n \
+         tcp dport 22 notrack\n }\n}\n",
+    );
+    lab.rules(Variant::Nft, &[&format!("{untrack} 22 -j CT --notrack")]);
+    let warnings = told();
+    assert_eq!(warnings.len(), 3, "{warnings:#?}");
+    for wanted in [
+        "chain entry of nft table inet early takes some packets",
+        "chain PREROUTING of nft table ip raw may take some packets",
+        "chain PREROUTING of nft table ip6 raw may take some packets",
+    ] {
+        assert!(warnings.iter().any(|one| one.contains(wanted)), "{wanted}: {warnings:#?}");
+    }
+}
+
+#[test]
 fn what_others_take_away_is_noticed_and_mended() {
     let lab = lab();
     let plan = plan();

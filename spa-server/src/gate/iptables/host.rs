@@ -11,6 +11,7 @@ use crate::gate::saved::Saved;
 use crate::gate::sockets;
 use crate::gate::types::{Family, InstallReport, Mode, Plan};
 use crate::service::Target;
+use std::collections::BTreeSet;
 
 /// The knock ports that are hidden, by family.
 pub(super) type KnockPorts = Vec<(Family, Vec<u16>)>;
@@ -93,11 +94,7 @@ impl Host {
         warnings.extend(advice::lost_forwards(plan, &droppers.forwarding));
         warnings.extend(advice::forgetful_tracking());
         warnings.extend(advice::open_local_ports(plan));
-        for (family, saved) in &self.rules {
-            if foreign::untracks(saved) {
-                warnings.push(advice::untracked(*family));
-            }
-        }
+        warnings.extend(droppers.untracking);
         Ok(())
     }
 
@@ -108,6 +105,7 @@ impl Host {
         let marks = Marks::of(plan);
         for (family, saved) in &self.rules {
             found.marking.extend(marks.set_in_saved(*family, saved));
+            found.untracking.extend(untracked(*family, saved));
         }
         let in_nft = self.variant == Variant::Nft;
         let listed = kernel.nft_ruleset().await.and_then(|json| {
@@ -116,6 +114,8 @@ impl Host {
             found.arriving.extend(foreign::in_nft(json, in_nft).map_err(unreadable)?);
             found.forwarding.extend(foreign::forwarding_in_nft(json, in_nft).map_err(unreadable)?);
             found.marking.extend(marks.set_in_nft(json).map_err(unreadable)?);
+            let untracking = foreign::untracking_in_nft(json, in_nft).map_err(unreadable)?;
+            found.untracking.extend(untracking);
             Ok(())
         });
         unknown.extend(listed.err());
@@ -125,6 +125,7 @@ impl Host {
                     for (family, saved) in rules {
                         let variant = Variant::Legacy.as_str();
                         found.marking.extend(marks.set_in_saved(family, &saved));
+                        found.untracking.extend(untracked(family, &saved));
                         found.arriving.extend(foreign::in_saved(family, variant, &saved));
                         let forwarding = foreign::forwarding_in_saved(family, variant, &saved);
                         found.forwarding.extend(forwarding);
@@ -151,6 +152,10 @@ impl Host {
     }
 }
 
+fn untracked(family: Family, saved: &Saved) -> Option<String> {
+    foreign::untracks(saved).then(|| advice::untracked(family))
+}
+
 /// What `nft` lists where there is nothing.
 const NO_RULES: &str = "{\"nftables\": []}";
 
@@ -163,4 +168,6 @@ struct Droppers {
     forwarding: Vec<Dropper>,
     /// Rules that set bits of marks which ours use, each as a warning.
     marking: Vec<String>,
+    /// What takes packets out of connection tracking, each as a warning.
+    untracking: BTreeSet<String>,
 }

@@ -46,6 +46,7 @@ impl Host {
         let mut forwarding =
             foreign::forwarding_in_nft(&ruleset, by_iptables.is_some()).map_err(unreadable)?;
         forwarding.extend(by_iptables.unwrap_or_default());
+        report.warnings.extend(foreign::untracking_in_nft(&ruleset, false).map_err(unreadable)?);
         for family in Family::ALL {
             match legacy_rules(family).await {
                 Ok(Some(saved)) => {
