@@ -7,6 +7,7 @@ use crate::lab::{
 use spa_server::gate::{
     Gate as _, GateError, Guarded, IptablesGate, MissingTool, Mode, Refusal, ToolOverrides, Tools,
 };
+use spa_server::service::Connections;
 use std::error::Error as _;
 use std::path::Path;
 
@@ -23,6 +24,7 @@ with_both_variants!(
     open_mode_refuses_where_the_other_variant_drops,
     guard_warns_of_chains_that_lose_granted_packets,
     rules_that_set_marks_of_ours_are_told_of,
+    rules_that_clear_marks_of_ours_are_told_of,
     a_host_that_forgets_idle_connections_is_told_of,
     what_is_taken_out_of_tracking_is_told_of_wherever_that_is_done,
     a_set_of_somebody_elses_is_not_taken,
@@ -347,6 +349,42 @@ fn rules_that_set_marks_of_ours_are_told_of(lab: &Lab) {
     assert!(told.iter().all(|warning| warning.contains("(0x20000000)")), "{told:?}");
     // Where the gate drops, no mark counts.
     assert!(warnings(Refusal::Drop).is_empty());
+}
+
+fn rules_that_clear_marks_of_ours_are_told_of(lab: &Lab) {
+    let mut plan = plan(Mode::Guard, Refusal::Drop);
+    let limited =
+        Guarded { connections: Connections::One, ..Guarded::plain("tcp/80".parse().unwrap()) };
+    plan.guarded.push(limited);
+    let seen = || {
+        lab.apply(&plan, &admit(CLIENT, "tcp/80", 600));
+        let seen = lab.both(CLIENT, 80);
+        lab.apply(&plan, &withdraw(CLIENT, "tcp/80"));
+        let plan = plan.clone();
+        let warnings = lab.with_gate(&lab.variant.overrides(), |gate| async move {
+            gate.examine(&plan).await.unwrap().warnings
+        });
+        assert!(warnings.iter().all(|one| one.contains("clears bits of the connection mark")));
+        assert!(warnings.iter().all(|one| one.contains("connections = 1 may let nobody in")));
+        (seen, warnings.len())
+    };
+    assert_eq!(seen(), (OPEN, 0));
+    let save = |mask: &str| format!("PREROUTING -j CONNMARK --save-mark{mask}");
+    lab.rules(lab.variant, &[&format!("-t mangle -A {}", save(" --mask 0xff"))]);
+    assert_eq!(seen(), (OPEN, 0));
+    lab.rules(lab.variant, &[&format!("-t mangle -A {}", save(""))]);
+    assert_eq!(seen(), (SILENT, 2), "one for each family");
+    lab.rules(lab.variant, &[&format!("-t mangle -D {}", save(""))]);
+    let native = |what: &str| {
+        lab.nft(&format!(
+            "table inet uplinks {{\n chain entry {{\n type filter hook prerouting priority 0\n \
+             ct mark set {what}\n }}\n}}\n"
+        ));
+    };
+    native("ct mark or 0x1");
+    assert_eq!(seen(), (OPEN, 0));
+    native("0x1");
+    assert_eq!(seen(), (SILENT, 1));
 }
 
 fn a_host_that_forgets_idle_connections_is_told_of(lab: &Lab) {

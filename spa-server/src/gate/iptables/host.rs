@@ -104,7 +104,7 @@ impl Host {
         let mut unknown = Vec::new();
         let marks = Marks::of(plan);
         for (family, saved) in &self.rules {
-            found.marking.extend(marks.set_in_saved(*family, saved));
+            found.marking.extend(marks.touched_in_saved(*family, saved, true));
             found.untracking.extend(untracked(*family, saved));
         }
         let in_nft = self.variant == Variant::Nft;
@@ -113,7 +113,7 @@ impl Host {
             let unreadable = |what| GateError::Unreadable { tool: "nft", what };
             found.arriving.extend(foreign::in_nft(json, in_nft).map_err(unreadable)?);
             found.forwarding.extend(foreign::forwarding_in_nft(json, in_nft).map_err(unreadable)?);
-            found.marking.extend(marks.set_in_nft(json).map_err(unreadable)?);
+            found.marking.extend(marks.touched_in_nft(json).map_err(unreadable)?);
             let untracking = foreign::untracking_in_nft(json, in_nft).map_err(unreadable)?;
             found.untracking.extend(untracking);
             Ok(())
@@ -124,7 +124,7 @@ impl Host {
                 Ok(rules) => {
                     for (family, saved) in rules {
                         let variant = Variant::Legacy.as_str();
-                        found.marking.extend(marks.set_in_saved(family, &saved));
+                        found.marking.extend(marks.touched_in_saved(family, &saved, false));
                         found.untracking.extend(untracked(family, &saved));
                         found.arriving.extend(foreign::in_saved(family, variant, &saved));
                         let forwarding = foreign::forwarding_in_saved(family, variant, &saved);
@@ -166,7 +166,7 @@ struct Droppers {
     arriving: Vec<Dropper>,
     /// Of packets to others.
     forwarding: Vec<Dropper>,
-    /// Rules that set bits of marks which ours use, each as a warning.
+    /// Rules that set or clear bits of marks which ours use, each as a warning.
     marking: Vec<String>,
     /// What takes packets out of connection tracking, each as a warning.
     untracking: BTreeSet<String>,
