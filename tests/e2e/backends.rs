@@ -2,7 +2,7 @@
 //! hidden all the time.
 
 use anyhow::{Result, ensure};
-use spa_tests::{Family, Host, PortState, SSH_PORT, Scene, eventually};
+use spa_tests::{Backend, Family, Host, PortState, SSH_PORT, Scene, eventually};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -100,4 +100,24 @@ fn another_backend_takes_over_without_a_gap() -> Result<()> {
         ensure!(removed.success(), "{removed}");
         eventually("the stranger is to get in", || Ok(stranger.got_in().then_some(())))
     })
+}
+
+#[test]
+fn a_removal_takes_away_the_gate_of_every_backend_and_not_only_that_of_the_daemon() -> Result<()> {
+    let mut scene = Scene::with(|configuration| Backend::NFTABLES.choose(configuration))?;
+    let sees =
+        |scene: &Scene, state| scene.ensure_sees(scene.lab.other(), Family::V4, SSH_PORT, state);
+    sees(&scene, PortState::Filtered)?;
+    scene.server.reconfigure(|configuration| {
+        configuration.gate.backend = Some("dry-run".into());
+    })?;
+    scene.server.restart()?;
+    let tables = || scene.server.host().sh("nft list tables");
+    // The control: a daemon that only says what it would do leaves it where it is.
+    ensure!(tables()?.contains("table inet spa"), "{}", tables()?);
+    let removed = scene.server.admin(&["gate", "remove"])?;
+    ensure!(removed.success() && removed.said().contains("as they were"), "{removed}");
+    ensure!(removed.said().contains("restart of the daemon"), "{removed}");
+    ensure!(!tables()?.contains("table inet spa"), "{}", tables()?);
+    sees(&scene, PortState::Open)
 }

@@ -166,15 +166,9 @@ async fn look(settings: &Settings) -> Result<Shown, CommandError> {
 /// `spa-server gate remove`: for the day when everything else is wrong. A daemon that runs is asked
 /// to do it, since it would put back what goes without its knowledge.
 pub(crate) fn remove(config: &Path) -> Done {
-    match call(&Settings::control_socket_of(config), &ControlRequest::GateRemove) {
-        Ok(ControlResponse::Done) => {
-            trial::removed(&Settings::state_directory_of(config))?;
-            eprintln!(
-                "the gate is removed: all ports are as they were without it, until `spa-server gate install` or a restart of the daemon"
-            );
-            return Ok(());
-        }
-        Err(CallError::NotRunning { .. }) => {}
+    let by_daemon = match call(&Settings::control_socket_of(config), &ControlRequest::GateRemove) {
+        Ok(ControlResponse::Done) => true,
+        Err(CallError::NotRunning { .. }) => false,
         // Whatever is wrong with the daemon, the gate has to go.
         answer => {
             let why = match answer {
@@ -184,8 +178,10 @@ pub(crate) fn remove(config: &Path) -> Done {
             eprintln!(
                 "{why}\nthe gate is removed without it; it may put it back, so stop it: systemctl stop spa-server"
             );
+            false
         }
-    }
+    };
+    // The daemon knows only its own back-end: that of another one may stand, too.
     let settings = if let Ok(settings) = Settings::load(config) {
         if let Some(warning) = settings.abandoned_hook() {
             eprintln!("warning: {warning}");
@@ -200,7 +196,9 @@ pub(crate) fn remove(config: &Path) -> Done {
     };
     wait_for(AnyGate::remove_all(&settings))?.map_err(|error| failed(&error))?;
     trial::removed(&Settings::state_directory_of(config))?;
-    eprintln!("the gate is removed: all ports are as they were without it");
+    let until =
+        if by_daemon { ", until `spa-server gate install` or a restart of the daemon" } else { "" };
+    eprintln!("the gate is removed: all ports are as they were without it{until}");
     Ok(())
 }
 
