@@ -5,10 +5,11 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use spa_tests::{
     ALLOWED_PORT, Backend, Family, Heard, Host, PortState, SSH_PORT, Scene, Service, Talker, Talks,
-    eventually, eventually_within, program, report,
+    at_once, eventually, eventually_within, program, report,
 };
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// What other programs do to a firewall; lines of commands, and what of the gate goes with them.
@@ -353,6 +354,84 @@ fn who_slipped_in_is_cut_also_if_somebody_else_puts_the_rules_back() -> Result<(
     scene.ensure_sees(scene.lab.other(), Family::V4, ALLOWED_PORT, PortState::Filtered)?;
     ensure!(scene.server.status()?.restored == 1);
     Ok(())
+}
+
+/// An order that puts the gate in place mends what is missing, too: nobody is forgotten for that.
+#[test]
+fn who_slipped_in_is_cut_also_if_a_reload_puts_the_gate_back() -> Result<()> {
+    at_once([true, false], |restoring_fails| {
+        put_back_by_a_reload(restoring_fails)
+            .with_context(|| format!("restoring fails at first: {restoring_fails}"))
+    })?;
+    Ok(())
+}
+
+fn put_back_by_a_reload(restoring_fails: bool) -> Result<()> {
+    let mut scene = Scene::prepared(|configuration| {
+        configuration.gate.backend = Some("ipset".into());
+        let ports = vec![format!("tcp/{ALLOWED_PORT}")];
+        configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
+    })?;
+    let directory = scene.lab.directory().to_owned();
+    let (broken, tool) = (directory.join("broken"), directory.join("iptables-restore"));
+    let text = format!(
+        "#!/bin/sh\n[ ! -e {} ] || exit 1\nexec {} \"$@\"\n",
+        broken.display(),
+        program("iptables-restore")?.display(),
+    );
+    fs::write(&tool, text)?;
+    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
+    scene.server.reconfigure(|configuration| {
+        configuration.gate.tools.insert("iptables-restore".into(), tool);
+    })?;
+    let _talker = Talker::tcp(scene.lab.server(), ALLOWED_PORT)?;
+    let to = scene.lab.server().at(Family::V4, ALLOWED_PORT);
+    let early = Heard::connect(scene.lab.third(), to, Talks::Service)?;
+    let early = early.ok().context("the control: without a gate everybody gets in")?;
+    scene.server.start()?;
+    eventually("the daemon is to see who is there", || {
+        Ok((scene.server.status()?.uptime >= 2).then_some(()))
+    })?;
+
+    if restoring_fails {
+        fs::write(&broken, "")?;
+    } else {
+        scene.server.signal(Signal::SIGSTOP)?;
+    }
+    for line in ["iptables -F", "iptables -t mangle -F"] {
+        scene.server.host().sh(line)?;
+    }
+    if restoring_fails {
+        eventually("the restoration is to fail", || {
+            Ok(scene.server.status()?.gate.contains("can't be put back").then_some(()))
+        })?;
+    }
+    let intruder = Heard::connect(scene.lab.other(), to, Talks::Service)?;
+    let intruder = intruder.ok().context("the control: now everybody gets in")?;
+    intruder.ensure_alive()?;
+    let mut reload = scene.server.admin_command(&["reload"])?;
+    reload.stdout(Stdio::null()).stderr(Stdio::piped());
+    // The order comes before the next try of what failed, or before the next look.
+    let reload = if restoring_fails {
+        fs::remove_file(&broken)?;
+        reload.spawn()?
+    } else {
+        let reload = reload.spawn()?;
+        scene.server.signal(Signal::SIGCONT)?;
+        reload
+    };
+    let reload = reload.wait_with_output()?;
+    ensure!(reload.status.success(), "{}", String::from_utf8_lossy(&reload.stderr));
+
+    let lines = eventually("the audit trail is to tell it", || {
+        let lines = scene.server.audit("gate-restored")?;
+        Ok((!lines.is_empty()).then_some(lines))
+    })
+    .with_context(|| scene.server.account())?;
+    ensure!(lines[0].contains("cut=1"), "{lines:?}");
+    intruder.await_cut(Duration::from_secs(20)).context("who slipped in is still in")?;
+    early.ensure_alive()?;
+    scene.ensure_sees(scene.lab.other(), Family::V4, ALLOWED_PORT, PortState::Filtered)
 }
 
 #[test]

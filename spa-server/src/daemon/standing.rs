@@ -140,6 +140,21 @@ impl Daemon {
         self.note(Restoration { missing, grants, surplus, retimed, cut, by });
     }
 
+    /// Before an installation, which would mend without a word, and cut nobody.
+    async fn mend_first(&mut self) {
+        if self.standing != Standing::Guards {
+            return;
+        }
+        let alarm = match self.unmended.take() {
+            Some(alarm) => Some(alarm),
+            // The task may not have seen it yet.
+            None => self.watch.look().await,
+        };
+        if let Some(alarm) = alarm {
+            self.alarmed(alarm).await;
+        }
+    }
+
     fn note(&mut self, restoration: Restoration) {
         let Now { realtime, boottime } = Now::read();
         self.restored.count = self.restored.count.saturating_add(1);
@@ -187,6 +202,7 @@ impl Daemon {
     pub(super) async fn tend_gate(&mut self, stepped: bool) {
         self.end_trial().await;
         if stepped && self.trial.is_some() {
+            self.mend_first().await;
             // Where the kernel ends it by that clock, it would end at another moment.
             let plan = self.plan(&self.settings);
             if let Err(error) = self.authorizer.install(&plan).await {
@@ -230,6 +246,7 @@ impl Daemon {
         order: Order,
     ) -> Result<InstallReport, String> {
         self.end_trial().await;
+        self.mend_first().await;
         let now = BootMicros::now();
         let trial = match (order, self.standing.absence()) {
             (Order::Install(length), _) => length.map(|length| Trial::of(length, now)),
@@ -348,8 +365,11 @@ impl Daemon {
     /// From now on that is how it is to be.
     pub(super) fn stand(&mut self, standing: Standing) {
         self.standing = standing;
-        // Whoever waits for it to be mended is answered by that.
-        self.unmended = None;
+        if standing != Standing::Guards {
+            // Nothing is to be mended any more. Where there is to be a gate, who came in while it
+            // was away is to be told and cut, whoever has put it back.
+            self.unmended = None;
+        }
         self.watch.rest(standing != Standing::Guards);
     }
 }

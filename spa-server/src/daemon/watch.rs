@@ -35,6 +35,9 @@ const BETWEEN_LISTS: Duration = Duration::from_millis(400);
 /// and where it takes longer than this, for no more than a hundredth of the time.
 const CHEAP: Duration = Duration::from_millis(5);
 
+/// What is missing where there is nothing.
+const ALL_OF_IT: &str = "all of it";
+
 /// What the watch tells the main loop.
 #[derive(Debug)]
 pub(super) struct Alarm {
@@ -178,6 +181,21 @@ impl<G: Gate + Clone + 'static> Watch<G> {
     /// Says what keeps the gate from standing; `None` if it stands. Each change is logged.
     pub(super) fn tell(&self, wrong: Option<String>) {
         self.shared.tell(wrong);
+    }
+
+    /// What is missing at this moment, if anything is: for the main loop, which then mends it.
+    pub(super) async fn look(&self) -> Option<Alarm> {
+        if *self.shared.rests.borrow() {
+            return None;
+        }
+        let looked = BootMicros::now();
+        let (missing, elements) = match self.gate.look(Doubt::Everything).await {
+            Ok(Look { missing, elements, .. }) if !missing.is_empty() => (missing, elements),
+            Err(GateError::NotInstalled) => (vec![ALL_OF_IT.to_owned()], 0),
+            // What can't be looked at the task tells.
+            Ok(_) | Err(_) => return None,
+        };
+        Some(Alarm { missing, elements, looked, _held: None })
     }
 
     /// What is wrong with the gate at this moment, if anything is: for whoever asks.
@@ -327,7 +345,7 @@ impl<G: Gate> Watcher<G> {
                 return true;
             }
             Ok(look) => (look.missing, look.elements),
-            Err(GateError::NotInstalled) => (vec!["all of it".to_owned()], 0),
+            Err(GateError::NotInstalled) => (vec![ALL_OF_IT.to_owned()], 0),
             Err(error) => {
                 self.shared.tell(Some(cannot_look(&error)));
                 return false;
