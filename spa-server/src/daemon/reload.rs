@@ -26,6 +26,18 @@ pub(super) enum Order {
     Install(Option<Duration>),
 }
 
+impl Reload {
+    /// The gate is taken away: whoever has asked for one before that gets none. The configuration
+    /// is read all the same.
+    pub(super) fn drop_installs(&mut self) {
+        let installs = self.orders.extract_if(.., |(order, _)| *order != Order::Reload);
+        for asked_by in installs.filter_map(|(_, asked_by)| asked_by) {
+            // Whoever asked may have gone.
+            let _ = asked_by.send(ControlResponse::error(&"the gate was removed meanwhile"));
+        }
+    }
+}
+
 impl Daemon {
     pub(super) fn read_anew(
         &mut self,
@@ -160,6 +172,27 @@ pub(super) async fn reading(reload: &mut Option<Reload>) -> Result<Config, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_removal_answers_installations_that_wait_and_leaves_reloads() {
+        let reading = tokio::task::spawn_blocking(|| panic!("not read"));
+        let (orders, mut answers): (Vec<_>, Vec<_>) =
+            [Order::Install(None), Order::Reload, Order::Install(Some(Duration::from_secs(60)))]
+                .into_iter()
+                .map(|order| {
+                    let (asked_by, answer) = oneshot::channel();
+                    ((order, Some(asked_by)), answer)
+                })
+                .unzip();
+        let mut reload = Reload { reading, orders };
+        reload.drop_installs();
+        assert!(matches!(reload.orders[..], [(Order::Reload, Some(_))]));
+        assert!(answers.remove(1).try_recv().is_err());
+        for mut answer in answers {
+            let Ok(ControlResponse::Error { message }) = answer.try_recv() else { panic!() };
+            assert!(message.contains("removed meanwhile"), "{message}");
+        }
+    }
 
     #[tokio::test]
     async fn a_reading_that_panicked_is_a_reload_that_is_refused() {

@@ -338,6 +338,9 @@ impl Daemon {
 
     /// Takes the gate away, and leaves it away.
     pub(super) async fn remove_gate(&mut self) -> ControlResponse {
+        if let Some(reload) = &mut self.reload {
+            reload.drop_installs();
+        }
         let mut forgotten = self.last_gate.forget();
         if self.trial.take().is_some() {
             // Whoever takes it away in its trial has not confirmed it.
