@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
 
+/// What a refusal to confirm begins with.
+pub const NOT_CONFIRMED: &str = "the gate is not confirmed";
+
 const FILE: &str = "trial";
 
 /// The shortest trial: time to open a connection, and to confirm.

@@ -319,6 +319,68 @@ fn who_came_through_another_gate_than_the_one_on_trial_confirms_nothing() -> Res
     stands_for_good(&scene)
 }
 
+#[test]
+fn a_gate_that_does_not_stand_is_not_confirmed() -> Result<()> {
+    at_once([true, false], |daemon_runs| {
+        does_not_stand(daemon_runs).with_context(|| format!("the daemon runs: {daemon_runs}"))
+    })?;
+    Ok(())
+}
+
+fn does_not_stand(daemon_runs: bool) -> Result<()> {
+    let mut tool = None;
+    let mut scene = Scene::prepared(|configuration| {
+        configuration.gate.backend = Some("ipset".into());
+        configuration.gate.always_admit = vec!["10.66.0.4".into()];
+        let path = configuration.state_directory.with_file_name("iptables-restore");
+        configuration.gate.tools.insert("iptables-restore".into(), path.clone());
+        tool = Some(path);
+    })?;
+    let tool = tool.context("the configuration was not made")?;
+    let broken = tool.with_extension("broken");
+    let script = format!(
+        "#!/bin/sh\n[ ! -e {} ] || [ \"$1\" = --version ] || exit 1\nexec /usr/sbin/iptables-restore \"$@\"\n",
+        broken.display()
+    );
+    fs::write(&tool, script)?;
+    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
+    if daemon_runs {
+        scene.server.start()?;
+    }
+    begin(&scene, LONG)?;
+    if daemon_runs {
+        // Nobody puts it back for a while.
+        fs::write(&broken, "")?;
+    }
+    for line in ["iptables -t mangle -F PREROUTING", "iptables -F INPUT"] {
+        scene.server.host().sh(line)?;
+    }
+    if daemon_runs {
+        eventually("the restoration is to fail", || {
+            Ok(scene.server.status()?.gate.contains("can't be put back").then_some(()))
+        })?;
+    }
+    let third = scene.lab.third();
+    let confirm = confirm_command(&scene)?;
+    let refused = scene.sshd.login(third, Family::V4, &confirm)?;
+    ensure!(!refused.success() && refused.said().contains("does not stand"), "{refused}");
+    let shown = scene.server.admin(&["gate", "show"])?;
+    ensure!(shown.said().contains("on trial"), "{shown}");
+
+    // The control.
+    if daemon_runs {
+        fs::remove_file(&broken)?;
+        eventually("the gate is to be put back", || {
+            Ok((scene.server.status()?.restored > 0).then_some(()))
+        })?;
+    } else {
+        begin(&scene, LONG)?;
+    }
+    let confirmed = scene.sshd.login(third, Family::V4, &confirm)?;
+    ensure!(confirmed.success(), "{confirmed}");
+    hidden(&scene)
+}
+
 /// Makes the state directory read-only, for who runs the shell that this is given to.
 fn make_read_only(scene: &Scene) -> String {
     let state = scene.server.configuration().state_directory.display();

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// What `gate show` shows.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Shown {
+pub(super) struct Shown {
     /// What guards the ports.
     backend: Backend,
     /// Whether rules and sets are there.
@@ -32,6 +32,12 @@ struct Shown {
     admitted: Vec<LiveElement>,
     /// What the administrator should know.
     warnings: Vec<String>,
+}
+
+impl Shown {
+    pub(super) const fn is_in_place(&self) -> bool {
+        self.installed && self.up_to_date
+    }
 }
 
 /// `spa-server gate install`: by the daemon, if it runs; it then watches over what it installed.
@@ -141,7 +147,7 @@ pub(crate) fn show(config: &Path, output: Output) -> Done {
     if output.json { print_json(&shown) } else { print(&render(&shown)) }
 }
 
-async fn look(settings: &Settings) -> Result<Shown, CommandError> {
+pub(super) async fn look(settings: &Settings) -> Result<Shown, CommandError> {
     let plan = trial::plan(settings);
     let Choice { gate, .. } = choose(&settings.gate, &plan).await?;
     let admitted = match gate.snapshot().await {

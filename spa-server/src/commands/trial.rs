@@ -1,7 +1,7 @@
 //! The trial of a gate, as the commands have it: begun and confirmed without the daemon, where none
 //! runs.
 
-use super::gate::{install_without_daemon, wait_for, warnings};
+use super::gate::{install_without_daemon, look, wait_for, warnings};
 use super::{CommandError, Done, daemon};
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
@@ -11,7 +11,9 @@ use crate::gate::{InstallReport, Plan};
 use crate::last_gate::LastGateFile;
 use crate::origin::Origin;
 use crate::replay_store::BootId;
-use crate::trial::{LONGEST, SHORTEST, Trial, TrialFile, TrialState, plan_of, unconfirmable};
+use crate::trial::{
+    LONGEST, NOT_CONFIRMED, SHORTEST, Trial, TrialFile, TrialState, plan_of, unconfirmable,
+};
 use spa_proto::parse_duration;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -35,6 +37,7 @@ pub(crate) fn confirm(config: &Path, from_console: bool) -> Done {
         Ok(ControlResponse::Done) => {}
         Ok(other) => return Err(daemon::unexpected(&other)),
         Err(CallError::NotRunning { .. }) => {
+            ensure_stands(&settings)?;
             for warning in warnings(&put_up(&settings, None)?) {
                 eprintln!("warning: {warning}");
             }
@@ -43,6 +46,17 @@ pub(crate) fn confirm(config: &Path, from_console: bool) -> Done {
     }
     eprintln!("the gate is confirmed, and stands for good");
     Ok(())
+}
+
+/// Nobody has come in through a gate that is not there, or not all of it.
+fn ensure_stands(settings: &Settings) -> Done {
+    let shown = wait_for(look(settings))??;
+    if shown.is_in_place() {
+        return Ok(());
+    }
+    Err(CommandError::Failed(format!(
+        "{NOT_CONFIRMED}, since it does not stand at this moment, or not as the configuration wants it, as `spa-server gate show` says: begin another trial"
+    )))
 }
 
 /// Who is to confirm has to have come in since the gate on trial stands.

@@ -13,7 +13,7 @@ use crate::config::Settings;
 use crate::control::ControlResponse;
 use crate::gate::{Guarded, InstallReport, Plan};
 use crate::grants::Differences;
-use crate::trial::{Trial, plan_of, unconfirmable};
+use crate::trial::{NOT_CONFIRMED, Trial, plan_of, unconfirmable};
 use spa_proto::UnixMicros;
 use std::sync::Arc;
 use std::time::Duration;
@@ -294,7 +294,10 @@ impl Daemon {
         let Some(trial) = self.trial else { return };
         match self.trial_file.stands(trial, BootMicros::now()) {
             Ok(trial) => self.trial = Some(trial),
-            Err(error) => tracing::error!("{}", with_causes(&error)),
+            Err(error) => {
+                self.trial = Some(Trial { stands_since: None, ..trial });
+                tracing::error!("{}", unconfirmable(&error));
+            }
         }
     }
 
@@ -309,6 +312,9 @@ impl Daemon {
                 _ => "the gate is not on trial",
             });
         }
+        if let Some(why) = self.not_confirmable().await {
+            return ControlResponse::error(&why);
+        }
         let settings = self.settings.clone();
         match self.put_up(&settings, Order::Install(None)).await {
             Ok(_) => {
@@ -317,6 +323,24 @@ impl Daemon {
             }
             Err(why) => ControlResponse::error(&why),
         }
+    }
+
+    /// Why nobody can have shown that he comes in through the gate on trial, if so.
+    async fn not_confirmable(&self) -> Option<String> {
+        let wrong = match &self.unmended {
+            Some(alarm) => Some(alarm.missing()),
+            None => self.watch.ask().await,
+        };
+        if let Some(wrong) = wrong {
+            return Some(format!(
+                "{NOT_CONFIRMED}, since it does not stand at this moment: {wrong}. Open a new connection when it is put back, and confirm there"
+            ));
+        }
+        self.trial.is_some_and(|trial| trial.stands_since.is_none()).then(|| {
+            format!(
+                "{NOT_CONFIRMED}, since it could not be recorded since when it stands: begin another trial"
+            )
+        })
     }
 
     /// Takes the gate away when its trial is over; the kernel has stopped refusing by then.
