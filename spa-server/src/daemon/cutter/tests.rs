@@ -396,3 +396,20 @@ async fn nothing_stays_refused_when_the_gate_is_gone_nor_is_refused_from_then_on
     model.set(|state| &state.fails, true);
     cutter.gate_is_gone().await.unwrap_err();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_takes_nothing_is_not_told_again_at_once_when_there_is_room() {
+    let model = Model::default();
+    let cutter = cutter(&model);
+    let peer = |port| format!("192.0.2.{}:{port}", if port <= 100 { 8 } else { 7 });
+    let peers: Vec<_> = (1..=AT_ONCE + 20).map(peer).collect();
+    let all: Vec<_> = peers.iter().map(|peer| (peer.as_str(), Behind)).collect();
+    cut(&cutter, model.has(&all)).await;
+    model.done();
+    model.set(|state| &state.fails, true);
+    // Makes room for those beyond.
+    cutter.release(|| granted("192.0.2.8"));
+    sleep(HOLD_DESTROYED * 4).await;
+    let told = model.done().len();
+    assert!((2..=6).contains(&told), "{told}");
+}

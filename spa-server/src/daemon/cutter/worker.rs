@@ -105,7 +105,8 @@ impl<G: Gate> Worker<G> {
     }
 
     fn due(&self) -> Option<Instant> {
-        let room = self.held.len() < AT_ONCE && !self.beyond.is_empty();
+        // What the gate has just refused to take it is not told again at once.
+        let room = self.again.is_none() && self.held.len() < AT_ONCE && !self.beyond.is_empty();
         let ends = self.held.values().map(|held| held.until).min();
         [ends, self.again, room.then(Instant::now)].into_iter().flatten().min()
     }
