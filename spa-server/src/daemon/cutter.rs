@@ -23,8 +23,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use worker::Worker;
 
-/// How long a stop waits for what is under way.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a stop waits for what is under way: `TimeoutStopSec` is longer.
+const PATIENCE: Duration = Duration::from_secs(12);
 
 enum Order {
     Cut { which: Which, guarded: Arc<[Guarded]>, done: Option<oneshot::Sender<CutView>> },
@@ -53,6 +53,9 @@ pub(super) struct Cutter {
 struct Shared {
     /// How many orders are not carried out yet.
     orders: AtomicUsize,
+    /// Whether the gate was taken away and the worker has not heard of it yet: cuts are not held up
+    /// then by what does not end at once.
+    gone: AtomicBool,
     /// Whether there are connections that the worker looks after.
     holds: AtomicBool,
     /// Who has a grant: nobody of these is refused. It is kept only while the worker is busy.
@@ -103,6 +106,12 @@ impl Cutter {
     /// The gate was taken away: waits until no connection is refused either. What is cut from now
     /// on is ended and not refused.
     pub(super) async fn gate_is_gone(&self) -> Result<(), String> {
+        self.shared.gone.store(true, Ordering::Release);
+        self.lift_all().await
+    }
+
+    /// After all that was ordered before.
+    async fn lift_all(&self) -> Result<(), String> {
         let (done, when_done) = oneshot::channel();
         self.order(Order::GateIsGone(done));
         // The worker lives as long as this does.
@@ -112,7 +121,7 @@ impl Cutter {
     /// Refuses none of them any more, since nobody would lift it later. What is under way is not
     /// broken off: a tool that is killed may have told the kernel already.
     pub(super) async fn finish(self) {
-        let lifted = timeout(PATIENCE, self.gate_is_gone()).await;
+        let lifted = timeout(PATIENCE, self.lift_all()).await;
         if let Some(why) = lifted.map_or_else(|late| Some(with_causes(&late)), Result::err) {
             tracing::warn!("connections that were cut may stay refused: {why}");
         }

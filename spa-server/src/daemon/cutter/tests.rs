@@ -398,6 +398,29 @@ async fn nothing_stays_refused_when_the_gate_is_gone_nor_is_refused_from_then_on
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_removal_of_the_gate_does_not_wait_for_what_does_not_end() {
+    let model = Model::default();
+    let cutter = cutter(&model);
+    model.set(|state| &state.clings, true);
+    let began = tokio::time::Instant::now();
+    let cuts: Vec<_> = (1..=3)
+        .map(|port| order(&cutter, model.has(&[(&format!("192.0.2.7:{port}"), Here)])))
+        .collect();
+    sleep(Duration::from_millis(1)).await;
+    cutter.gate_is_gone().await.unwrap();
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    for cut in cuts {
+        let view = cut.await.unwrap();
+        assert_eq!((view.left, view.trouble.as_deref()), (1, Some("it clings")));
+    }
+    // The control: nobody waits any more, and it is tried for as long as ever.
+    let began = tokio::time::Instant::now();
+    cut(&cutter, model.has(&[("192.0.2.7:4", Here)])).await;
+    assert!(began.elapsed() > Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_gate_that_takes_nothing_is_not_told_again_at_once_when_there_is_room() {
     let model = Model::default();
     let cutter = cutter(&model);

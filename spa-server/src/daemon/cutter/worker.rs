@@ -144,6 +144,7 @@ impl<G: Gate> Worker<G> {
                 let _ = self.refuse_held().await;
             }
             Order::GateIsGone(done) => {
+                self.shared.gone.store(false, Ordering::Release);
                 self.stands = false;
                 self.held.clear();
                 self.beyond.clear();
@@ -178,6 +179,9 @@ impl<G: Gate> Worker<G> {
             known.into_iter().filter(|held| those.contains(&held.cut.connection)).collect();
         for attempt in 0..TRIES {
             if attempt > 0 {
+                if self.is_gone() {
+                    break;
+                }
                 sleep(BETWEEN_TRIES).await;
             }
             let found = match self.established(&those).await {
@@ -191,7 +195,7 @@ impl<G: Gate> Worker<G> {
             let first = |cut| Held { cut, until, destroyed: false, times: 0 };
             new.extend(found.into_iter().map(first));
             new.retain(|held| established.insert(held.cut.connection, held.cut).is_none());
-            if !new.is_empty() && self.stands {
+            if !new.is_empty() && self.stands && !self.is_gone() {
                 self.hold(new.drain(..).map(|held| Held { times: held.times + 1, until, ..held }));
                 refused = self.refuse_held().await;
             }
@@ -216,6 +220,11 @@ impl<G: Gate> Worker<G> {
             }
         }
         view(&those, ended, refused.err())
+    }
+
+    /// Whether somebody waits for nothing to be refused any more.
+    fn is_gone(&self) -> bool {
+        self.shared.gone.load(Ordering::Acquire)
     }
 
     /// As many as there is room for; the others are `beyond`.
