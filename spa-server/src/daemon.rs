@@ -28,7 +28,7 @@ use reload::{Order, Reload};
 use sd_notify::NotifyState;
 use spa_keys::PublicKey;
 use spa_proto::UnixMicros;
-use standing::{Restorations, Standing};
+use standing::{Restorations, Standing, Uncut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,6 +87,8 @@ struct Daemon {
     restored: Restorations,
     /// What could not be put back yet.
     unmended: Option<Alarm>,
+    /// When who came in could not be told yet.
+    uncut: Option<Uncut>,
     capture: Capture,
     knocks: mpsc::Receiver<Candidate>,
     commands: mpsc::Receiver<Command>,

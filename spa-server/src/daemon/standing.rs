@@ -10,8 +10,9 @@ use crate::audit::{self, By, Restoration, RestorationLine};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::config::Settings;
+use crate::connections::ConnectionsError;
 use crate::control::ControlResponse;
-use crate::gate::{Guarded, InstallReport, Plan};
+use crate::gate::{Guarded, InstallReport, Mode, Plan};
 use crate::grants::Differences;
 use crate::trial::{NOT_CONFIRMED, Trial, plan_of, unconfirmable};
 use spa_proto::UnixMicros;
@@ -42,6 +43,14 @@ impl Standing {
             ),
         }
     }
+}
+
+/// What is known of a time in which the gate was away, where who came in then is not.
+#[derive(Debug)]
+pub(super) struct Uncut {
+    /// Who was in before.
+    known: Known,
+    guarded: Arc<[Guarded]>,
 }
 
 /// What there is to tell of restorations.
@@ -173,24 +182,52 @@ impl Daemon {
 
     /// Has the connections ended that came while the gate was away, as far as that can be told;
     /// says how many.
-    async fn cut_strangers(&self, plan: &Plan) -> u64 {
+    async fn cut_strangers(&mut self, plan: &Plan) -> u64 {
         self.cutter.gate_stands();
-        let Some(Known { since, connections: known }) = self.watch.known() else { return 0 };
-        let guarded: Arc<[Guarded]> = plan.guarded.clone().into();
-        let strangers = match self.watch.list(Arc::clone(&guarded)).await {
-            Ok(found) => self.authorizer.strangers(plan, &found, &known, since),
+        if self.uncut.is_some() {
+            // Who could not be told the last time is as much of a stranger now.
+            return self.cut_late(plan).await;
+        }
+        let Some(known) = self.watch.known() else { return 0 };
+        let uncut = Uncut { known, guarded: plan.guarded.clone().into() };
+        match self.cut_all_but(&uncut, plan).await {
+            Ok(count) => count,
             Err(error) => {
                 let error = with_causes(&error);
-                tracing::error!("who came in while the gate was away is not known: {error}");
-                return 0;
+                tracing::error!(
+                    "who came in while the gate was away is not known, which is tried every second: {error}"
+                );
+                self.uncut = Some(uncut);
+                0
             }
-        };
+        }
+    }
+
+    /// Tries again to cut those who could not be told from others.
+    async fn cut_late(&mut self, plan: &Plan) -> u64 {
+        let Some(uncut) = self.uncut.take() else { return 0 };
+        if *uncut.guarded != *plan.guarded || plan.mode != Mode::Guard {
+            // What was not guarded was not listed: nobody is known to be a stranger there.
+            return 0;
+        }
+        self.cut_all_but(&uncut, plan).await.unwrap_or_else(|error| {
+            tracing::debug!("{}", with_causes(&error));
+            self.uncut = Some(uncut);
+            0
+        })
+    }
+
+    /// Has all connections ended but those of before, and those with a grant; says how many.
+    async fn cut_all_but(&self, before: &Uncut, plan: &Plan) -> Result<u64, ConnectionsError> {
+        let Uncut { known: Known { since, connections }, guarded } = before;
+        let found = self.watch.list(Arc::clone(guarded)).await?;
+        let strangers = self.authorizer.strangers(plan, &found, connections, *since);
         let count = u64::try_from(strangers.len()).unwrap_or(u64::MAX);
         if count > 0 {
             let granted = self.authorizer.granted(BootMicros::now());
-            self.cutter.cut(Which::Those(strangers), guarded, granted, None);
+            self.cutter.cut(Which::Those(strangers), Arc::clone(guarded), granted, None);
         }
-        count
+        Ok(count)
     }
 
     /// Those whose packets are refused, and who have a grant now, may come again.
@@ -218,12 +255,20 @@ impl Daemon {
         {
             self.mend(Alarm::of_elements()).await;
         }
+        if self.uncut.is_some() {
+            self.cut_late(&self.plan(&self.settings)).await;
+        }
         if self.restored.contest.ends(BootMicros::now()) {
             self.watch.fights(false);
             tracing::info!("nobody has undone the gate for a minute");
         }
         self.tell_restorations();
-        if let Some(Known { since, connections }) = self.watch.known() {
+        // Who had a grant then is no stranger.
+        let known = match &self.uncut {
+            Some(uncut) => Some(uncut.known.clone()),
+            None => self.watch.known(),
+        };
+        if let Some(Known { since, connections }) = known {
             self.authorizer.forget_former(since, &connections);
         }
     }
@@ -396,6 +441,7 @@ impl Daemon {
             // Nothing is to be mended any more. Where there is to be a gate, who came in while it
             // was away is to be told and cut, whoever has put it back.
             self.unmended = None;
+            self.uncut = None;
         }
         self.watch.rest(standing != Standing::Guards);
     }

@@ -171,6 +171,7 @@ impl Daemon {
             last_gate,
             restored: Restorations::default(),
             unmended: None,
+            uncut: None,
             left_out: left_out.iter().map(ToString::to_string).collect(),
             last_reload: None,
             _lock: lock,
