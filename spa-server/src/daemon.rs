@@ -237,8 +237,9 @@ impl Daemon {
         let grants: Vec<_> = match self.authorizer.revoke(selection, "by the administrator").await {
             Ok(gone) => gone.iter().map(|grant| self.authorizer.view(grant, now)).collect(),
             Err(error) => {
+                let not_cut = if cut { "; nothing was cut: repeat it with --cut" } else { "" };
                 let response = ControlResponse::error(&format!(
-                    "the kernel did not take it, and it is tried again every second: {}",
+                    "the kernel did not take it, and it is tried again every second: {}{not_cut}",
                     with_causes(&error)
                 ));
                 // Whoever asked may have gone.

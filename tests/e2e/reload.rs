@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use spa_tests::{Family, PortState, SSH_PORT, Scene, WEB_PORT, eventually};
+use spa_tests::{Backend, Family, PortState, SSH_PORT, Scene, WEB_PORT, eventually, program};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
@@ -120,6 +120,49 @@ fn a_good_configuration_keeps_the_grants_but_for_those_that_it_forbids() -> Resu
     scene.knock(&other, Family::V4, &second.open("ssh").seal()?)?;
     scene.server.await_dropped("disabled", 1)?;
     scene.ensure_owner_gets_in(Family::V6)
+}
+
+/// A gate whose tool fails: what is forbidden is still open, and whoever has forbidden it is told.
+#[test]
+fn what_the_kernel_does_not_take_is_told_to_whoever_forbids_it() -> Result<()> {
+    let mut scene = Scene::prepared(|configuration| {
+        Backend::IPTABLES.choose(configuration);
+        let tool = configuration.state_directory.with_file_name("iptables-restore");
+        configuration.gate.tools.insert("iptables-restore".into(), tool);
+    })?;
+    let tool = scene.server.configuration().state_directory.with_file_name("iptables-restore");
+    let broken = tool.with_extension("broken");
+    let script = format!(
+        "#!/bin/sh\n[ ! -e {} ] || [ \"$1\" = --version ] || exit 1\nexec {} \"$@\"\n",
+        broken.display(),
+        program("iptables-restore")?.display(),
+    );
+    fs::write(&tool, script)?;
+    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
+    scene.server.start()?;
+    let owner = scene.lab.owner().clone();
+    scene.knock(&owner, Family::V4, &scene.laptop.open("ssh web").lifetime(600).seal()?)?;
+    scene.await_open(&owner, Family::V4, SSH_PORT)?;
+    scene.await_open(&owner, Family::V4, WEB_PORT)?;
+    // The control.
+    let said = scene.server.admin(&["reload"])?;
+    ensure!(said.success() && !said.said().contains("can't be withdrawn"), "{said}");
+
+    fs::write(&broken, "")?;
+    scene
+        .server
+        .reconfigure(|configuration| configuration.clients[0].allow = vec!["ssh".into()])?;
+    let said = scene.server.admin(&["reload"])?;
+    ensure!(said.said().contains("can't be withdrawn yet"), "{said}");
+    let refused = scene.server.admin(&["grants", "revoke", "--all", "--cut"])?;
+    ensure!(!refused.success() && refused.said().contains("repeat it with --cut"), "{refused}");
+    fs::remove_file(&broken)?;
+    let repeated = scene.server.admin(&["grants", "revoke", "--all", "--cut"])?;
+    ensure!(repeated.success(), "{repeated}");
+    eventually("what is forbidden is to be shut", || {
+        let shut = scene.sees(&owner, Family::V4, SSH_PORT)? == PortState::Filtered;
+        Ok(shut.then_some(()))
+    })
 }
 
 #[test]

@@ -140,20 +140,22 @@ impl Daemon {
         }
         self.authorizer.set_max_grants(usize::try_from(settings.max_grants).unwrap_or(usize::MAX));
         let boottime = now.boottime;
+        let mut warnings = start::warnings(&report);
         let revoked = match self.authorizer.enforce_policy(now.realtime).await {
             Ok(gone) => gone.iter().map(|grant| self.authorizer.view(grant, boottime)).collect(),
             Err(error) => {
-                tracing::error!(
-                    "grants that the new configuration forbids can't be withdrawn yet: {}",
+                let warning = format!(
+                    "grants that the new configuration forbids can't be withdrawn yet, which is tried every second: {}",
                     with_causes(&error)
                 );
+                tracing::error!("{warning}");
+                warnings.push(warning);
                 Vec::new()
             }
         };
         self.clients = status::ClientCount::of(&config);
         let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);
         self.settings = settings;
-        let warnings = start::warnings(&report);
         let clients = self.clients.total;
         Ok((Reloaded { clients, services, revoked, warnings, restart_needed }, report))
     }
