@@ -118,7 +118,7 @@ fn what_is_missing_is_noticed_and_named(lab: &Lab) {
         let missing = if lab.in_sets {
             "set spa6-udp-10000-10100 is missing"
         } else {
-            "chain SPA-INPUT of filter (IPv6) has 0 rules of 3"
+            "chain SPA-INPUT of filter (IPv6) has 0 rules of 4"
         };
         assert!(found.missing.iter().any(|what| what == missing), "{found:?}");
         gate.install(&plan).await.unwrap();
