@@ -1,7 +1,7 @@
 //! How a port looks from a host: open, closed, or not there at all.
 
 use crate::lab::Host;
-use crate::wait::eventually;
+use crate::wait::{eventually, uninterrupted};
 use anyhow::{Context, Result, bail};
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
@@ -57,7 +57,7 @@ impl Host {
             socket.connect(to)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.send(b"anybody there?")?;
-            match socket.recv(&mut [0; 64]) {
+            match uninterrupted(|| socket.recv(&mut [0; 64])) {
                 Ok(_) => Ok(PortState::Open),
                 Err(error) => state_of(&error).with_context(|| format!("asking {to} by UDP")),
             }

@@ -2,7 +2,7 @@
 
 use crate::lab::Host;
 use crate::probe::PortState;
-use crate::wait::{eventually, eventually_within};
+use crate::wait::{eventually, eventually_within, uninterrupted};
 use anyhow::{Result, ensure};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -55,7 +55,7 @@ impl Heard {
                 if talks == Talks::Client && reader.write_all(b"tock").is_err() {
                     return;
                 }
-                match reader.read(&mut buffer) {
+                match uninterrupted(|| reader.read(&mut buffer)) {
                     Ok(0) => return,
                     Ok(_) => {
                         count.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //! when neither end hears the other.
 
 use crate::lab::Host;
-use crate::wait::{DEADLINE, eventually};
+use crate::wait::{DEADLINE, eventually, uninterrupted};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -201,11 +201,11 @@ impl Hearer {
         let heard = match self {
             Self::Tcp(stream) => {
                 stream.set_read_timeout(Some(time))?;
-                stream.read(&mut buffer)
+                uninterrupted(|| stream.read(&mut buffer))
             }
             Self::Udp(socket) => {
                 socket.set_read_timeout(Some(time))?;
-                socket.recv(&mut buffer)
+                uninterrupted(|| socket.recv(&mut buffer))
             }
         };
         match heard {

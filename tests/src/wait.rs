@@ -2,6 +2,7 @@
 //! several things side by side.
 
 use anyhow::{Result, bail};
+use std::io::{self, ErrorKind};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,17 @@ pub fn eventually_within<T>(
             bail!("waited {} s in vain: {what}", deadline.as_secs());
         }
         sleep(PAUSE);
+    }
+}
+
+/// Reads again as often as it was interrupted: a read that has a time limit ends so when the machine
+/// was frozen for a moment (signal(7)), or a child ends elsewhere in this process.
+pub(crate) fn uninterrupted<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
     }
 }
 

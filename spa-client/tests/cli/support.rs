@@ -125,7 +125,13 @@ impl Ear {
     /// The next datagram and where it came from.
     pub(crate) fn hear(&self) -> (Vec<u8>, SocketAddr) {
         let mut buffer = [0; 2048];
-        let (length, from) = self.0.recv_from(&mut buffer).unwrap();
+        let (length, from) = loop {
+            match self.0.recv_from(&mut buffer) {
+                // A read with a time limit, in a machine that was frozen for a moment (signal(7)).
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                came => break came.unwrap(),
+            }
+        };
         (buffer[..length].to_vec(), from)
     }
 

@@ -6,7 +6,7 @@ use crate::lab::{
     ports, withdraw,
 };
 use crate::probe::Seen::{At, Open, Silent};
-use crate::probe::{Flow, LONG, Session, both, probe, until};
+use crate::probe::{Flow, LONG, Session, both, probe, uninterrupted, until};
 use crate::services::{End, Services, TALK};
 use crate::subject::Host;
 use spa_proto::Transport;
@@ -159,7 +159,7 @@ pub(crate) fn what_is_cut_is_one_connection_and_no_other_with_its_peer(lab: &Lab
         let flows = || places.map(|(space, from)| Flow::new(space, from.parse().unwrap(), peer));
         let is_answered = |flow: &Flow| {
             flow.send(b"anybody there?");
-            let asked = theirs.recv_from(&mut [0; 64]);
+            let asked = uninterrupted(|| theirs.recv_from(&mut [0; 64]));
             asked.is_ok_and(|(_, from)| {
                 theirs.send_to(b"yes", from).unwrap();
                 flow.receive(LONG).is_some()

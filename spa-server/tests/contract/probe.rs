@@ -308,8 +308,9 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Children that end elsewhere in this process interrupt a read that has a time limit.
-fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+/// A read that has a time limit is interrupted when the machine was frozen for a moment (signal(7)),
+/// and by children that end elsewhere in this process.
+pub(crate) fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
     loop {
         match read() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -521,7 +521,8 @@ fn address(text: &str, port: u16) -> SocketAddr {
     }
 }
 
-/// Children that end elsewhere in this process interrupt a read that has a time limit.
+/// A read that has a time limit is interrupted when the machine was frozen for a moment (signal(7)),
+/// and by children that end elsewhere in this process.
 pub(crate) fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
     loop {
         match read() {

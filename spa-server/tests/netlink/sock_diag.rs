@@ -128,9 +128,9 @@ fn a_connection_is_ended_and_its_neighbour_lives_on() {
 
             assert!(diag.destroy(socket).unwrap());
             assert!(!diag.destroy(socket).unwrap());
-            let error = far.read(&mut [0; 1]).unwrap_err();
+            let error = far.read_exact(&mut [0; 1]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionAborted, "{error}");
-            let error = near.read(&mut [0; 1]).unwrap_err();
+            let error = near.read_exact(&mut [0; 1]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
 
             other_near.write_all(b"x").unwrap();
@@ -168,6 +168,6 @@ fn a_successor_between_the_same_ends_is_left_alone() {
         far.read_exact(&mut [0; 1]).unwrap();
         // The detector detects.
         assert!(diag.destroy(&found[0]).unwrap());
-        assert!(far.read(&mut [0; 1]).is_err());
+        assert!(far.read_exact(&mut [0; 1]).is_err());
     });
 }
