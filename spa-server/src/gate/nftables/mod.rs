@@ -272,8 +272,12 @@ impl Gate for NftablesGate {
         check_plan(plan)?;
         check_mode(plan)?;
         let Host { hidden, cuts, mut report } = Host::survey(&self.nft, plan).await?;
-        if cuts && !*self.cuts.lock().await {
-            self.nft.run("lift what an earlier run has refused", &cut::lift()).await?;
+        if cuts {
+            // Held over the command: what is to be refused from now on is not lifted with the rest.
+            let refuses = self.cuts.lock().await;
+            if !*refuses {
+                self.nft.run("lift what an earlier run has refused", &cut::lift()).await?;
+            }
         }
         let mut installed = self.installed.lock().await;
         let (before, mut number) = self.numbered_listing().await?;
