@@ -8,7 +8,7 @@ use crate::authorizer::Needed;
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::connections::{Connections, ConnectionsError, Inventory};
-use crate::gate::{Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
+use crate::gate::{Backend, Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -125,10 +125,11 @@ impl<G: Gate + Clone + 'static> Watch<G> {
         plan: &Plan,
     ) -> (Self, mpsc::Receiver<Alarm>) {
         let (alarms, heard) = mpsc::channel(1);
+        let guarded = guarded_by(gate.backend(), plan);
         let (rests, _) = watch::channel(false);
         let shared = Arc::new(Shared {
             connections,
-            visitors: Mutex::new(Visitors { guarded: guarded_by(plan), ..Visitors::default() }),
+            visitors: Mutex::new(Visitors { guarded, ..Visitors::default() }),
             needed,
             rests,
             in_a_fight: AtomicBool::new(false),
@@ -141,7 +142,7 @@ impl<G: Gate + Clone + 'static> Watch<G> {
 
     /// The gate is now installed by this plan.
     pub(super) fn installed(&self, plan: &Plan) {
-        let guarded = guarded_by(plan);
+        let guarded = guarded_by(self.gate.backend(), plan);
         let mut visitors = lock(&self.shared.visitors);
         if visitors.guarded != guarded {
             // What was not guarded was not listed.
@@ -370,11 +371,12 @@ pub(super) async fn list(
     tokio::task::spawn_blocking(move || connections.list(&guarded)).await?
 }
 
-/// In open mode it is not the gate that keeps anybody out.
-fn guarded_by(plan: &Plan) -> Arc<[Guarded]> {
-    match plan.mode {
-        Mode::Guard => plan.guarded.clone().into(),
-        Mode::Open => Arc::new([]),
+/// What a gate keeps closed itself: in open mode, and where commands open, others do.
+fn guarded_by(backend: Backend, plan: &Plan) -> Arc<[Guarded]> {
+    if plan.mode == Mode::Guard && backend.hides() {
+        plan.guarded.clone().into()
+    } else {
+        Arc::new([])
     }
 }
 

@@ -109,6 +109,12 @@ impl Backend {
         }
     }
 
+    /// Whether it keeps ports closed by itself, so that whoever gets in while it is away is a
+    /// stranger.
+    pub const fn hides(self) -> bool {
+        !matches!(self, Self::Hook | Self::DryRun)
+    }
+
     /// Who closes what is open, and when nobody does.
     pub const fn closing(self) -> &'static str {
         match self {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::connections::Ended;
-use crate::gate::{Backend, Change, Connection, Cut, InstallReport, LiveElement, Plan, Refusal};
+use crate::gate::{Change, Connection, Cut, InstallReport, LiveElement, Plan, Refusal};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -12,8 +12,15 @@ const SOON: Duration = Duration::from_secs(20);
 #[derive(Default, Clone)]
 struct Model(Arc<State>);
 
+impl Model {
+    fn of(backend: Backend) -> Self {
+        Self(Arc::new(State { backend: Some(backend), ..State::default() }))
+    }
+}
+
 #[derive(Default)]
 struct State {
+    backend: Option<Backend>,
     look: Mutex<Look>,
     fails: Mutex<bool>,
     /// How long a look takes.
@@ -50,7 +57,7 @@ impl Model {
 
 impl Gate for Model {
     fn backend(&self) -> Backend {
-        Backend::DryRun
+        self.0.backend.unwrap_or(Backend::Ipset)
     }
 
     async fn install(&self, _: &Plan) -> Result<InstallReport, GateError> {
@@ -428,4 +435,16 @@ async fn in_open_mode_nobody_comes_in_because_the_gate_is_away() {
     );
     gate.await_looks(3).await;
     assert!(watch.known().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_commands_open_nobody_comes_in_because_the_gate_is_away() {
+    for backend in [Backend::Hook, Backend::DryRun, Backend::Nftables] {
+        let gate = Model::of(backend);
+        let (watch, _alarms) = start(&gate, Needed::default());
+        gate.await_looks(3).await;
+        watch.installed(&plan(Mode::Guard));
+        // The last one is the control.
+        assert_eq!(watch.known().is_some(), backend == Backend::Nftables, "{backend}");
+    }
 }
