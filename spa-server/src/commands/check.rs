@@ -363,7 +363,10 @@ async fn look_at_gate(settings: &Settings, daemon: Daemon, findings: &mut Findin
         (true, Daemon::RunsWithoutGate(why)) => findings.warning(check, format!("the gate is {why}")),
         (true, Daemon::Runs) => findings.error(
             check,
-            "the daemon runs, but its rules are not as the configuration wants them: another program has changed or flushed them, which the daemon mends (`spa-server status` says what keeps it from that), or the configuration is newer, which `spa-server reload` mends",
+            format!(
+                "the daemon runs, but its rules are not as the configuration wants them ({}): another program has changed or flushed them, which the daemon mends (`spa-server status` says what keeps it from that), or the configuration is newer, which `spa-server reload` mends",
+                report.differences.join("; ")
+            ),
         ),
     }
     for warning in warnings {
