@@ -17,6 +17,9 @@ pub(super) struct Reload {
     orders: Vec<(Order, Option<oneshot::Sender<ControlResponse>>)>,
 }
 
+/// What is told to whoever wanted another gate than somebody else right after him.
+const SUPERSEDED: &str = "another order to install the gate came at the same moment, and is the one that was carried out; `spa-server gate show` says how it stands";
+
 /// What is to be done with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
@@ -87,18 +90,10 @@ impl Daemon {
                 Err(why)
             }
         };
-        for (order, asked_by) in orders {
-            let response = match (&outcome, order) {
-                (Ok((reloaded, _)), Order::Reload) => ControlResponse::Reloaded(reloaded.clone()),
-                (Ok((reloaded, report)), Order::Install(_)) => ControlResponse::GateInstalled {
-                    report: report.clone(),
-                    reloaded: reloaded.clone(),
-                },
-                (Err(why), _) => ControlResponse::Error { message: why.clone() },
-            };
+        for (asked, asked_by) in orders {
             if let Some(asked_by) = asked_by {
                 // Whoever asked may have gone.
-                let _ = asked_by.send(response);
+                let _ = asked_by.send(answer(&outcome, asked, order));
             }
         }
     }
@@ -161,6 +156,23 @@ impl Daemon {
     }
 }
 
+/// What somebody is told who has asked for this, when that was done.
+fn answer(
+    outcome: &Result<(Reloaded, InstallReport), String>,
+    asked: Order,
+    done: Order,
+) -> ControlResponse {
+    match (outcome, asked) {
+        // He would believe that there is a trial, or none.
+        (Ok(_), Order::Install(_)) if asked != done => ControlResponse::error(&SUPERSEDED),
+        (Ok((reloaded, _)), Order::Reload) => ControlResponse::Reloaded(reloaded.clone()),
+        (Ok((reloaded, report)), Order::Install(_)) => {
+            ControlResponse::GateInstalled { report: report.clone(), reloaded: reloaded.clone() }
+        }
+        (Err(why), _) => ControlResponse::Error { message: why.clone() },
+    }
+}
+
 /// Waits for the configuration that is being read; for ever, when none is.
 pub(super) async fn reading(reload: &mut Option<Reload>) -> Result<Config, String> {
     let Some(reload) = reload else { return std::future::pending().await };
@@ -194,6 +206,32 @@ mod tests {
             let Ok(ControlResponse::Error { message }) = answer.try_recv() else { panic!() };
             assert!(message.contains("removed meanwhile"), "{message}");
         }
+    }
+
+    #[test]
+    fn whoever_wanted_a_trial_is_told_if_there_is_none() {
+        let trial = Order::Install(Some(Duration::from_secs(60)));
+        let for_good = Order::Install(None);
+        let reloaded = Reloaded {
+            clients: 1,
+            services: 1,
+            revoked: Vec::new(),
+            warnings: Vec::new(),
+            restart_needed: Vec::new(),
+        };
+        let outcome = Ok((reloaded, InstallReport::default()));
+        for (asked, done) in [(trial, for_good), (for_good, trial)] {
+            let told = answer(&outcome, asked, done);
+            assert_eq!(told, ControlResponse::error(&SUPERSEDED));
+            let told = answer(&outcome, done, done);
+            assert!(matches!(told, ControlResponse::GateInstalled { .. }), "{told:?}");
+            let told = answer(&outcome, Order::Reload, done);
+            assert!(matches!(told, ControlResponse::Reloaded(_)), "{told:?}");
+        }
+        // What failed has failed for all.
+        let why = "no".to_owned();
+        let told = answer(&Err(why.clone()), trial, for_good);
+        assert_eq!(told, ControlResponse::Error { message: why });
     }
 
     #[tokio::test]
