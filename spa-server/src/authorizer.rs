@@ -17,7 +17,7 @@ use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::control::GrantView;
 use crate::counters::{Counters, Dropped, count};
-use crate::gate::{Gate, GateError};
+use crate::gate::{Element, Gate, GateError};
 use crate::grants::{FormerGrants, Grant, GrantKey, GrantStore, GrantTable, RequestId};
 use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
@@ -56,6 +56,8 @@ pub struct Authorizer<G, R, L> {
     rearranged: bool,
     /// Revoked, and why; but the kernel may still admit them.
     half_revoked: Vec<(Grant, &'static str)>,
+    /// Withdrawn, and nobody has been told yet.
+    foreign: Vec<Element>,
 }
 
 const FORBIDDEN: &str = "the configuration forbids it";
@@ -103,6 +105,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             unreconciled: false,
             rearranged: false,
             half_revoked: Vec::new(),
+            foreign: Vec::new(),
         }
     }
 

@@ -21,6 +21,7 @@ use crate::grants::FileGrantStore;
 use crate::last_gate::LastGateFile;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::replay_store::FileStore;
+use crate::state_lock::StateLock;
 use crate::trial::{Trial, TrialFile};
 use anyhow::Context as _;
 use cutter::{Cutter, Which};
@@ -82,6 +83,8 @@ struct Daemon {
     cutter: Cutter,
     standing: Standing,
     trial: Option<Trial>,
+    /// The clock was set, and the kernel does not know the end of the trial by it yet.
+    trial_stepped: bool,
     trial_file: TrialFile,
     last_gate: LastGateFile,
     restored: Restorations,
@@ -97,7 +100,7 @@ struct Daemon {
     left_out: Vec<String>,
     last_reload: Option<String>,
     /// Held for as long as the state directory is ours.
-    _lock: std::fs::File,
+    _lock: StateLock,
 }
 
 /// What the server is to do next.
@@ -194,7 +197,7 @@ impl Daemon {
                 let order = Order::Install(trial.map(Duration::from_secs));
                 return self.read_anew(order, Some(answer));
             }
-            ControlRequest::GateConfirm => self.confirm().await,
+            ControlRequest::GateConfirm { stands_since } => self.confirm(stands_since).await,
             ControlRequest::GateRemove => self.remove_gate().await,
             ControlRequest::ResetReplayWindow { client } => {
                 match self.client_id(client.as_deref()) {

@@ -36,4 +36,5 @@ pub mod replay_store;
 pub mod service;
 pub mod source;
 pub mod state_file;
+pub mod state_lock;
 pub mod trial;

@@ -197,6 +197,13 @@ pub fn unconfirmable(error: &StateFileError) -> String {
     )
 }
 
+/// Why nobody is to confirm a gate that is not the one any more that he came in through.
+pub fn stands_anew() -> String {
+    format!(
+        "{NOT_CONFIRMED}, since at this moment it was put up anew: open another connection, and confirm there"
+    )
+}
+
 fn judge(text: &str, boot: &str, now: BootMicros) -> TrialState {
     match serde_json::from_str(text.trim_end()) {
         // Of an earlier boot: the kernel of that one has forgotten the gate, unconfirmed.

@@ -131,7 +131,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let began = BootMicros::now();
         if self.schedule.has_slept(began, Instant::now()) && !self.grants.is_empty() {
             tracing::info!("the machine was suspended: the kernel's timers are set anew");
-            self.reconcile().await;
+            self.renew().await;
         }
         // What is not reconciled is told and mended elsewhere. Where nothing is needed, the number
         // of elements says it all.

@@ -5,7 +5,7 @@ use super::Authorizer;
 use crate::audit::Event;
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
-use crate::gate::{Change, Gate, GateError, InstallReport, LiveElement, Plan};
+use crate::gate::{Change, Element, Gate, GateError, InstallReport, LiveElement, Plan};
 use crate::grants::{Differences, Grant, GrantStore};
 use crate::replay_store::ReplayStore;
 
@@ -98,6 +98,21 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.gate.apply(changes).await?;
         self.needed.is(after);
         Ok(())
+    }
+
+    /// Makes the kernel admit what the table says for a reason of our own; what it admitted beyond
+    /// that is then somebody else's.
+    pub(super) async fn renew(&mut self) {
+        let may_be_ours = self.unreconciled;
+        let Differences { surplus, .. } = self.reconcile().await;
+        if !may_be_ours {
+            self.foreign.extend(surplus);
+        }
+    }
+
+    /// What somebody else had put beside the live grants, and was withdrawn by the way.
+    pub fn take_foreign(&mut self) -> Vec<Element> {
+        std::mem::take(&mut self.foreign)
     }
 
     /// Makes the kernel admit what the table says; says in what it differed.

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::gate::{
-    Backend, Change, Connection, Cut, Doubt, Element, Guarded, InstallReport, LiveElement, Look,
-    Mode, Plan,
+    Backend, Change, Connection, Cut, Doubt, Guarded, InstallReport, LiveElement, Look, Mode, Plan,
 };
 use crate::grants::GrantStoreError;
 use crate::pipeline::Judge;
@@ -330,6 +329,34 @@ async fn a_kernel_that_takes_nothing_is_not_asked_for_each_knock() {
     let knock = server.candidate(99, "ssh");
     server.authorizer.admit(vec![knock]).await;
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+}
+
+#[tokio::test]
+async fn what_somebody_else_admits_is_told_also_where_it_is_withdrawn_by_the_way() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    let foreign = ("198.51.100.9", "tcp/22", 600);
+    server.kernel.put(&[foreign]);
+    // An installation has changed something: times are set anew.
+    server.kernel.0.flushed.store(true, Ordering::Relaxed);
+    server.authorizer.install(&plan()).await.unwrap();
+    server.authorizer.tick().await;
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+    let told = server.authorizer.take_foreign();
+    assert_eq!(
+        told.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["tcp/22 from 198.51.100.9"]
+    );
+    assert!(server.authorizer.take_foreign().is_empty());
+
+    // What the kernel did not take back may be our own.
+    server.kernel.fail(true);
+    assert!(server.authorizer.revoke(&Selection::default(), "test").await.is_err());
+    server.kernel.fail(false);
+    server.authorizer.tick().await;
+    assert!(server.kernel.admits().is_empty());
+    assert!(server.authorizer.take_foreign().is_empty());
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.expire(now.boottime).await;
         // Where grants end by the clock on the wall, they end at another time now.
         if stepped || self.unreconciled || self.rearranged {
-            self.reconcile().await;
+            self.renew().await;
         }
         self.tend_store();
         self.limits.prune(uptime(now));

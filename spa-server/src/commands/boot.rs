@@ -3,27 +3,34 @@
 //! nobody has shown before that anything opens it.
 
 use super::gate::{install_without_daemon, tell, wait_for};
-use super::{Done, trial};
+use super::order::{self, Carrier};
+use super::{CommandError, Done, trial};
 use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::Settings;
-use crate::control::{CallError, ControlRequest, call};
+use crate::control::ControlRequest;
 use crate::last_gate::LastGateFile;
 use crate::trial::TrialState;
 use std::path::Path;
 
 /// Whatever is wrong is told by the exit status also where a gate stands afterwards.
 pub(crate) fn install(config: &Path, output: Output) -> Done {
-    match call(&Settings::control_socket_of(config), &ControlRequest::Status) {
-        Ok(_) => {
+    let directory = Settings::state_directory_of(config);
+    let socket = Settings::control_socket_of(config);
+    let _lock = match order::give(&socket, &directory, &ControlRequest::Status) {
+        Ok(Carrier::Daemon(_)) => {
             eprintln!("the daemon runs, and sees to the gate itself");
             return Ok(());
         }
-        Err(CallError::NotRunning { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
+        Ok(Carrier::Command(lock)) => lock,
+        Err(error @ CommandError::Call(_)) => return Err(error),
+        // Nothing is to be in the way of the gate.
+        Err(error) => {
+            eprintln!("{error}");
+            None
+        }
+    };
     let loaded = Settings::load(config);
-    let directory = Settings::state_directory_of(config);
     let last = LastGateFile::new(&directory);
     let on_trial = match trial::state(&directory)? {
         TrialState::Lapsed => {

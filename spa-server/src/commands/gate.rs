@@ -1,5 +1,6 @@
 //! Commands that handle the gate, with the daemon or without.
 
+use super::order::{self, Carrier};
 use super::output::{print, print_json, table};
 use super::trial;
 use super::{CommandError, Done, daemon, host};
@@ -7,7 +8,7 @@ use crate::causes::with_causes;
 use crate::cli::{GateInstallArgs, Output};
 use crate::clock::BootMicros;
 use crate::config::{GateSettings, Settings, format_duration};
-use crate::control::{CallError, ControlRequest, ControlResponse, call};
+use crate::control::{ControlRequest, ControlResponse, call};
 use crate::gate::{
     AnyGate, Backend, Choice, Gate as _, GateError, InstallReport, LiveElement, Plan,
 };
@@ -48,18 +49,18 @@ pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
     }
     let length = args.trial.as_deref().map(trial::length).transpose()?;
     let request = ControlRequest::GateInstall { trial: length.map(|length| length.as_secs()) };
-    let (report, runs) = match call(&settings.control_socket, &request) {
-        Ok(ControlResponse::GateInstalled { report, reloaded }) => {
-            eprint!("{}", daemon::render_reloaded(&reloaded));
-            (report, true)
-        }
-        Ok(other) => return Err(daemon::unexpected(&other)),
-        Err(CallError::NotRunning { .. }) => {
-            let trial = length.map(|length| Trial::of(length, BootMicros::now()));
-            (trial::put_up(&settings, trial)?, false)
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let (report, runs) =
+        match order::give(&settings.control_socket, &settings.state_directory, &request)? {
+            Carrier::Daemon(ControlResponse::GateInstalled { report, reloaded }) => {
+                eprint!("{}", daemon::render_reloaded(&reloaded));
+                (report, true)
+            }
+            Carrier::Daemon(other) => return Err(daemon::unexpected(&other)),
+            Carrier::Command(_lock) => {
+                let trial = length.map(|length| Trial::of(length, BootMicros::now()));
+                (trial::put_up(&settings, trial)?, false)
+            }
+        };
     tell(&report, args.output)?;
     if let Some(length) = length {
         eprintln!("{}", trial::what_to_do(length));
@@ -172,21 +173,21 @@ pub(super) async fn look(settings: &Settings) -> Result<Shown, CommandError> {
 /// `spa-server gate remove`: for the day when everything else is wrong. A daemon that runs is asked
 /// to do it, since it would put back what goes without its knowledge.
 pub(crate) fn remove(config: &Path) -> Done {
-    let by_daemon = match call(&Settings::control_socket_of(config), &ControlRequest::GateRemove) {
-        Ok(ControlResponse::Done) => true,
-        Err(CallError::NotRunning { .. }) => false,
-        // Whatever is wrong with the daemon, the gate has to go.
-        answer => {
-            let why = match answer {
-                Ok(other) => daemon::unexpected(&other).to_string(),
-                Err(error) => error.to_string(),
-            };
-            eprintln!(
-                "{why}\nthe gate is removed without it; it may put it back, so stop it: systemctl stop spa-server"
-            );
-            false
-        }
+    let (socket, state) =
+        (Settings::control_socket_of(config), Settings::state_directory_of(config));
+    let given = order::give(&socket, &state, &ControlRequest::GateRemove);
+    let by_daemon = matches!(given, Ok(Carrier::Daemon(ControlResponse::Done)));
+    // Whatever is wrong with the daemon, the gate has to go.
+    let wrong = match &given {
+        Ok(Carrier::Daemon(ControlResponse::Done) | Carrier::Command(_)) => None,
+        Ok(Carrier::Daemon(other)) => Some(daemon::unexpected(other).to_string()),
+        Err(error) => Some(error.to_string()),
     };
+    if let Some(wrong) = wrong {
+        eprintln!(
+            "{wrong}\nthe gate is removed all the same; a daemon may put it back, so stop it: systemctl stop spa-server"
+        );
+    }
     // The daemon knows only its own back-end: that of another one may stand, too.
     let settings = if let Ok(settings) = Settings::load(config) {
         if let Some(warning) = settings.abandoned_hook() {
@@ -201,10 +202,12 @@ pub(crate) fn remove(config: &Path) -> Done {
         GateSettings::default()
     };
     wait_for(AnyGate::remove_all(&settings))?.map_err(|error| failed(&error))?;
-    trial::removed(&Settings::state_directory_of(config))?;
+    trial::removed(&state)?;
     let until =
         if by_daemon { ", until `spa-server gate install` or a restart of the daemon" } else { "" };
     eprintln!("the gate is removed: all ports are as they were without it{until}");
+    // Until now no daemon could start.
+    drop(given);
     Ok(())
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod daemon;
 pub(crate) mod gate;
 mod host;
 pub(crate) mod init;
+mod order;
 mod output;
 pub(crate) mod trial;
 mod write;

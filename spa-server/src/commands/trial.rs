@@ -2,21 +2,21 @@
 //! runs.
 
 use super::gate::{install_without_daemon, look, wait_for, warnings};
+use super::order::{self, Carrier};
 use super::{CommandError, Done, daemon};
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::config::{Settings, format_duration};
-use crate::control::{CallError, ControlRequest, ControlResponse, call};
+use crate::control::{ControlRequest, ControlResponse};
 use crate::gate::{InstallReport, Plan};
 use crate::last_gate::LastGateFile;
 use crate::origin::Origin;
 use crate::replay_store::BootId;
 use crate::trial::{
-    LONGEST, NOT_CONFIRMED, SHORTEST, Trial, TrialFile, TrialState, plan_of, unconfirmable,
+    LONGEST, NOT_CONFIRMED, SHORTEST, Trial, TrialFile, TrialState, plan_of, stands_anew,
+    unconfirmable,
 };
 use spa_proto::parse_duration;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,27 +25,35 @@ const LAPSED: &str = "a trial of the gate was not confirmed, so there is to be n
 /// `spa-server gate confirm`.
 pub(crate) fn confirm(config: &Path, from_console: bool) -> Done {
     let settings = Settings::load(config)?;
-    let trial = match state(&settings.state_directory)? {
-        TrialState::Running(trial) => trial,
-        TrialState::None => return Err(failed("the gate is not on trial")),
-        TrialState::Lapsed => return Err(failed(LAPSED)),
-    };
+    let trial = running(&settings)?;
     let origin = Origin::of_this_process(&settings.gate_plan().guarded)
         .map_err(|error| CommandError::Failed(with_causes(&error)))?;
     judge(origin, trial, from_console)?;
-    match call(&settings.control_socket, &ControlRequest::GateConfirm) {
-        Ok(ControlResponse::Done) => {}
-        Ok(other) => return Err(daemon::unexpected(&other)),
-        Err(CallError::NotRunning { .. }) => {
+    // What was judged is what is to be confirmed.
+    let request = ControlRequest::GateConfirm { stands_since: trial.stands_since };
+    match order::give(&settings.control_socket, &settings.state_directory, &request)? {
+        Carrier::Daemon(ControlResponse::Done) => {}
+        Carrier::Daemon(other) => return Err(daemon::unexpected(&other)),
+        Carrier::Command(_lock) => {
+            if running(&settings)? != trial {
+                return Err(CommandError::Failed(stands_anew()));
+            }
             ensure_stands(&settings)?;
             for warning in warnings(&put_up(&settings, None)?) {
                 eprintln!("warning: {warning}");
             }
         }
-        Err(error) => return Err(error.into()),
     }
     eprintln!("the gate is confirmed, and stands for good");
     Ok(())
+}
+
+fn running(settings: &Settings) -> Result<Trial, CommandError> {
+    match state(&settings.state_directory)? {
+        TrialState::Running(trial) => Ok(trial),
+        TrialState::None => Err(failed("the gate is not on trial")),
+        TrialState::Lapsed => Err(failed(LAPSED)),
+    }
 }
 
 /// Nobody has come in through a gate that is not there, or not all of it.
@@ -80,14 +88,13 @@ fn judge(origin: Origin, trial: Trial, from_console: bool) -> Done {
     }
 }
 
-/// Puts the gate up, on trial or for good, and keeps in step what is remembered of it.
+/// Puts the gate up, on trial or for good, and keeps in step what is remembered of it. The caller
+/// holds the lock on the state directory.
 pub(super) fn put_up(
     settings: &Settings,
     trial: Option<Trial>,
 ) -> Result<InstallReport, CommandError> {
     let directory = &settings.state_directory;
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(|source| CommandError::Write { path: directory.clone(), source })?;
     let now = BootMicros::now();
     let announced = file(directory)?.announce(trial, now).map_err(|error| {
         let why = with_causes(&error);

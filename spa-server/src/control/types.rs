@@ -1,5 +1,6 @@
 //! What is asked and answered over the control socket.
 
+use crate::clock::BootMicros;
 use crate::gate::{Backend, InstallReport};
 use crate::source::Source;
 use serde::{Deserialize, Serialize};
@@ -50,7 +51,11 @@ pub enum ControlRequest {
         trial: Option<u64>,
     },
     /// The gate on trial stands for good: answered by [`ControlResponse::Done`].
-    GateConfirm,
+    #[serde(rename_all = "kebab-case")]
+    GateConfirm {
+        /// Since when the gate stands that was found to let somebody in.
+        stands_since: Option<BootMicros>,
+    },
     /// Take the gate away, until it is installed again or the daemon restarts: answered by
     /// [`ControlResponse::Done`].
     GateRemove,
@@ -263,7 +268,10 @@ mod tests {
             (ControlRequest::Reload, r#""reload""#),
             (ControlRequest::GateInstall { trial: None }, r#"{"gate-install":{}}"#),
             (ControlRequest::GateInstall { trial: Some(60) }, r#"{"gate-install":{"trial":60}}"#),
-            (ControlRequest::GateConfirm, r#""gate-confirm""#),
+            (
+                ControlRequest::GateConfirm { stands_since: Some(BootMicros(7)) },
+                r#"{"gate-confirm":{"stands-since":7}}"#,
+            ),
             (ControlRequest::GateRemove, r#""gate-remove""#),
             (ControlRequest::ResetReplayWindow { client: None }, r#"{"reset-replay-window":{}}"#),
         ] {

@@ -14,7 +14,7 @@ use crate::connections::ConnectionsError;
 use crate::control::ControlResponse;
 use crate::gate::{Guarded, InstallReport, Mode, Plan};
 use crate::grants::Differences;
-use crate::trial::{NOT_CONFIRMED, Trial, plan_of, unconfirmable};
+use crate::trial::{NOT_CONFIRMED, Trial, plan_of, stands_anew, unconfirmable};
 use spa_proto::UnixMicros;
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,6 +149,25 @@ impl Daemon {
         self.note(Restoration { missing, grants, surplus, retimed, cut, by });
     }
 
+    /// Tells what was withdrawn while times were set anew, and cuts who came in by it.
+    async fn tell_foreign(&mut self) {
+        let surplus = self.authorizer.take_foreign();
+        if surplus.is_empty() || self.standing != Standing::Guards {
+            return;
+        }
+        self.put_back();
+        let cut = self.cut_strangers(&self.plan(&self.settings)).await;
+        let missing = Restoration::NOTHING.to_owned();
+        self.note(Restoration {
+            missing,
+            grants: 0,
+            surplus,
+            retimed: Vec::new(),
+            cut,
+            by: By::Us,
+        });
+    }
+
     /// Before an installation, which would mend without a word, and cut nobody.
     async fn mend_first(&mut self) {
         if self.standing != Standing::Guards {
@@ -238,14 +257,20 @@ impl Daemon {
     /// What is due every second; `stepped`: the clock on the wall was set.
     pub(super) async fn tend_gate(&mut self, stepped: bool) {
         self.end_trial().await;
-        if stepped && self.trial.is_some() {
+        self.trial_stepped = (self.trial_stepped || stepped) && self.trial.is_some();
+        if self.trial_stepped {
             self.mend_first().await;
             // Where the kernel ends it by that clock, it would end at another moment.
             let plan = self.plan(&self.settings);
-            if let Err(error) = self.authorizer.install(&plan).await {
-                tracing::error!("the trial may end at a wrong moment: {}", with_causes(&error));
+            match self.authorizer.install(&plan).await {
+                Ok(_) => self.trial_stepped = false,
+                Err(error) => tracing::error!(
+                    "the trial may end at a wrong moment, and is set anew every second: {}",
+                    with_causes(&error)
+                ),
             }
         }
+        self.tell_foreign().await;
         if let Some(alarm) = self.unmended.take() {
             self.alarmed(alarm).await;
         }
@@ -347,18 +372,21 @@ impl Daemon {
     }
 
     /// The gate on trial stands for good.
-    pub(super) async fn confirm(&mut self) -> ControlResponse {
+    pub(super) async fn confirm(&mut self, stands_since: Option<BootMicros>) -> ControlResponse {
         self.end_trial().await;
-        if self.trial.is_none() {
+        let Some(trial) = self.trial else {
             return ControlResponse::error(&match self.standing {
                 Standing::Lapsed => {
                     "the trial is over, and the gate is gone; try again with `spa-server gate install --trial 60s`"
                 }
                 _ => "the gate is not on trial",
             });
-        }
+        };
         if let Some(why) = self.not_confirmable().await {
             return ControlResponse::error(&why);
+        }
+        if trial.stands_since != stands_since {
+            return ControlResponse::error(&stands_anew());
         }
         let settings = self.settings.clone();
         match self.put_up(&settings, Order::Install(None)).await {

@@ -17,15 +17,17 @@ use crate::grants::{FileGrantStore, Grant};
 use crate::last_gate::LastGateFile;
 use crate::pipeline::{Judge, Pipeline, SharedJudge};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
+use crate::state_lock::StateLock;
 use crate::trial::{TrialFile, TrialState, plan_of, unconfirmable};
 use anyhow::Context as _;
 use spa_proto::{Freshness, Receiver, Settings as ReceiverSettings};
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+
+/// How long a start waits for whoever works on the state directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// The gate comes last. A server that can't capture, or can't be talked to, must not hide
@@ -167,6 +169,7 @@ impl Daemon {
             cutter,
             standing,
             trial,
+            trial_stepped: false,
             trial_file,
             last_gate,
             restored: Restorations::default(),
@@ -196,34 +199,12 @@ pub(super) fn warnings(report: &InstallReport) -> Vec<String> {
 }
 
 /// Two servers on one state directory would forget each other's knocks.
-fn lock_state(directory: &Path) -> anyhow::Result<File> {
-    let shown = directory.display();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .with_context(|| format!("cannot make the state directory {shown}"))?;
+fn lock_state(directory: &Path) -> anyhow::Result<StateLock> {
+    // A command that works on the gate takes some seconds at the most.
+    let lock = StateLock::await_free(directory, LOCK_PATIENCE)?;
     // Whoever can write there lets himself in, by a list of grants or an old replay store.
     judge_directory(directory).context("the state directory can't be trusted")?;
-    let path = directory.join("lock");
-    // On a file system that can't be written the lock of an earlier start still serves.
-    let opened = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .or_else(|error| File::open(&path).map_err(|_| error));
-    let lock = opened.with_context(|| format!("cannot open {}", path.display()))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => {
-            anyhow::bail!("another spa-server runs already on the state directory {shown}")
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
-        }
-    }
+    Ok(lock)
 }
 
 /// Gives the receiver what was accepted before, and a barrier when some of that may be lost.
@@ -298,14 +279,5 @@ mod tests {
         }
         set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
         lock_state(&directory).unwrap();
-    }
-
-    #[test]
-    fn a_state_directory_serves_one_server() {
-        let parent = tempfile::tempdir().unwrap();
-        let held = lock_state(parent.path()).unwrap();
-        assert!(lock_state(parent.path()).is_err());
-        drop(held);
-        lock_state(parent.path()).unwrap();
     }
 }
