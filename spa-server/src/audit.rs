@@ -214,6 +214,18 @@ impl Restoration {
         missing.into_iter().chain(counted).collect::<Vec<_>>().join("; ")
     }
 
+    /// One of which only some more is to be told.
+    pub fn of_nothing() -> Self {
+        Self {
+            missing: Self::NOTHING.to_owned(),
+            grants: 0,
+            surplus: Vec::new(),
+            retimed: Vec::new(),
+            cut: 0,
+            by: By::Us,
+        }
+    }
+
     /// What there is to say of missing parts, if there were none.
     pub const NOTHING: &str = "nothing";
 }

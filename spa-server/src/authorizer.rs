@@ -375,20 +375,27 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         condition: impl Fn(&Grant) -> bool,
     ) -> Result<Vec<Grant>, GateError> {
         let now = BootMicros::now();
-        let (gone, changes) = self.grants.close(now, condition);
-        if gone.is_empty() {
-            return Ok(gone);
+        let (mut gone, changes) = self.grants.close(now, &condition);
+        // What was to be revoked before, and the kernel did not take: whoever asks again is not
+        // told that it is done before it is.
+        let late = self.half_revoked.iter().map(|(grant, _)| grant);
+        let late: Vec<_> = late.filter(|grant| condition(grant)).cloned().collect();
+        if !gone.is_empty() {
+            let applied = self.apply(&changes).await;
+            self.log_grants(&[], &keys_of(&gone));
+            self.former.remember(now, gone.iter().cloned());
+            if let Err(error) = applied {
+                // What is to be closed stays out of the table: the kernel is brought to it.
+                self.unreconciled = true;
+                self.half_revoked.extend(gone.into_iter().map(|grant| (grant, why)));
+                return Err(error);
+            }
+            self.tell_revoked(&gone, why);
         }
-        let applied = self.apply(&changes).await;
-        self.log_grants(&[], &keys_of(&gone));
-        self.former.remember(now, gone.iter().cloned());
-        if let Err(error) = applied {
-            // What is to be closed stays out of the table: the kernel is brought to it.
-            self.unreconciled = true;
-            self.half_revoked.extend(gone.into_iter().map(|grant| (grant, why)));
-            return Err(error);
+        if !late.is_empty() {
+            self.try_to_reconcile().await.1?;
+            gone.extend(late);
         }
-        self.tell_revoked(&gone, why);
         Ok(gone)
     }
 
@@ -469,10 +476,22 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 
     fn log_grants(&mut self, opened: &[Grant], closed: &[GrantKey]) {
         let Some(log) = &mut self.grant_log else { return };
-        let written =
-            log.record(opened, closed).and_then(|()| log.compact(&mut self.grants.iter()));
-        if let Err(error) = written {
-            tracing::error!("a restart will close these grants: {}", with_causes(&error));
+        let recorded = log.record(opened, closed);
+        // What could not be added may still be written anew, with all the rest.
+        let compacted = log.compact(&mut self.grants.iter());
+        match (recorded, compacted) {
+            (_, Ok(())) => {}
+            (Ok(()), Err(error)) => {
+                tracing::warn!("the list of grants can't be made shorter: {}", with_causes(&error));
+            }
+            (Err(error), Err(_)) => {
+                let harm = if closed.is_empty() {
+                    "a restart will close these grants"
+                } else {
+                    "a restart may open again what was closed; free space, or mend the state directory"
+                };
+                tracing::error!("{harm}: {}", with_causes(&error));
+            }
         }
     }
 }

@@ -25,11 +25,11 @@ use crate::state_lock::StateLock;
 use crate::trial::{Trial, TrialFile};
 use anyhow::Context as _;
 use cutter::{Cutter, Which};
-use reload::{Order, Reload};
+use reload::{Order, Refused, Reload};
 use sd_notify::NotifyState;
 use spa_keys::PublicKey;
 use spa_proto::UnixMicros;
-use standing::{Restorations, Standing, Uncut};
+use standing::{Restorations, Standing};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use watch::{Alarm, Watch};
+use watch::{Alarm, Known, Watch};
 
 /// Authentic knocks that may wait for the authorizer; more are dropped as `overloaded`.
 const QUEUE: usize = 4096;
@@ -82,6 +82,8 @@ struct Daemon {
     alarms: mpsc::Receiver<Alarm>,
     cutter: Cutter,
     standing: Standing,
+    /// Why something is left of a gate that was to be taken away, if so.
+    left_behind: Option<String>,
     trial: Option<Trial>,
     /// The clock was set, and the kernel does not know the end of the trial by it yet.
     trial_stepped: bool,
@@ -90,8 +92,8 @@ struct Daemon {
     restored: Restorations,
     /// What could not be put back yet.
     unmended: Option<Alarm>,
-    /// When who came in could not be told yet.
-    uncut: Option<Uncut>,
+    /// Who was in before a time without a gate, where who came in then could not be told yet.
+    uncut: Option<Known>,
     capture: Capture,
     knocks: mpsc::Receiver<Candidate>,
     commands: mpsc::Receiver<Command>,
@@ -108,7 +110,7 @@ enum Next {
     Admit,
     Command(Command),
     Alarm(Alarm),
-    Reloaded(Box<Result<Config, String>>),
+    Reloaded(Box<Result<Config, Refused>>),
     Tick,
     ReadAnew,
     Stop(&'static str),
@@ -250,6 +252,11 @@ impl Daemon {
                 return;
             }
         };
+        if let Some(left) = self.leftover() {
+            // Whoever asked may have gone.
+            let _ = answer.send(ControlResponse::error(&format!("the gate is gone, but {left}")));
+            return;
+        }
         let Some(sessions) = sessions else {
             let _ = answer.send(ControlResponse::Revoked { grants, cut: None });
             return;

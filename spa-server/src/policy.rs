@@ -165,6 +165,24 @@ impl Policy {
         self.clients.iter().find(|(_, rules)| &*rules.name == name).map(|(client, _)| *client)
     }
 
+    /// Those who are not disabled, with their names.
+    pub fn enabled(&self) -> impl Iterator<Item = (ClientId, &Arc<str>)> {
+        let enabled = self.clients.iter().filter(|(_, rules)| rules.enabled);
+        enabled.map(|(client, rules)| (*client, &rules.name))
+    }
+
+    /// The same policy with these clients disabled.
+    #[must_use]
+    pub fn without(&self, clients: &[ClientId]) -> Self {
+        let mut policy = self.clone();
+        for client in clients {
+            if let Some(rules) = policy.clients.get_mut(client) {
+                rules.enabled = false;
+            }
+        }
+        policy
+    }
+
     /// Judges an authentic knock; `now` is the server's clock.
     pub fn judge(&self, knock: &Knock, now: UnixMicros) -> Result<Permit, Refusal> {
         let request = &knock.request;

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use spa_tests::{Backend, Family, PortState, SSH_PORT, Scene, WEB_PORT, eventually, program};
+use spa_tests::{Backend, BreakableTool, Family, PortState, SSH_PORT, Scene, WEB_PORT, eventually};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
@@ -122,23 +122,67 @@ fn a_good_configuration_keeps_the_grants_but_for_those_that_it_forbids() -> Resu
     scene.ensure_owner_gets_in(Family::V6)
 }
 
+/// Somebody is to be out now, and something else is wrong with the configuration.
+#[test]
+fn whoever_is_locked_out_is_out_whatever_else_is_wrong() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let owner = scene.lab.owner().clone();
+    let (_, second) = scene.add_client("second", |_| {})?;
+    reload_now(&scene)?;
+    let directory = scene.server.directory().join("clients.d");
+    let server_toml = scene.server.config_path();
+    let good = fs::read_to_string(&server_toml)?;
+    // Something else each time.
+    let wrong = [(directory.join("third.toml"), None), (server_toml.clone(), Some(&good))];
+    for ((file, before), order) in wrong.iter().zip(["disable", "remove"]) {
+        for device in [&scene.laptop, &second] {
+            let knock = device.open("ssh").lifetime(600).seal()?;
+            let accepted = scene.server.status()?.accepted;
+            scene.knock(&owner, Family::V4, &knock)?;
+            scene.server.await_accepted(accepted + 1)?;
+        }
+        let mut session = scene.sshd.session(&owner, Family::V4)?;
+        let neighbour = |count| {
+            let grants = scene.server.grants()?;
+            ensure!(grants.len() == count, "{grants:?}");
+            anyhow::Ok(())
+        };
+        neighbour(2)?;
+        fs::write(file, format!("no-such-field = 1\n{}", before.map_or("", String::as_str)))?;
+        fs::set_permissions(file, Permissions::from_mode(0o600))?;
+
+        let said = scene.server.admin(&["client", order, "second", "--cut"])?;
+        ensure!(
+            !said.success() && said.said().contains("locked out all the same: second"),
+            "{said}"
+        );
+        // The other one's grant is for the same address: it protects the session.
+        ensure!(said.said().contains("0 connections ended"), "{said}");
+        session.ensure_alive()?;
+        neighbour(1)?;
+        let dropped = scene.server.dropped("disabled")?;
+        scene.knock(&owner, Family::V4, &second.open("ssh").seal()?)?;
+        scene.server.await_dropped("disabled", dropped + 1)?;
+        scene.ensure_owner_gets_in(Family::V6)?;
+
+        match before {
+            Some(text) => fs::write(file, text)?,
+            None => fs::remove_file(file)?,
+        }
+        if order == "disable" {
+            ensure!(scene.server.admin(&["client", "enable", "second"])?.success());
+        }
+        reload_now(&scene)?;
+        scene.revoke_all()?;
+    }
+    Ok(())
+}
+
 /// A gate whose tool fails: what is forbidden is still open, and whoever has forbidden it is told.
 #[test]
 fn what_the_kernel_does_not_take_is_told_to_whoever_forbids_it() -> Result<()> {
-    let mut scene = Scene::prepared(|configuration| {
-        Backend::IPTABLES.choose(configuration);
-        let tool = configuration.state_directory.with_file_name("iptables-restore");
-        configuration.gate.tools.insert("iptables-restore".into(), tool);
-    })?;
-    let tool = scene.server.configuration().state_directory.with_file_name("iptables-restore");
-    let broken = tool.with_extension("broken");
-    let script = format!(
-        "#!/bin/sh\n[ ! -e {} ] || [ \"$1\" = --version ] || exit 1\nexec {} \"$@\"\n",
-        broken.display(),
-        program("iptables-restore")?.display(),
-    );
-    fs::write(&tool, script)?;
-    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
+    let mut scene = Scene::prepared(|configuration| Backend::IPTABLES.choose(configuration))?;
+    let tool = BreakableTool::put(&mut scene, "iptables-restore")?;
     scene.server.start()?;
     let owner = scene.lab.owner().clone();
     scene.knock(&owner, Family::V4, &scene.laptop.open("ssh web").lifetime(600).seal()?)?;
@@ -148,15 +192,20 @@ fn what_the_kernel_does_not_take_is_told_to_whoever_forbids_it() -> Result<()> {
     let said = scene.server.admin(&["reload"])?;
     ensure!(said.success() && !said.said().contains("can't be withdrawn"), "{said}");
 
-    fs::write(&broken, "")?;
+    tool.break_it()?;
     scene
         .server
         .reconfigure(|configuration| configuration.clients[0].allow = vec!["ssh".into()])?;
     let said = scene.server.admin(&["reload"])?;
     ensure!(said.said().contains("can't be withdrawn yet"), "{said}");
-    let refused = scene.server.admin(&["grants", "revoke", "--all", "--cut"])?;
-    ensure!(!refused.success() && refused.said().contains("repeat it with --cut"), "{refused}");
-    fs::remove_file(&broken)?;
+    // Nobody is told that it is done, however often he asks.
+    for what in [&["--all", "--cut"][..], &["--all"], &["laptop", "--cut"], &["laptop"]] {
+        let refused = scene.server.admin(&[&["grants", "revoke"], what].concat())?;
+        ensure!(!refused.success() && refused.said().contains("tried again"), "{refused}");
+        let cuts = what.contains(&"--cut");
+        ensure!(refused.said().contains("repeat it with --cut") == cuts, "{refused}");
+    }
+    tool.mend()?;
     let repeated = scene.server.admin(&["grants", "revoke", "--all", "--cut"])?;
     ensure!(repeated.success(), "{repeated}");
     eventually("what is forbidden is to be shut", || {

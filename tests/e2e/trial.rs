@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use spa_tests::{
-    Backend, Family, Finished, PortState, SSH_PORT, Scene, at_once, eventually, eventually_within,
-    finish, our_binary,
+    Backend, BreakableTool, Family, Finished, PortState, SSH_PORT, Scene, at_once, eventually,
+    eventually_within, finish, our_binary,
 };
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -328,29 +328,18 @@ fn a_gate_that_does_not_stand_is_not_confirmed() -> Result<()> {
 }
 
 fn does_not_stand(daemon_runs: bool) -> Result<()> {
-    let mut tool = None;
     let mut scene = Scene::prepared(|configuration| {
         configuration.gate.backend = Some("ipset".into());
         configuration.gate.always_admit = vec!["10.66.0.4".into()];
-        let path = configuration.state_directory.with_file_name("iptables-restore");
-        configuration.gate.tools.insert("iptables-restore".into(), path.clone());
-        tool = Some(path);
     })?;
-    let tool = tool.context("the configuration was not made")?;
-    let broken = tool.with_extension("broken");
-    let script = format!(
-        "#!/bin/sh\n[ ! -e {} ] || [ \"$1\" = --version ] || exit 1\nexec /usr/sbin/iptables-restore \"$@\"\n",
-        broken.display()
-    );
-    fs::write(&tool, script)?;
-    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
+    let tool = BreakableTool::put(&mut scene, "iptables-restore")?;
     if daemon_runs {
         scene.server.start()?;
     }
     begin(&scene, LONG)?;
     if daemon_runs {
         // Nobody puts it back for a while.
-        fs::write(&broken, "")?;
+        tool.break_it()?;
     }
     for line in ["iptables -t mangle -F PREROUTING", "iptables -F INPUT"] {
         scene.server.host().sh(line)?;
@@ -369,7 +358,7 @@ fn does_not_stand(daemon_runs: bool) -> Result<()> {
 
     // The control.
     if daemon_runs {
-        fs::remove_file(&broken)?;
+        tool.mend()?;
         eventually("the gate is to be put back", || {
             Ok((scene.server.status()?.restored > 0).then_some(()))
         })?;
@@ -379,6 +368,78 @@ fn does_not_stand(daemon_runs: bool) -> Result<()> {
     let confirmed = scene.sshd.login(third, Family::V4, &confirm)?;
     ensure!(confirmed.success(), "{confirmed}");
     hidden(&scene)
+}
+
+/// A start may put up the gate of another configuration: if that can't be recorded, nobody is known
+/// to have come in through it.
+#[test]
+fn what_can_not_be_recorded_at_a_restart_is_not_confirmed() -> Result<()> {
+    let mut scene = Scene::with(|configuration| {
+        configuration.gate.always_admit = vec!["10.66.0.4".into()];
+    })?;
+    begin(&scene, LONG)?;
+    let third = scene.lab.third().clone();
+    let mut before = scene.sshd.shell(&third, Family::V4)?;
+    // A directory in place of the file's successor: it can't be written.
+    let in_the_way = scene.server.configuration().state_directory.join("trial.new");
+    scene.server.stop()?;
+    fs::create_dir(&in_the_way)?;
+    scene.server.start()?;
+    fs::remove_dir(&in_the_way)?;
+    let confirm = confirm_command(&scene)?;
+    let (status, said) = before.run(&confirm)?;
+    ensure!(status != 0 && said.contains("could not be recorded"), "{said}");
+    let refused = scene.sshd.login(&third, Family::V4, &confirm)?;
+    ensure!(!refused.success() && refused.said().contains("could not be recorded"), "{refused}");
+
+    // The control.
+    begin(&scene, LONG)?;
+    let confirmed = scene.sshd.login(&third, Family::V4, &confirm)?;
+    ensure!(confirmed.success(), "{confirmed}");
+    stands_for_good(&scene)
+}
+
+/// What can't be taken away goes on admitting and refusing: it is tried again, and nobody is told
+/// that a grant is revoked before it is.
+#[test]
+fn a_gate_whose_removal_fails_is_taken_away_as_soon_as_that_works() -> Result<()> {
+    at_once([true, false], |by_an_administrator| {
+        is_taken_away_late(by_an_administrator)
+            .with_context(|| format!("by an administrator: {by_an_administrator}"))
+    })?;
+    Ok(())
+}
+
+fn is_taken_away_late(by_an_administrator: bool) -> Result<()> {
+    let mut scene = Scene::prepared(|configuration| Backend::NFTABLES.choose(configuration))?;
+    let tool = BreakableTool::put(&mut scene, "nft")?;
+    scene.server.start()?;
+    scene.ensure_owner_gets_in(Family::V4)?;
+    if by_an_administrator {
+        tool.break_it()?;
+        let removed = scene.server.admin(&["gate", "remove"])?;
+        ensure!(!removed.success(), "{removed}");
+    } else {
+        begin(&scene, SHORT)?;
+        tool.break_it()?;
+    }
+    eventually("the daemon is to say what is left", || {
+        let status = scene.server.status()?;
+        Ok((!status.guards && status.gate.contains("something of it is left")).then_some(()))
+    })
+    .with_context(|| scene.server.account())?;
+    ensure!(scene.server.has_gate()?);
+    let revoked = scene.server.admin(&["grants", "revoke", "--all"])?;
+    ensure!(!revoked.success() && revoked.said().contains("is left"), "{revoked}");
+    tool.mend()?;
+    eventually("the rest is to go", || Ok((!scene.server.has_gate()?).then_some(())))
+        .with_context(|| scene.server.account())?;
+    eventually("the daemon is to say that it is gone", || {
+        Ok((!scene.server.status()?.gate.contains("is left")).then_some(()))
+    })?;
+    // The control.
+    ensure!(scene.server.admin(&["grants", "revoke", "--all"])?.success());
+    await_undone(&scene)
 }
 
 /// Makes the state directory read-only, for who runs the shell that this is given to.

@@ -4,8 +4,8 @@
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use spa_tests::{
-    ALLOWED_PORT, Backend, Family, Heard, Host, PortState, SSH_PORT, Scene, Service, Talker, Talks,
-    at_once, eventually, eventually_within, program, report,
+    ALLOWED_PORT, Backend, BreakableTool, Family, Heard, Host, PortState, SSH_PORT, Scene, Service,
+    Talker, Talks, at_once, eventually, eventually_within, program, report,
 };
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -372,18 +372,7 @@ fn put_back_by_a_reload(restoring_fails: bool) -> Result<()> {
         let ports = vec![format!("tcp/{ALLOWED_PORT}")];
         configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
     })?;
-    let directory = scene.lab.directory().to_owned();
-    let (broken, tool) = (directory.join("broken"), directory.join("iptables-restore"));
-    let text = format!(
-        "#!/bin/sh\n[ ! -e {} ] || exit 1\nexec {} \"$@\"\n",
-        broken.display(),
-        program("iptables-restore")?.display(),
-    );
-    fs::write(&tool, text)?;
-    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
-    scene.server.reconfigure(|configuration| {
-        configuration.gate.tools.insert("iptables-restore".into(), tool);
-    })?;
+    let tool = BreakableTool::put(&mut scene, "iptables-restore")?;
     let _talker = Talker::tcp(scene.lab.server(), ALLOWED_PORT)?;
     let to = scene.lab.server().at(Family::V4, ALLOWED_PORT);
     let early = Heard::connect(scene.lab.third(), to, Talks::Service)?;
@@ -394,7 +383,7 @@ fn put_back_by_a_reload(restoring_fails: bool) -> Result<()> {
     })?;
 
     if restoring_fails {
-        fs::write(&broken, "")?;
+        tool.break_it()?;
     } else {
         scene.server.signal(Signal::SIGSTOP)?;
     }
@@ -413,7 +402,7 @@ fn put_back_by_a_reload(restoring_fails: bool) -> Result<()> {
     reload.stdout(Stdio::null()).stderr(Stdio::piped());
     // The order comes before the next try of what failed, or before the next look.
     let reload = if restoring_fails {
-        fs::remove_file(&broken)?;
+        tool.mend()?;
         reload.spawn()?
     } else {
         let reload = reload.spawn()?;

@@ -15,6 +15,7 @@
 
 mod backend;
 pub mod bench;
+mod breakable;
 mod capture;
 mod cgroup;
 mod command;
@@ -40,6 +41,7 @@ mod wait;
 mod watch;
 
 pub use backend::Backend;
+pub use breakable::BreakableTool;
 pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_within};
 pub use config::{Client, Configuration, Gate, Hook, Rate, Service, SourcePrefix};

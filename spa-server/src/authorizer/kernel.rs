@@ -115,41 +115,44 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         std::mem::take(&mut self.foreign)
     }
 
-    /// Makes the kernel admit what the table says; says in what it differed.
+    /// Makes the kernel admit what the table says; says in what it was found to differ, also where
+    /// it could not be mended, which is logged and tried again every second.
     pub(super) async fn reconcile(&mut self) -> Differences {
+        let (differences, mended) = self.try_to_reconcile().await;
+        if let Err(error) = mended {
+            tracing::error!("the gate can't be mended: {}", with_causes(&error));
+        }
+        differences
+    }
+
+    /// The same, for whoever tells of the error himself.
+    pub(super) async fn try_to_reconcile(&mut self) -> (Differences, Result<(), GateError>) {
         let mut differences = Differences::default();
         let changes = if self.stands {
             let asked = BootMicros::now();
-            match self.gate.snapshot().await {
-                Ok(live) => {
-                    let answered = BootMicros::now();
-                    self.end_used(answered, &live);
-                    differences = self.grants.differences(asked, answered, &live);
-                    self.grants.reconcile(answered, &live)
-                }
+            let live = match self.gate.snapshot().await {
+                Ok(live) => live,
                 Err(error) => {
                     self.unreconciled = true;
-                    tracing::error!("the gate can't be read: {}", with_causes(&error));
-                    return differences;
+                    return (differences, Err(error));
                 }
-            }
+            };
+            let answered = BootMicros::now();
+            self.end_used(answered, &live);
+            differences = self.grants.differences(asked, answered, &live);
+            self.grants.reconcile(answered, &live)
         } else {
             Vec::new()
         };
-        match self.apply(&changes).await {
-            Ok(()) => {
-                (self.unreconciled, self.rearranged) = (false, false);
-                for (grant, why) in std::mem::take(&mut self.half_revoked) {
-                    self.tell_revoked(&[grant], why);
-                }
-                differences
-            }
-            Err(error) => {
-                self.unreconciled = true;
-                tracing::error!("the gate can't be mended: {}", with_causes(&error));
-                Differences::default()
+        let mended = self.apply(&changes).await;
+        self.unreconciled = mended.is_err();
+        if mended.is_ok() {
+            self.rearranged = false;
+            for (grant, why) in std::mem::take(&mut self.half_revoked) {
+                self.tell_revoked(&[grant], why);
             }
         }
+        (differences, mended)
     }
 }
 

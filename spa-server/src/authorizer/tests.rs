@@ -25,6 +25,7 @@ struct KernelState {
     elements: Mutex<BTreeMap<Element, u32>>,
     fails: AtomicBool,
     flushed: AtomicBool,
+    takes_no_changes: AtomicBool,
     calls: Mutex<usize>,
     /// Elements that are counted only.
     strays: Mutex<usize>,
@@ -37,6 +38,10 @@ impl Kernel {
 
     fn fail(&self, fails: bool) {
         self.0.fails.store(fails, Ordering::Relaxed);
+    }
+
+    fn refuse_changes(&self, refuses: bool) {
+        self.0.takes_no_changes.store(refuses, Ordering::Relaxed);
     }
 
     /// What somebody else does.
@@ -81,6 +86,9 @@ impl Gate for Kernel {
 
     async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
         self.called()?;
+        if self.0.takes_no_changes.load(Ordering::Relaxed) {
+            return Err(GateError::NotInstalled);
+        }
         let mut elements = self.0.elements.lock().unwrap();
         for change in changes {
             match *change {
@@ -371,12 +379,48 @@ async fn what_the_kernel_did_not_take_back_is_revoked_as_soon_as_it_does() {
     assert!(server.authorizer.is_unreconciled());
     assert_eq!(crate::counters::read(&server.counters.closed), 0);
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
+    // Whoever asks again is told the same.
+    assert!(server.authorizer.revoke(&everything, "test").await.is_err());
+    let others = Selection { service: Some("web".parse().unwrap()), ..Selection::default() };
+    assert!(server.authorizer.revoke(&others, "test").await.unwrap().is_empty());
 
     server.kernel.fail(false);
     server.authorizer.tick().await;
     assert!(!server.authorizer.is_unreconciled());
     assert_eq!(crate::counters::read(&server.counters.closed), 1);
     assert!(server.kernel.admits().is_empty());
+}
+
+#[tokio::test]
+async fn whoever_asks_again_for_what_the_kernel_did_not_take_back_has_it_done() {
+    let mut server = server();
+    let knocks = vec![server.candidate(1, "ssh"), server.candidate(2, "web")];
+    server.authorizer.admit(knocks).await;
+    let ssh = Selection { service: Some("ssh".parse().unwrap()), ..Selection::default() };
+    server.kernel.fail(true);
+    assert!(server.authorizer.revoke(&ssh, "test").await.is_err());
+    server.kernel.fail(false);
+    // With what is live besides.
+    let gone = server.authorizer.revoke(&Selection::default(), "test").await.unwrap();
+    assert_eq!(gone.len(), 2);
+    assert!(server.kernel.admits().is_empty());
+    assert_eq!(crate::counters::read(&server.counters.closed), 2);
+    assert!(server.authorizer.revoke(&ssh, "test").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_was_wrong_is_told_also_where_it_can_not_be_mended() {
+    let mut server = server();
+    let knock = server.candidate(1, "ssh");
+    server.authorizer.admit(vec![knock]).await;
+    server.kernel.put(&[("198.51.100.9", "tcp/22", 600)]);
+    server.kernel.refuse_changes(true);
+    let restored = server.authorizer.restore(&plan()).await.unwrap();
+    assert_eq!(restored.differences.surplus.len(), 1);
+    assert!(restored.mended() && server.authorizer.is_unreconciled());
+    server.kernel.refuse_changes(false);
+    server.authorizer.tick().await;
+    assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
 }
 
 #[tokio::test]

@@ -163,20 +163,33 @@ pub(crate) fn remove(config: &Path, name: &ClientName, cut: bool) -> Done {
         }
     }
     eprintln!("client {name} is removed");
-    take_up(config)?;
-    key.map_or(Ok(()), |key| cut_off(config, &key))
+    locked_out(config, key.as_ref())
 }
 
 /// `spa-server client disable`.
 pub(crate) fn disable(config: &Path, name: &ClientName, cut: bool) -> Done {
     let key = if cut { Some(key_of(config, &existing(config, name)?)?) } else { None };
     set_enabled(config, name, false)?;
-    key.map_or(Ok(()), |key| cut_off(config, &key))
+    locked_out(config, key.as_ref())
+}
+
+/// Has the daemon take it up, and ends the connections of the client with this key, one whatever
+/// became of the other.
+fn locked_out(config: &Path, key: Option<&PublicKey>) -> Done {
+    let taken_up = take_up(config);
+    match (taken_up, key.map_or(Ok(()), |key| cut_off(config, key))) {
+        (Err(error), Err(also)) => {
+            eprintln!("spa-server: {error}");
+            Err(also)
+        }
+        (taken_up, cut) => taken_up.and(cut),
+    }
 }
 
 /// `spa-server client enable`.
 pub(crate) fn enable(config: &Path, name: &ClientName) -> Done {
-    set_enabled(config, name, true)
+    set_enabled(config, name, true)?;
+    take_up(config)
 }
 
 /// The key in a client's file, whatever else is wrong with that file.
@@ -220,7 +233,7 @@ fn set_enabled(config: &Path, name: &ClientName, enabled: bool) -> Done {
         }
         _ => {}
     }
-    take_up(config)
+    Ok(())
 }
 
 /// Sets `enabled` in the text of a client's file; comments and everything else stay.

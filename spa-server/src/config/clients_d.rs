@@ -45,6 +45,19 @@ pub fn client_files(server_toml: &Path) -> Result<Vec<PathBuf>, Problem> {
     Ok(files)
 }
 
+/// Whether that client is to be locked out by a configuration of which nothing else can be had,
+/// since something is wrong with it: its file is gone from the directory, or says `enabled = false`,
+/// whoever can write it. A directory that is gone locks nobody out.
+pub fn is_locked_out(server_toml: &Path, name: &str) -> bool {
+    let directory = clients_directory(server_toml);
+    match file::read_unjudged(&directory.join(format!("{name}.toml"))) {
+        Ok(text) => toml::from_str::<toml::Table>(&text)
+            .is_ok_and(|table| table.get("enabled") == Some(&toml::Value::Boolean(false))),
+        Err(Fault::Missing) => directory.is_dir(),
+        Err(_) => false,
+    }
+}
+
 /// Reads all clients and derives their secrets; without the server's key they are only read, and
 /// none comes back. Clients with which anything is wrong are left out.
 pub(super) fn load(

@@ -23,6 +23,16 @@ fn read_opened(path: &Path) -> Result<String, Fault> {
         return Err(Fault::NotAFile);
     }
     judge(path, &metadata)?;
+    text_of(file)
+}
+
+/// Reads a file whoever can write it: for what gives nobody anything.
+pub(super) fn read_unjudged(path: &Path) -> Result<String, Fault> {
+    let file = open(path, OFlag::O_NONBLOCK)?;
+    if file.metadata().map_err(Fault::Io)?.is_file() { text_of(file) } else { Err(Fault::NotAFile) }
+}
+
+fn text_of(file: File) -> Result<String, Fault> {
     let mut bytes = Vec::new();
     file.take(MAX_LENGTH.saturating_add(1)).read_to_end(&mut bytes).map_err(Fault::Io)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_LENGTH {

@@ -3,9 +3,11 @@
 use super::{Daemon, start, status};
 use crate::causes::with_causes;
 use crate::clock::Now;
-use crate::config::{Config, ConfigError, GateSettings, Settings};
+use crate::config::{Config, GateSettings, Settings, is_locked_out};
 use crate::control::{ControlResponse, Reloaded};
 use crate::gate::InstallReport;
+use crate::policy::Policy;
+use spa_proto::ClientId;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -13,8 +15,16 @@ use tokio::task::JoinHandle;
 
 /// A configuration that is being read, off the runtime's thread.
 pub(super) struct Reload {
-    reading: JoinHandle<Result<Config, ConfigError>>,
+    reading: JoinHandle<Result<Config, Refused>>,
     orders: Vec<(Order, Option<oneshot::Sender<ControlResponse>>)>,
+}
+
+/// A configuration with which something is wrong.
+#[derive(Debug)]
+pub(super) struct Refused {
+    why: String,
+    /// Those whom it locks out all the same.
+    locked_out: Vec<ClientId>,
 }
 
 /// What is told to whoever wanted another gate than somebody else right after him.
@@ -52,20 +62,33 @@ impl Daemon {
             reload.reading.abort();
         }
         let path = self.config_path.clone();
-        let reading = tokio::task::spawn_blocking(move || Config::load(&path));
+        let policy = Arc::clone(&self.judge.lock().policy);
+        let reading = tokio::task::spawn_blocking(move || {
+            Config::load(&path).map_err(|error| Refused {
+                why: with_causes(&error),
+                locked_out: policy
+                    .enabled()
+                    .filter(|(_, name)| is_locked_out(&path, name))
+                    .map(|(client, _)| client)
+                    .collect(),
+            })
+        });
         let mut orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
         orders.push((order, asked_by));
         self.reload = Some(Reload { reading, orders });
     }
 
-    pub(super) async fn reloaded(&mut self, config: Result<Config, String>) {
+    pub(super) async fn reloaded(&mut self, config: Result<Config, Refused>) {
         let orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
         // The last word on the gate holds.
         let last = orders.iter().rev().find(|(order, _)| *order != Order::Reload);
         let order = last.map_or(Order::Reload, |(order, _)| *order);
-        let outcome = match config {
-            Ok(config) => self.put_in_force(config, order).await,
-            Err(why) => Err(why),
+        let (outcome, locked_out) = match config {
+            Ok(config) => {
+                let locked_out = self.locked_out_by(&config.policy());
+                (self.put_in_force(config, order).await, locked_out)
+            }
+            Err(Refused { why, locked_out }) => (Err(why), locked_out),
         };
         let outcome = match outcome {
             Ok((reloaded, report)) => {
@@ -83,6 +106,7 @@ impl Daemon {
                 Ok((reloaded, report))
             }
             Err(why) => {
+                let why = why + &self.lock_out(&locked_out).await;
                 tracing::error!(
                     "the new configuration is refused, the old one stays in force: {why}"
                 );
@@ -96,6 +120,35 @@ impl Daemon {
                 let _ = asked_by.send(answer(&outcome, asked, order));
             }
         }
+    }
+
+    fn locked_out_by(&self, policy: &Policy) -> Vec<ClientId> {
+        let in_force = Arc::clone(&self.judge.lock().policy);
+        let clients = in_force.enabled().map(|(client, _)| client);
+        clients.filter(|client| policy.client(client).is_none_or(|rules| !rules.enabled)).collect()
+    }
+
+    /// Nothing else of a configuration is in force, but whoever is to be locked out is: that can't
+    /// wait until somebody has mended the rest. Says so.
+    async fn lock_out(&mut self, clients: &[ClientId]) -> String {
+        if clients.is_empty() {
+            return String::new();
+        }
+        let names = {
+            let mut judge = self.judge.lock();
+            let named = |client| judge.policy.client(client).map(|rules| Arc::clone(&rules.name));
+            let names = clients.iter().filter_map(named).collect::<Vec<_>>().join(", ");
+            judge.policy = Arc::new(judge.policy.without(clients));
+            names
+        };
+        let trouble = match self.authorizer.enforce_policy(Now::read().realtime).await {
+            Ok(_) => String::new(),
+            Err(error) => format!(
+                "; what is open for them can't be withdrawn yet, which is tried every second: {}",
+                with_causes(&error)
+            ),
+        };
+        format!("; locked out all the same: {names}{trouble}")
     }
 
     /// First the gate, which can fail; then the policy, which can't.
@@ -174,13 +227,12 @@ fn answer(
 }
 
 /// Waits for the configuration that is being read; for ever, when none is.
-pub(super) async fn reading(reload: &mut Option<Reload>) -> Result<Config, String> {
+pub(super) async fn reading(reload: &mut Option<Reload>) -> Result<Config, Refused> {
     let Some(reload) = reload else { return std::future::pending().await };
-    match (&mut reload.reading).await {
-        Ok(Ok(config)) => Ok(config),
-        Ok(Err(error)) => Err(with_causes(&error)),
-        Err(panicked) => Err(format!("reading it failed: {panicked}")),
-    }
+    (&mut reload.reading).await.unwrap_or_else(|panicked| {
+        let why = format!("reading it failed: {panicked}");
+        Err(Refused { why, locked_out: Vec::new() })
+    })
 }
 
 #[cfg(test)]
@@ -238,7 +290,7 @@ mod tests {
     async fn a_reading_that_panicked_is_a_reload_that_is_refused() {
         let reading = tokio::task::spawn_blocking(|| panic!("a bug"));
         let mut reload = Some(Reload { reading, orders: Vec::new() });
-        let why = super::reading(&mut reload).await.unwrap_err();
-        assert!(why.contains("panicked"), "{why}");
+        let refused = super::reading(&mut reload).await.unwrap_err();
+        assert!(refused.why.contains("panicked"), "{refused:?}");
     }
 }

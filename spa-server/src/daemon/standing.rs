@@ -12,7 +12,7 @@ use crate::clock::{BootMicros, Now};
 use crate::config::Settings;
 use crate::connections::ConnectionsError;
 use crate::control::ControlResponse;
-use crate::gate::{Guarded, InstallReport, Mode, Plan};
+use crate::gate::{InstallReport, Mode, Plan};
 use crate::grants::Differences;
 use crate::trial::{NOT_CONFIRMED, Trial, plan_of, stands_anew, unconfirmable};
 use spa_proto::UnixMicros;
@@ -43,14 +43,6 @@ impl Standing {
             ),
         }
     }
-}
-
-/// What is known of a time in which the gate was away, where who came in then is not.
-#[derive(Debug)]
-pub(super) struct Uncut {
-    /// Who was in before.
-    known: Known,
-    guarded: Arc<[Guarded]>,
 }
 
 /// What there is to tell of restorations.
@@ -108,6 +100,7 @@ impl Daemon {
 
     async fn mend(&mut self, alarm: Alarm) {
         let plan = self.plan(&self.settings);
+        let was_unreconciled = self.authorizer.is_unreconciled();
         let restored = match self.authorizer.restore(&plan).await {
             Ok(restored) => restored,
             Err(error) => {
@@ -123,6 +116,10 @@ impl Daemon {
         self.watch.tell(None);
         self.watch.installed(&plan);
         tracing::debug!(?restored, ?alarm, "the gate was restored");
+        if was_unreconciled && self.authorizer.is_unreconciled() && !restored.report.changed {
+            // Elements can't be mended for some time: told once.
+            return;
+        }
         let by = if restored.mended() {
             self.restored.mended = Some(BootMicros::now());
             By::Us
@@ -208,15 +205,14 @@ impl Daemon {
             return self.cut_late(plan).await;
         }
         let Some(known) = self.watch.known() else { return 0 };
-        let uncut = Uncut { known, guarded: plan.guarded.clone().into() };
-        match self.cut_all_but(&uncut, plan).await {
+        match self.cut_all_but(&known, plan).await {
             Ok(count) => count,
             Err(error) => {
                 let error = with_causes(&error);
                 tracing::error!(
                     "who came in while the gate was away is not known, which is tried every second: {error}"
                 );
-                self.uncut = Some(uncut);
+                self.uncut = Some(known);
                 0
             }
         }
@@ -224,21 +220,18 @@ impl Daemon {
 
     /// Tries again to cut those who could not be told from others.
     async fn cut_late(&mut self, plan: &Plan) -> u64 {
-        let Some(uncut) = self.uncut.take() else { return 0 };
-        if *uncut.guarded != *plan.guarded || plan.mode != Mode::Guard {
-            // What was not guarded was not listed: nobody is known to be a stranger there.
-            return 0;
-        }
-        self.cut_all_but(&uncut, plan).await.unwrap_or_else(|error| {
+        let uncut = self.uncut.take().filter(|_| plan.mode == Mode::Guard);
+        let Some(known) = uncut.and_then(|known| known.among(&plan.guarded)) else { return 0 };
+        self.cut_all_but(&known, plan).await.unwrap_or_else(|error| {
             tracing::debug!("{}", with_causes(&error));
-            self.uncut = Some(uncut);
+            self.uncut = Some(known);
             0
         })
     }
 
     /// Has all connections ended but those of before, and those with a grant; says how many.
-    async fn cut_all_but(&self, before: &Uncut, plan: &Plan) -> Result<u64, ConnectionsError> {
-        let Uncut { known: Known { since, connections }, guarded } = before;
+    async fn cut_all_but(&self, known: &Known, plan: &Plan) -> Result<u64, ConnectionsError> {
+        let Known { since, connections, guarded } = known;
         let found = self.watch.list(Arc::clone(guarded)).await?;
         let strangers = self.authorizer.strangers(plan, &found, connections, *since);
         let count = u64::try_from(strangers.len()).unwrap_or(u64::MAX);
@@ -257,6 +250,7 @@ impl Daemon {
     /// What is due every second; `stepped`: the clock on the wall was set.
     pub(super) async fn tend_gate(&mut self, stepped: bool) {
         self.end_trial().await;
+        self.take_away_the_rest().await;
         self.trial_stepped = (self.trial_stepped || stepped) && self.trial.is_some();
         if self.trial_stepped {
             self.mend_first().await;
@@ -281,7 +275,11 @@ impl Daemon {
             self.mend(Alarm::of_elements()).await;
         }
         if self.uncut.is_some() {
-            self.cut_late(&self.plan(&self.settings)).await;
+            let cut = self.cut_late(&self.plan(&self.settings)).await;
+            if cut > 0 {
+                // Of a restoration that has been told of.
+                self.restored.lines.note(Restoration { cut, ..Restoration::of_nothing() });
+            }
         }
         if self.restored.contest.ends(BootMicros::now()) {
             self.watch.fights(false);
@@ -289,11 +287,8 @@ impl Daemon {
         }
         self.tell_restorations();
         // Who had a grant then is no stranger.
-        let known = match &self.uncut {
-            Some(uncut) => Some(uncut.known.clone()),
-            None => self.watch.known(),
-        };
-        if let Some(Known { since, connections }) = known {
+        let known = self.uncut.clone().or_else(|| self.watch.known());
+        if let Some(Known { since, connections, .. }) = known {
             self.authorizer.forget_former(since, &connections);
         }
     }
@@ -457,14 +452,40 @@ impl Daemon {
 
     /// Takes the gate away, then what the cutter may have put there before it heard of that, or
     /// meanwhile.
+    ///
+    /// What is left of it if that fails may go on admitting and refusing: it is tried again every
+    /// second.
     async fn take_away(&mut self) -> Result<(), String> {
         let removed = self.authorizer.remove_gate().await.map_err(|error| with_causes(&error));
-        removed.and(self.cutter.gate_is_gone().await)
+        let removed = removed.and(self.cutter.gate_is_gone().await);
+        self.left_behind = removed.clone().err();
+        removed
+    }
+
+    /// Tries again to take away what was left behind.
+    async fn take_away_the_rest(&mut self) {
+        if self.left_behind.is_none() {
+            return;
+        }
+        match self.take_away().await {
+            Ok(()) => tracing::info!("what was left of the gate is removed"),
+            Err(error) => tracing::debug!("{error}"),
+        }
+    }
+
+    /// What there is to say while something of a gate is left that is to be gone.
+    pub(super) fn leftover(&self) -> Option<String> {
+        self.left_behind.as_ref().map(|why| {
+            format!(
+                "something of it is left in the kernel, and may go on admitting and refusing; removing it is tried every second: {why}"
+            )
+        })
     }
 
     /// From now on that is how it is to be.
     pub(super) fn stand(&mut self, standing: Standing) {
         self.standing = standing;
+        self.left_behind = None;
         if standing != Standing::Guards {
             // Nothing is to be mended any more. Where there is to be a gate, who came in while it
             // was away is to be told and cut, whoever has put it back.

@@ -18,7 +18,7 @@ use crate::last_gate::LastGateFile;
 use crate::pipeline::{Judge, Pipeline, SharedJudge};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
 use crate::state_lock::StateLock;
-use crate::trial::{TrialFile, TrialState, plan_of, unconfirmable};
+use crate::trial::{Trial, TrialFile, TrialState, plan_of, unconfirmable};
 use anyhow::Context as _;
 use spa_proto::{Freshness, Receiver, Settings as ReceiverSettings};
 use std::path::Path;
@@ -87,14 +87,21 @@ impl Daemon {
         let plan = plan_of(&settings, trial, BootMicros::now());
         match standing.absence() {
             None => {
+                // The configuration may be another one than it was put on trial with: by this one
+                // nobody has come in yet.
+                trial = trial.map(|running| Trial { stands_since: None, ..running });
+                let announced =
+                    trial.map(|trial| trial_file.announce(Some(trial), BootMicros::now()));
                 let installed = gate.install(&plan).await;
                 let mut report = installed.context("the gate can't be installed")?;
-                // The configuration may be another one than it was put on trial with.
-                if let Some(running) = trial {
-                    match trial_file.stands(running, BootMicros::now()) {
-                        Ok(running) => trial = Some(running),
-                        Err(error) => report.warnings.push(unconfirmable(&error)),
+                match announced {
+                    None => {}
+                    Some(Ok(announced)) => {
+                        let (stands, recorded) = announced.stands(BootMicros::now());
+                        trial = stands;
+                        report.warnings.extend(recorded.err().map(|error| unconfirmable(&error)));
                     }
+                    Some(Err(error)) => report.warnings.push(unconfirmable(&error)),
                 }
                 report.warnings.extend(last_gate.stands(&settings.gate, &plan));
                 tell(&report);
@@ -117,10 +124,13 @@ impl Daemon {
             grant_log,
             max_grants,
         );
+        let mut left_behind = None;
         if standing.absence().is_some()
             && let Err(error) = authorizer.remove_gate().await
         {
-            tracing::error!("what is left of the gate can't be removed: {}", with_causes(&error));
+            let error = with_causes(&error);
+            tracing::error!("what is left of the gate can't be removed: {error}");
+            left_behind = Some(error);
         }
         authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
 
@@ -168,6 +178,7 @@ impl Daemon {
             alarms,
             cutter,
             standing,
+            left_behind,
             trial,
             trial_stepped: false,
             trial_file,

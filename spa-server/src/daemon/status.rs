@@ -38,7 +38,10 @@ impl Daemon {
             },
         });
         let gate = if let Some(absence) = self.standing.absence() {
-            absence.to_owned()
+            match self.leftover() {
+                Some(left) => format!("{absence}; but {left}"),
+                None => absence.to_owned(),
+            }
         } else if self.authorizer.is_unreconciled() {
             "the kernel may admit something else than is listed; mending is tried every second"
                 .to_owned()

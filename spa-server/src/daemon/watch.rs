@@ -70,6 +70,17 @@ pub(super) struct Known {
     /// They were listed after this.
     pub(super) since: BootMicros,
     pub(super) connections: Arc<Inventory>,
+    /// To what: of other ports nothing is known.
+    pub(super) guarded: Arc<[Guarded]>,
+}
+
+impl Known {
+    /// What of it is still worth something where this is guarded.
+    pub(super) fn among(self, guarded: &[Guarded]) -> Option<Self> {
+        let both = self.guarded.iter().filter(|one| guarded.contains(one)).copied();
+        let guarded: Arc<[_]> = both.collect();
+        (!guarded.is_empty()).then_some(Self { guarded, ..self })
+    }
 }
 
 /// The watch over one gate, as the main loop holds it.
@@ -106,6 +117,12 @@ impl Visitors {
     fn forget(&mut self) {
         self.known = None;
         self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    fn become_guarded(&mut self, guarded: Arc<[Guarded]>) {
+        self.known = self.known.take().and_then(|known| known.among(&guarded));
+        self.epoch = self.epoch.wrapping_add(1);
+        self.guarded = guarded;
     }
 }
 
@@ -145,9 +162,7 @@ impl<G: Gate + Clone + 'static> Watch<G> {
         let guarded = guarded_by(self.gate.backend(), plan);
         let mut visitors = lock(&self.shared.visitors);
         if visitors.guarded != guarded {
-            // What was not guarded was not listed.
-            visitors.forget();
-            visitors.guarded = guarded;
+            visitors.become_guarded(guarded);
         }
     }
 
@@ -265,9 +280,7 @@ impl<G: Gate> Watcher<G> {
         let mut rests = self.shared.rests.subscribe();
         let mut doubt = Doubt::Everything;
         // Its installation has just found it whole; the first look may take longer than it stands.
-        if let Some(listed) = self.list().await {
-            self.shared.publish(listed);
-        }
+        self.list_at_once().await;
         let (mut listed, mut list_again) = (None, Instant::now());
         let mut looked_at_all = Instant::now();
         while rests.wait_for(|rests| !rests).await.is_ok() {
@@ -286,7 +299,9 @@ impl<G: Gate> Watcher<G> {
             if let Some(listed) = listed.take() {
                 self.shared.publish(listed);
             }
-            if Instant::now() >= list_again {
+            if lock(&self.shared.visitors).known.is_none() {
+                self.list_at_once().await;
+            } else if Instant::now() >= list_again {
                 let began = Instant::now();
                 listed = self.list().await;
                 let took = began.elapsed();
@@ -309,6 +324,13 @@ impl<G: Gate> Watcher<G> {
         if self.shared.in_a_fight.load(Ordering::Relaxed) { PAUSE_IN_A_FIGHT } else { PAUSE }
     }
 
+    /// Where nothing is known, what was just listed is better than nothing.
+    async fn list_at_once(&self) {
+        if let Some(listed) = self.list().await {
+            self.shared.publish(listed);
+        }
+    }
+
     async fn list(&self) -> Option<Listed> {
         let since = BootMicros::now();
         let (guarded, epoch) = {
@@ -318,9 +340,9 @@ impl<G: Gate> Watcher<G> {
         if guarded.is_empty() {
             return None;
         }
-        match list(&self.shared.connections, guarded).await {
+        match list(&self.shared.connections, Arc::clone(&guarded)).await {
             Ok(connections) => {
-                let known = Known { since, connections: Arc::new(connections) };
+                let known = Known { since, connections: Arc::new(connections), guarded };
                 Some(Listed { known, epoch })
             }
             Err(error) => {

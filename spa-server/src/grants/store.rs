@@ -6,7 +6,7 @@
 use super::record::{GrantRecord, Header, KeyRecord, Record, VERSION, line};
 use super::{Grant, GrantKey};
 use nix::fcntl::OFlag;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -163,6 +163,7 @@ fn strike(path: &Path, closed: &[GrantKey]) -> Result<(), GrantStoreError> {
         return Ok(());
     }
     let Some(bytes) = read(path)? else { return Ok(()) };
+    let closed: BTreeSet<_> = closed.iter().collect();
     let is_closed = |line: &[u8]| match serde_json::from_slice(line) {
         Ok(Record::Opened(record)) => closed.contains(&Grant::from(record).key),
         _ => false,

@@ -110,6 +110,8 @@ impl Gate for Model {
 #[derive(Default)]
 struct Others {
     connections: Mutex<Inventory>,
+    /// How long a list takes.
+    takes: Mutex<Duration>,
     /// Whether a list that has begun does not end yet.
     held: AtomicBool,
     begun: AtomicU64,
@@ -126,6 +128,7 @@ impl Connections for Others {
         assert!(!guarded.is_empty());
         let listed = self.connections.lock().unwrap().clone();
         self.begun.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(*self.takes.lock().unwrap());
         while self.held.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -411,6 +414,56 @@ async fn what_was_listed_before_a_time_without_a_gate_is_never_known() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn who_is_known_at_ports_that_stay_guarded_stays_known() {
+    let (gate, others) = (Model::default(), Arc::new(Others::default()));
+    others.come("192.0.2.7:1");
+    let ssh = plan(Mode::Guard);
+    let web = Guarded::plain("tcp/443".parse().unwrap());
+    let both = Plan { guarded: vec![web, ssh.guarded[0]], ..ssh.clone() };
+    let (watch, _alarms) = Watch::start(gate.clone(), Needed::default(), others.clone(), &ssh);
+    gate.await_looks(1).await;
+    // From here on no list ends.
+    others.held.store(true, Ordering::Relaxed);
+    watch.installed(&both);
+    let known = watch.known().unwrap();
+    assert_eq!((&*known.guarded, known.connections.len()), (&ssh.guarded[..], 1));
+    watch.installed(&Plan { guarded: vec![web], ..ssh });
+    assert!(watch.known().is_none());
+    others.held.store(false, Ordering::Relaxed);
+}
+
+#[tokio::test]
+async fn where_nothing_is_known_it_is_listed_however_long_that_takes() {
+    let (gate, others) = (Model::default(), Arc::new(Others::default()));
+    // After each list there is none for 25 s.
+    *others.takes.lock().unwrap() = Duration::from_millis(250);
+    let (watch, _alarms) =
+        Watch::start(gate.clone(), Needed::default(), others.clone(), &plan(Mode::Guard));
+    let begun = || others.begun.load(Ordering::Relaxed);
+    timeout(SOON, async {
+        while begun() < 2 {
+            gate.await_looks(1).await;
+        }
+    })
+    .await
+    .unwrap();
+    // The control.
+    gate.await_looks(2).await;
+    assert_eq!(begun(), 2);
+    let web = Guarded::plain("tcp/443".parse().unwrap());
+    watch.installed(&Plan { guarded: vec![web], ..plan(Mode::Guard) });
+    assert!(watch.known().is_none());
+    gate.disturb();
+    timeout(SOON, async {
+        while watch.known().is_none() {
+            gate.await_looks(1).await;
+        }
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]
