@@ -356,6 +356,64 @@ fn who_slipped_in_is_cut_also_if_somebody_else_puts_the_rules_back() -> Result<(
     Ok(())
 }
 
+/// The daemon can open nothing any more just when it has put the gate back: who came in can't be told
+/// from others until it can.
+#[test]
+fn who_slipped_in_is_cut_also_if_connections_can_not_be_listed_at_first() -> Result<()> {
+    let mut scene = Scene::prepared(|configuration| {
+        configuration.gate.backend = Some("ipset".into());
+        let ports = vec![format!("tcp/{ALLOWED_PORT}")];
+        configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
+    })?;
+    let directory = scene.lab.directory().to_owned();
+    let (now, tool) = (directory.join("now"), directory.join("ip6tables-save"));
+    // The last tool of a restoration: it reads what stands then.
+    let text = format!(
+        "#!/bin/sh\nprinted=$({save} \"$@\") || exit\nif [ -e {now} ] && [ -z \"${{printed##*-j SPA-GUARD*}}\" ]; then rm {now}; {prlimit} --pid $PPID --nofile=3:; fi\nprintf '%s\\n' \"$printed\"\n",
+        save = program("ip6tables-save")?.display(),
+        prlimit = program("prlimit")?.display(),
+        now = now.display(),
+    );
+    fs::write(&tool, text)?;
+    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
+    scene.server.reconfigure(|configuration| {
+        configuration.gate.tools.insert("ip6tables-save".into(), tool);
+    })?;
+    let _talker = Talker::tcp(scene.lab.server(), ALLOWED_PORT)?;
+    let to = scene.lab.server().at(Family::V4, ALLOWED_PORT);
+    let early = Heard::connect(scene.lab.third(), to, Talks::Service)?;
+    let early = early.ok().context("the control: without a gate everybody gets in")?;
+    scene.server.start()?;
+    eventually("the daemon is to see who is there", || {
+        Ok((scene.server.status()?.uptime >= 2).then_some(()))
+    })?;
+
+    scene.server.signal(Signal::SIGSTOP)?;
+    for line in ["iptables -F", "iptables -t mangle -F", "ip6tables -t mangle -F"] {
+        scene.server.host().sh(line)?;
+    }
+    let intruder = Heard::connect(scene.lab.other(), to, Talks::Service)?;
+    let intruder = intruder.ok().context("the control: now everybody gets in")?;
+    fs::write(&now, "")?;
+    scene.server.signal(Signal::SIGCONT)?;
+    eventually("the list is to fail", || {
+        let log = scene.server.log()?;
+        Ok(log.contains("who came in while the gate was away is not known").then_some(()))
+    })
+    .with_context(|| scene.server.account())?;
+    intruder.ensure_alive()?;
+    let pid = scene.server.pid()?;
+    scene.server.host().sh(&format!("prlimit --pid {pid} --nofile=1024:"))?;
+    intruder.await_cut(Duration::from_secs(20)).context("who slipped in is still in")?;
+    early.ensure_alive()?;
+    eventually("the audit trail is to tell it", || {
+        let lines = scene.server.audit("gate-restored")?;
+        Ok(lines.iter().any(|line| line.contains("cut=1")).then_some(()))
+    })
+    .with_context(|| scene.server.account())?;
+    scene.ensure_sees(scene.lab.other(), Family::V4, ALLOWED_PORT, PortState::Filtered)
+}
+
 /// An order that puts the gate in place mends what is missing, too: nobody is forgotten for that.
 #[test]
 fn who_slipped_in_is_cut_also_if_a_reload_puts_the_gate_back() -> Result<()> {

@@ -37,6 +37,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nmap", "nmap"),
     ("nsenter", "util-linux"),
     ("podman", "podman"),
+    ("prlimit", "util-linux"),
     ("python3", "python3"),
     ("sh", "dash"),
     ("ss", "iproute2"),
