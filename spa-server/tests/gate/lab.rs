@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSock
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -344,7 +344,7 @@ impl Lab {
     /// ICMP error came back, or nothing.
     pub(crate) fn udp(&self, family: usize, port: u16, socket: Option<&UdpSocket>) -> Seen {
         let sender = self.inside("c", || {
-            let sender = UdpSocket::bind((CLIENT[family], 0)).unwrap();
+            let sender = UdpSocket::bind((CLIENT[family], fresh_port())).unwrap();
             sender.connect((SERVER[family], port)).unwrap();
             sender
         });
@@ -498,7 +498,7 @@ async fn connect(
     port: u16,
     patience: Duration,
 ) -> Option<std::io::Result<TcpStream>> {
-    let (from, to) = (address(from, 0), address(to, port));
+    let (from, to) = (address(from, fresh_port()), address(to, port));
     let socket = if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
     socket.bind(from).unwrap();
     let connecting = socket.connect(to);
@@ -508,6 +508,15 @@ async fn connect(
         stream.set_nonblocking(false).unwrap();
         stream
     }))
+}
+
+/// A port that no probe has used before. Connection tracking remembers a flow for minutes after its
+/// socket is closed, and by rights it is established that long; the kernel gives a port again now
+/// and then.
+pub(crate) fn fresh_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // None that the kernel gives by itself.
+    10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 22_000
 }
 
 /// A link-local address is one on the client's only link.

@@ -2,7 +2,7 @@
 
 use crate::lab::{
     CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, at_once, element,
-    hears, plan, uninterrupted, with_all_gates, withdraw,
+    fresh_port, hears, plan, uninterrupted, with_all_gates, withdraw,
 };
 use spa_server::gate::{Change, Gate as _, Guarded, Mode, Plan, Refusal};
 use spa_server::service::{Connections, Forward, ForwardTo, Target};
@@ -311,7 +311,7 @@ fn one_exchange_of_datagrams_uses_a_grant_up(lab: &Lab) {
     for family in 0..2 {
         let sender = || {
             lab.inside("c", || {
-                let sender = UdpSocket::bind((CLIENT[family], 0)).unwrap();
+                let sender = UdpSocket::bind((CLIENT[family], fresh_port())).unwrap();
                 sender.connect((SERVER[family], 5000)).unwrap();
                 sender
             })
