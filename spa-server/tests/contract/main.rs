@@ -114,6 +114,7 @@ macro_rules! cases {
             what_is_confirmed_stays_without_a_gap,
             a_trial_can_be_made_longer_and_shorter,
             what_a_trial_accepts_it_goes_on_accepting,
+            a_trial_that_others_end_is_missed_and_goes_on,
         );
         cases!($subject, cutting:
             a_connection_that_is_cut_ends_at_both_ends,

@@ -33,7 +33,7 @@ impl IptablesGate {
             for set in families.iter().flat_map(|family| set_names::wanted(*family, plan)) {
                 made.extend(self.sets.make(set, set.size(plan))?);
             }
-            host.report.changed = !made.is_empty();
+            host.report.changed |= !made.is_empty();
             if let Some(seconds) = plan.trial_seconds {
                 for family in &families {
                     made.push(self.sets.armed(*family)?);

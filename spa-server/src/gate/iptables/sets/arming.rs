@@ -38,6 +38,24 @@ impl Sets {
         self.with(|ipset| ipset.apply(&changes))
     }
 
+    /// What is missing of that which lets a gate on trial refuse, but for sets that aren't there.
+    pub(in crate::gate::iptables) fn disarmed(
+        &self,
+        families: &[Family],
+    ) -> Result<Vec<String>, GateError> {
+        let mut missing = Vec::new();
+        for set in families.iter().copied().map(armed_set) {
+            match self.info(set, &set.to_string()) {
+                Ok(Some(info)) if info.entries < 2 => {
+                    missing.push(format!("set {set} has {} elements of 2", info.entries));
+                }
+                Ok(_) | Err(GateError::ForeignSet { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(missing)
+    }
+
     /// Lets it refuse for what is left by now of the time that it had.
     pub(super) fn rearm(&self, of: Family, before: &ArmedUntil) -> Result<(), GateError> {
         let name = armed_set(of).to_string();
