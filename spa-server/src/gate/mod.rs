@@ -40,6 +40,7 @@ pub mod saved;
 pub mod sets;
 pub mod sockets;
 mod tools;
+mod trial_end;
 pub mod types;
 
 pub use any::AnyGate;

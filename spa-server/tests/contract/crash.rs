@@ -5,7 +5,7 @@ use crate::lab::{
     BOTH, CLIENT, Lab, NETWORK, STRANGER, admit, admitted, assert_same, elements, plan, withdraw,
 };
 use crate::probe::Seen::{Open, Silent};
-use crate::probe::{LONG, both, until};
+use crate::probe::{LONG, both, misjudged, until};
 use spa_server::config::GateSettings;
 use spa_server::gate::{AnyGate, Gate as _, GateError, Plan, Refusal, ToolOverrides};
 use std::fmt::Write as _;
@@ -272,6 +272,34 @@ pub(crate) fn a_tool_that_fails_leaves_what_was_there_before(lab: &Lab) {
         }
         assert!(failures > 2, "{failures} failures");
     }
+}
+
+pub(crate) fn a_trial_that_can_not_be_begun_leaves_the_one_before_its_time(lab: &Lab) {
+    let trial = |seconds, ports| Plan { trial_seconds: Some(seconds), ..plan(ports) };
+    let begin = |number| {
+        let unlucky = Unlucky::new(lab, number, Fate::Fails);
+        let longer = trial(86_400, &["tcp/22", "udp/10000-10100"]);
+        let begun = LiveGate::new(&lab.server, settings(lab, &unlucky))
+            .and_then(|gate| gate.install(&longer).map(drop));
+        (begun, unlucky.has_struck())
+    };
+    // The last step that may fail: by then the new time is in the kernel.
+    let mut last = None;
+    for number in 1.. {
+        assert!(number < MANY);
+        lab.installed(&trial(600, &["tcp/22"]));
+        match begin(number) {
+            (Err(_), _) => last = Some(number),
+            (Ok(()), true) => {}
+            (Ok(()), false) => break,
+        }
+    }
+    // Positive control: that one has begun.
+    lab.see(&[&both(STRANGER, "udp/10050", Silent), &both(STRANGER, "tcp/22", Silent)]);
+    lab.installed(&trial(8, &["tcp/22"]));
+    assert!(begin(last.unwrap()).0.is_err());
+    lab.see(&[&both(STRANGER, "udp/10050", Open), &both(STRANGER, "tcp/22", Silent)]);
+    until("over", || misjudged(&lab.clients, &both(STRANGER, "tcp/22", Open)).is_empty());
 }
 
 pub(crate) fn a_change_that_fails_is_told(lab: &Lab) {

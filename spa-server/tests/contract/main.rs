@@ -114,6 +114,7 @@ macro_rules! cases {
             what_is_confirmed_stays_without_a_gap,
             a_trial_can_be_made_longer_and_shorter,
             what_a_trial_accepts_it_goes_on_accepting,
+            a_trial_that_others_end_is_missed_and_goes_on,
         );
         cases!($subject, cutting:
             a_connection_that_is_cut_ends_at_both_ends,
@@ -136,6 +137,7 @@ macro_rules! cases {
             a_change_of_plan_that_dies_leaves_the_ports_hidden,
             a_removal_that_dies_can_be_finished,
             a_tool_that_fails_leaves_what_was_there_before,
+            a_trial_that_can_not_be_begun_leaves_the_one_before_its_time,
             a_change_that_fails_is_told,
             others_that_hold_the_lock_are_waited_for,
         );

@@ -1,11 +1,12 @@
 //! A gate on trial: it stops refusing by itself, whatever has become of the daemon.
 
+use crate::gates::LiveGate;
 use crate::hammer::Hammer;
 use crate::lab::{BOTH, CLIENT, Lab, STRANGER, admit, forward, plan, ports};
 use crate::probe::Seen::{Open, Refused, Silent};
 use crate::probe::{Probe, both, misjudged, until};
 use crate::subject::Host;
-use spa_server::gate::{Guarded, Plan, Refusal};
+use spa_server::gate::{Backend, Doubt, Guarded, Plan, Refusal};
 use spa_server::service::Connections;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -107,4 +108,61 @@ pub(crate) fn what_a_trial_accepts_it_goes_on_accepting(lab: &Lab) {
     for family in BOTH {
         assert!(lab.session(CLIENT, family, 3322).lives());
     }
+}
+
+/// What takes away that which lets a gate on trial refuse, and how its being missed begins.
+fn disarming(lab: &Lab) -> Vec<(&'static str, &'static str)> {
+    match lab.subject.backend {
+        Backend::Ipset => vec![
+            ("ipset flush spa4-armed", "set spa4-armed has 0 elements of 2"),
+            ("ipset del spa6-armed ::/1", "set spa6-armed has 1 elements of 2"),
+        ],
+        Backend::Nftables => vec![
+            ("nft flush set inet spa armed", "set armed has 0 elements of 2"),
+            ("nft delete element inet spa armed { udp }", "set armed has 1 elements of 2"),
+        ],
+        // It is in the rules themselves.
+        _ => Vec::new(),
+    }
+}
+
+pub(crate) fn a_trial_that_others_end_is_missed_and_goes_on(lab: &Lab) {
+    let plan = on_trial(Some(600), Refusal::Drop);
+    let gate = lab.installed(&plan);
+    let missing = |gate: &LiveGate, doubt| gate.look(doubt).missing;
+    let doubts = [Doubt::Elements, Doubt::Everything];
+    for (command, named) in disarming(lab) {
+        for doubt in doubts {
+            assert_eq!(missing(&gate, doubt), [""; 0], "{command}");
+            lab.server.run(command);
+            assert!(!misjudged(&lab.clients, &all(STRANGER, Silent)).is_empty(), "{command}");
+            // As often as it is looked at.
+            for _ in 0..2 {
+                let found = missing(&gate, doubt);
+                assert!(found.len() == 1 && found[0].starts_with(named), "{command}: {found:?}");
+            }
+            let differences = missing(&gate, doubt);
+            let report = gate.install(&plan).unwrap();
+            assert!(report.changed && report.differences == differences, "{report:?}");
+            lab.see(&[&all(STRANGER, Silent)]);
+        }
+    }
+    // A new length of prefix, which makes rules and sets, doesn't hide it.
+    for (command, named) in disarming(lab) {
+        lab.server.run(command);
+        gate.apply(&[&admit(["198.18.0.0/15", "2001:db8:9::/48"], "tcp/22", 600)]);
+        gate.apply(&[&admit(["198.18.0.0/16", "2001:db8:9::/49"], "tcp/22", 600)]);
+        assert!(missing(&gate, Doubt::Elements)[0].starts_with(named), "{command}");
+        gate.install(&plan).unwrap();
+    }
+    // When its time is over, nothing is missing.
+    gate.install(&on_trial(Some(SHORT), Refusal::Drop)).unwrap();
+    until("over", || {
+        assert_eq!(missing(&gate, Doubt::Elements), [""; 0]);
+        misjudged(&lab.clients, &all(STRANGER, Open)).is_empty()
+    });
+    assert_eq!(doubts.map(|doubt| missing(&gate, doubt)).concat(), [""; 0]);
+    // Nor with a gate that stands for good.
+    gate.install(&on_trial(None, Refusal::Drop)).unwrap();
+    assert_eq!(doubts.map(|doubt| missing(&gate, doubt)).concat(), [""; 0]);
 }

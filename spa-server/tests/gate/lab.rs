@@ -420,17 +420,32 @@ impl Lab {
 
     /// A copy of a tool that fails with a complaint when its input or its arguments hold a text.
     pub(crate) fn failing(&self, tool: &Path, when: &str) -> PathBuf {
+        let tool = tool.display();
+        self.script(&format!(
+            "input=$(/bin/cat; echo .); input=${{input%.}}\n\
+             case \"$*$input\" in *'{when}'*) echo 'out of luck' >&2; exit 7;; esac\n\
+             printf %s \"$input\" | exec {tool} \"$@\"\n"
+        ))
+    }
+
+    /// A copy of a tool that fails with a complaint, so many times, when it would print a text.
+    pub(crate) fn failing_to_print(&self, tool: &Path, when: &str, times: u32) -> PathBuf {
+        let tool = tool.display();
+        self.script(&format!(
+            "output=$({tool} \"$@\") || exit\n\
+             case \"$output\" in *'{when}'*)\n\
+             echo >>$0.struck\n\
+             [ $(/usr/bin/wc -l <$0.struck) -gt {times} ] || {{ echo 'out of luck' >&2; exit 7; }};;\n\
+             esac\n\
+             printf '%s\\n' \"$output\"\n"
+        ))
+    }
+
+    fn script(&self, text: &str) -> PathBuf {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = self.scripts.path().join(format!("failing{count}"));
-        let tool = tool.display();
-        let script = format!(
-            "#!/bin/sh\n\
-             input=$(/bin/cat; echo .); input=${{input%.}}\n\
-             case \"$*$input\" in *'{when}'*) echo 'out of luck' >&2; exit 7;; esac\n\
-             printf %s \"$input\" | exec {tool} \"$@\"\n"
-        );
-        fs::write(&path, script).unwrap();
+        fs::write(&path, format!("#!/bin/sh\n{text}")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
     }

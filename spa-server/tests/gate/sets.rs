@@ -1,11 +1,13 @@
 //! What is special where grants are held in sets.
 
 use crate::lab::{
-    CLIENT, Lab, OPEN, SILENT, STRANGER, Seen, admit, block_on, hears, plan, with_both_variants,
+    CLIENT, Lab, OPEN, REFUSED, SILENT, STRANGER, Seen, admit, block_on, hears, plan,
+    with_both_variants,
 };
 use crate::standing::led_elsewhere;
 use spa_server::gate::{
-    Change, Doubt, Element, Gate as _, GateError, Guarded, IptablesGate, Mode, Refusal, Tools,
+    Change, Doubt, Element, Gate as _, GateError, Guarded, IptablesGate, Mode, Plan, Refusal,
+    ToolOverrides, Tools,
 };
 use spa_server::source::Source;
 use std::collections::HashSet;
@@ -17,6 +19,8 @@ with_both_variants!(
     ten_thousand_at_once_are_admitted_and_taken_back,
     a_set_that_is_gone_is_told_and_made_again,
     a_set_that_others_use_stays_and_is_told_of,
+    a_trial_that_can_not_be_begun_leaves_the_one_before_its_time,
+    a_trial_that_can_not_be_begun_leaves_what_stands_for_good,
 );
 
 /// What version 0.1 wrote for its default plan, but for the refusal.
@@ -190,4 +194,96 @@ fn a_set_that_others_use_stays_and_is_told_of(lab: &Lab) {
     let report = install();
     assert!(report.warnings.is_empty() && report.changed, "{report:?}");
     assert_eq!(sets(), 0);
+}
+
+/// The seconds that each of the two halves of everybody is refused for, by family; nothing where there
+/// is no such set.
+fn armed(lab: &Lab) -> Vec<[u32; 2]> {
+    let sets = lab.on("s", "ipset list -n");
+    let there = ["spa4-armed", "spa6-armed"].into_iter().filter(|name| sets.contains(name));
+    there
+        .map(|name| {
+            let listed = lab.on("s", &format!("ipset list {name}"));
+            let times = listed.lines().filter(|line| line.contains("/1 "));
+            let times: Vec<_> =
+                times.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+            times.try_into().unwrap()
+        })
+        .collect()
+}
+
+/// A plan of another trial than [`plan`], which takes more than a new time.
+fn longer() -> Plan {
+    let mut longer = Plan { trial_seconds: Some(86_400), ..plan(Mode::Guard, Refusal::Reject) };
+    longer.guarded.push(Guarded::plain("tcp/80".parse().unwrap()));
+    longer
+}
+
+/// Tools of which one fails when all sets are armed: at the rules of either family, or when they
+/// are read back.
+fn failing_once_armed(lab: &Lab) -> Vec<ToolOverrides> {
+    let good = Tools::find(&lab.variant.overrides()).unwrap();
+    let base = lab.variant.overrides();
+    let four = Some(lab.failing(&good.iptables_restore, "--dports 22,80"));
+    let six = Some(lab.failing(&good.ip6tables_restore, "--dports 22,80"));
+    let list = lab.failing_to_print(&good.ip6tables_save, "--dports 22,80", 1);
+    vec![
+        ToolOverrides { iptables_restore: four, ..base.clone() },
+        ToolOverrides { ip6tables_restore: six, ..base.clone() },
+        ToolOverrides { ip6tables_save: Some(list), ..base },
+    ]
+}
+
+/// Fails to begin that trial by these tools; whether what was there before is back.
+fn fails(lab: &Lab, overrides: &ToolOverrides, plan: Plan) -> bool {
+    let error =
+        lab.with_gate(overrides, |gate| async move { gate.install(&plan).await.unwrap_err() });
+    !matches!(error, GateError::NotUndone { .. })
+}
+
+fn a_trial_that_can_not_be_begun_leaves_the_one_before_its_time(lab: &Lab) {
+    let trial = |seconds| Plan { trial_seconds: Some(seconds), ..plan(Mode::Guard, Refusal::Drop) };
+    let is_as_it_was = || {
+        let left = armed(lab);
+        assert_eq!(left.len(), 2);
+        assert!(left.iter().flatten().all(|left| (1..=60).contains(left)), "{left:?}");
+        assert_eq!(lab.both(STRANGER, 22), SILENT);
+    };
+    lab.install(&trial(60));
+    for overrides in failing_once_armed(lab) {
+        assert!(fails(lab, &overrides, longer()), "{overrides:?}");
+        is_as_it_was();
+    }
+    // It goes on, and is over in its time.
+    let last = || failing_once_armed(lab).pop().unwrap();
+    lab.install(&trial(6));
+    assert!(fails(lab, &last(), longer()));
+    assert_eq!(lab.both(STRANGER, 22), SILENT);
+    lab.wait("the end of the trial", || lab.both(STRANGER, 22) == OPEN);
+    // Nor does one begin again that is over.
+    assert!(fails(lab, &last(), longer()));
+    assert_eq!(lab.both(STRANGER, 22), OPEN);
+    // Also where the rules can't be brought back.
+    lab.install(&trial(60));
+    let save = Tools::find(&lab.variant.overrides()).unwrap().iptables_save;
+    let save = Some(lab.failing_to_print(&save, "--dports 22,80", u32::MAX));
+    let overrides = ToolOverrides { iptables_save: save, ..lab.variant.overrides() };
+    let drops = Plan { refusal: Refusal::Drop, ..longer() };
+    assert!(!fails(lab, &overrides, drops));
+    is_as_it_was();
+    // Positive control: with tools that work, it is as long as it was to be.
+    lab.install(&longer());
+    assert!(armed(lab).iter().flatten().all(|left| *left > 86_000), "{:?}", armed(lab));
+    assert_eq!(lab.both(STRANGER, 22), REFUSED);
+}
+
+fn a_trial_that_can_not_be_begun_leaves_what_stands_for_good(lab: &Lab) {
+    lab.install(&plan(Mode::Guard, Refusal::Drop));
+    for overrides in failing_once_armed(lab) {
+        assert!(fails(lab, &overrides, Plan { trial_seconds: Some(1), ..longer() }));
+        assert_eq!(armed(lab), [[0; 2]; 0]);
+        let rules = lab.ruleset();
+        assert!(rules.contains("SPA-REFUSE") && !rules.contains("armed"), "{rules}");
+        assert_eq!([lab.both(STRANGER, 22), lab.both(STRANGER, 80)], [SILENT, OPEN]);
+    }
 }

@@ -33,14 +33,16 @@ impl IptablesGate {
             for set in families.iter().flat_map(|family| set_names::wanted(*family, plan)) {
                 made.extend(self.sets.make(set, set.size(plan))?);
             }
+            host.report.changed |= !made.is_empty();
             if let Some(seconds) = plan.trial_seconds {
                 for family in &families {
+                    made.push(self.sets.armed(*family)?);
                     self.sets.arm(*family, seconds)?;
                 }
             }
         }
         let batches = blueprint.batches(&host.rules);
-        host.report.changed = !batches.is_empty() || !made.is_empty();
+        host.report.changed |= !batches.is_empty();
         let mut misplaced = Vec::new();
         if !batches.is_empty() {
             if in_sets {
@@ -127,6 +129,16 @@ impl IptablesGate {
         before: &[(Family, Saved)],
         made: &[Made],
     ) -> Result<(), GateError> {
+        let undone = self.bring_back(before).await;
+        // Rules that could not be taken out still ask for the sets. But a trial that was running
+        // ends in its time, whatever rules stand.
+        let are_back = undone.is_ok();
+        let is_due = |made: &&Made| are_back || made.is_time_of_a_trial();
+        made.iter().rev().filter(is_due).fold(undone, |done, made| done.and(self.sets.unmake(made)))
+    }
+
+    /// Brings back rules of ours.
+    async fn bring_back(&self, before: &[(Family, Saved)]) -> Result<(), GateError> {
         for (family, before) in before {
             let now = self.kernel.saved(*family).await?;
             let batch: String = render::order(render::refusal_in(before.table("mangle")))
@@ -140,7 +152,7 @@ impl IptablesGate {
                 self.kernel.restore(*family, &batch).await?;
             }
         }
-        made.iter().try_for_each(|made| self.sets.unmake(made))
+        Ok(())
     }
 
     /// Takes over what is left of a gate that held its grants in rules.

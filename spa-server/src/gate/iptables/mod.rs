@@ -27,10 +27,11 @@ use super::render::{self, Armed, HeldRule, OwnTable, TableName};
 use super::saved::Saved;
 use super::sets as set_names;
 use super::sockets;
+use super::trial_end::TrialEnd;
 use super::types::{Backend, Change, Cut, Doubt, Family, InstallReport, LiveElement, Look, Plan};
 use super::{Gate, GateError, Tools};
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::Mutex;
 
 /// iptables and ip6tables rules, with the grants in ipset sets or in rules as well.
@@ -57,7 +58,7 @@ struct Rules {
     /// The connections that are being cut.
     cut: Vec<Cut>,
     /// Until when the gate on trial refuses.
-    armed_until: Option<Instant>,
+    trial_end: TrialEnd,
 }
 
 /// Where grants are held.
@@ -130,6 +131,14 @@ impl IptablesGate {
         }
     }
 
+    /// What is missing of that which lets a gate on trial refuse, where that isn't in its rules.
+    fn disarmed(&self, trial_end: TrialEnd) -> Result<Vec<String>, GateError> {
+        if self.holding == Holding::InRules || !trial_end.is_ahead(Instant::now()) {
+            return Ok(Vec::new());
+        }
+        self.sets.disarmed(&families().collect::<Vec<_>>())
+    }
+
     /// Refuses these connections instead of those that are refused now.
     async fn cut(&self, cuts: &[Cut]) -> Result<(), GateError> {
         let mut rules = self.rules.lock().await;
@@ -189,9 +198,15 @@ impl Gate for IptablesGate {
         host.report.differences = blueprint.differences(&host.rules);
         host.report.differences.extend(self.differences_of_sets(plan)?);
         host.report.differences.extend(other.differences());
+        if plan.trial_seconds.is_some() {
+            let disarmed = self.disarmed(rules.trial_end)?;
+            host.report.changed = !disarmed.is_empty();
+            host.report.differences.extend(disarmed);
+        }
         if host.variant == Variant::Nft {
             self.changes.subscribe();
         }
+        let trial_end = TrialEnd::of(plan, Instant::now());
         let mut made = Vec::new();
         let done = async {
             let misplaced = self.put_in_place(&mut host, &other, &blueprint, &mut made).await?;
@@ -215,9 +230,7 @@ impl Gate for IptablesGate {
         };
         tracing::debug!(variant = host.variant.as_str(), report = ?host.report, "gate installed");
         *installed = Some(plan.clone());
-        rules.armed_until = plan
-            .trial_seconds
-            .and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds.into())));
+        rules.trial_end = trial_end;
         rules.hidden = Some(knock_ports);
         rules.standing = Some(standing);
         Ok(host.report)
@@ -309,11 +322,8 @@ impl Gate for IptablesGate {
         let mut look = Look::default();
         if self.holding == Holding::InSets {
             let families: Vec<_> = families().collect();
-            // The kernel's timer may be a moment ahead.
-            let armed = rules.armed_until.is_some_and(|end| {
-                end.saturating_duration_since(Instant::now()) > Duration::from_secs(1)
-            });
-            (look.elements, look.missing) = self.sets.look(&families, &plan, armed)?;
+            (look.elements, look.missing) = self.sets.look(&families, &plan)?;
+            look.missing.extend(self.disarmed(rules.trial_end)?);
             if doubt == Doubt::Elements {
                 return Ok(look);
             }

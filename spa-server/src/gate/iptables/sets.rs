@@ -1,6 +1,9 @@
 //! The sets in the kernel: made, filled, looked at, taken away. What they are for is said by
 //! [`crate::gate::sets`].
 
+mod arming;
+
+use self::arming::ArmedUntil;
 use crate::gate::GateError;
 use crate::gate::sets::{self, Holds, SetId};
 use crate::gate::types::{Change, Family, LiveElement, MAX_ELEMENT_SECONDS, Plan};
@@ -22,8 +25,23 @@ pub(super) struct Sets {
 #[derive(Debug)]
 pub(super) struct Made {
     set: SetId,
-    /// The size that it had; `None` if there was none.
-    before: Option<u32>,
+    before: Before,
+}
+
+/// What a set was.
+#[derive(Debug)]
+enum Before {
+    Missing,
+    OfSize(u32),
+    /// It armed the gate until then.
+    Armed(ArmedUntil),
+}
+
+impl Made {
+    /// Whether it is the time of a trial that was running.
+    pub(super) const fn is_time_of_a_trial(&self) -> bool {
+        matches!(&self.before, Before::Armed(before) if before.is_running())
+    }
 }
 
 /// The entries of a set, each with the seconds that it has left.
@@ -48,11 +66,11 @@ impl Sets {
             Some(before) if before == size => Ok(None),
             Some(before) => {
                 let resized = self.resize(set, size)?;
-                Ok(resized.then_some(Made { set, before: Some(before) }))
+                Ok(resized.then_some(Made { set, before: Before::OfSize(before) }))
             }
             None => {
                 self.create(set, &set.to_string(), size)?;
-                Ok(Some(Made { set, before: None }))
+                Ok(Some(Made { set, before: Before::Missing }))
             }
         }
     }
@@ -93,17 +111,11 @@ impl Sets {
 
     /// Brings a set back to what it was.
     pub(super) fn unmake(&self, made: &Made) -> Result<(), GateError> {
-        match made.before {
-            None => self.destroy_named(made.set, &made.set.to_string()),
-            Some(size) => self.make(made.set, size).map(drop),
+        match &made.before {
+            Before::Missing => self.destroy_named(made.set, &made.set.to_string()),
+            Before::OfSize(size) => self.make(made.set, *size).map(drop),
+            Before::Armed(before) => self.rearm(made.set.family, before),
         }
-    }
-
-    /// Lets the gate refuse for this long from now.
-    pub(super) fn arm(&self, of: Family, seconds: u32) -> Result<(), GateError> {
-        let name = SetId { family: of, holds: Holds::Armed }.to_string();
-        let changes = sets::everybody(of).map(|entry| add(&name, entry, Some(seconds)));
-        self.with(|ipset| ipset.apply(&changes))
     }
 
     /// Copies elements that another plan has put elsewhere to where this one looks for them.
@@ -193,18 +205,13 @@ impl Sets {
         &self,
         families: &[Family],
         plan: &Plan,
-        armed: bool,
     ) -> Result<(u64, Vec<String>), GateError> {
         let mut elements = 0;
         let mut missing = Vec::new();
         for set in families.iter().flat_map(|family| sets::wanted(*family, plan)) {
             match self.info(set, &set.to_string()) {
                 Ok(Some(info)) if set.admits() => elements += u64::from(info.entries),
-                Ok(Some(info)) => {
-                    if armed && info.entries < 2 {
-                        missing.push(format!("set {set} has {} elements of 2", info.entries));
-                    }
-                }
+                Ok(Some(_)) => {}
                 Ok(None) => missing.push(format!("set {set} is missing")),
                 Err(GateError::ForeignSet { name, what }) => {
                     missing.push(format!("set {name} is another one: {what}"));

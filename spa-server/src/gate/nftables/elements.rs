@@ -1,6 +1,7 @@
 //! The elements in the table's sets, over netlink. Which set an element is in is said by
 //! [`Shape`].
 
+use super::render::ARMED;
 use super::shape::Shape;
 use crate::gate::GateError;
 use crate::gate::types::{Change, LiveElement};
@@ -13,6 +14,11 @@ use std::time::Duration;
 
 /// More changes than this are made where blocking holds nobody up.
 const FEW: usize = 256;
+
+/// The protocols that a gate on trial refuses, as long as they are in its set; as the kernel has them.
+const REFUSED_ON_TRIAL: [u8; 2] = [6, 17];
+/// How many elements that set holds.
+pub(super) const ALL_ARMED: usize = REFUSED_ON_TRIAL.len();
 
 /// Speaks to the kernel.
 ///
@@ -50,6 +56,21 @@ impl Elements {
             Err(error) if error.reason() == Some(Reason::Missing) => Ok(None),
             listed => Ok(Some(listed?)),
         }
+    }
+
+    /// How many of [`ALL_ARMED`] are there, and not over.
+    pub(super) fn armed(&self) -> Result<usize, GateError> {
+        let found = match self.with(|nft| nft.elements(set(ARMED))) {
+            Err(error) if error.reason() == Some(Reason::Missing) => Vec::new(),
+            found => found?,
+        };
+        let is_there = |protocol: &u8| {
+            found.iter().any(|one| {
+                one.element == Element::Key(vec![*protocol])
+                    && one.expires_in.is_none_or(|left| !left.is_zero())
+            })
+        };
+        Ok(REFUSED_ON_TRIAL.iter().filter(|protocol| is_there(protocol)).count())
     }
 
     /// The number of the ruleset: another one after each transaction of anybody's.

@@ -226,7 +226,8 @@ impl Listing {
     }
 }
 
-fn in_table(what: &str) -> String {
+/// What is in the table, as an administrator would call it.
+pub(super) fn in_table(what: &str) -> String {
     format!("{what} in table {TABLE}")
 }
 

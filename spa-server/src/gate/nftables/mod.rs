@@ -29,6 +29,7 @@ use self::tool::Nft;
 use self::watch::Watch;
 use super::bounds::{check_change, check_plan};
 use super::sockets;
+use super::trial_end::TrialEnd;
 use super::types::{
     Backend, Change, Connection, Cut, Doubt, Family, InstallReport, LiveElement, Look, Mode, Plan,
 };
@@ -38,6 +39,7 @@ use crate::netlink::conntrack::{Conntrack, Tuple};
 use spa_proto::Port;
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
+use std::time::Instant;
 use tokio::sync::Mutex;
 
 const OPEN_MODE: &str = "the nftables back-end has no open mode, for an accept in its table can't take back a drop in another one; use mode = \"guard\", or backend = \"ipset\" or \"iptables\"";
@@ -74,6 +76,8 @@ struct Installed {
     /// The number of the ruleset up to which nobody else can have changed the table; `None`: not
     /// known.
     generation: Option<u32>,
+    /// Until when the gate on trial refuses.
+    trial_end: TrialEnd,
 }
 
 impl NftablesGate {
@@ -204,6 +208,20 @@ impl NftablesGate {
         self.nft.run("undo the installation", &script).await
     }
 
+    /// What is missing of that which lets a gate on trial refuse.
+    ///
+    /// It is asked for whatever the number of the ruleset says: after an installation or a change of
+    /// its rules nobody has looked into this set.
+    fn disarmed(&self, trial_end: TrialEnd) -> Result<Option<String>, GateError> {
+        if !trial_end.is_ahead(Instant::now()) {
+            return Ok(None);
+        }
+        let (found, all) = (self.elements.armed()?, elements::ALL_ARMED);
+        let what =
+            || listing::in_table(&format!("set {} has {found} elements of {all}", render::ARMED));
+        Ok((found < all).then(what))
+    }
+
     /// Makes sets for elements of these shapes, too.
     async fn extend(&self, installed: &mut Installed, more: &[Shape]) -> Result<(), GateError> {
         let mut shapes = installed.shapes.clone();
@@ -280,6 +298,11 @@ impl Gate for NftablesGate {
             }
         }
         let mut installed = self.installed.lock().await;
+        let disarmed = match installed.as_ref() {
+            Some(installed) => self.disarmed(installed.trial_end)?,
+            None => None,
+        };
+        let trial_end = TrialEnd::of(plan, Instant::now());
         let (before, mut number) = self.numbered_listing().await?;
         let shapes = shapes(plan, before.as_ref());
         let size = self.size(plan, before.as_ref()).await?;
@@ -287,6 +310,8 @@ impl Gate for NftablesGate {
         let (listing, generation) = match before {
             Some(before) if before.holds(&wanted) => {
                 if let Some(seconds) = plan.trial_seconds {
+                    report.changed = disarmed.is_some();
+                    report.differences.extend(disarmed);
                     self.nft.run("set the time of the trial", &script::arm(seconds)).await?;
                     number = next(number, self.elements.generation()?);
                 }
@@ -318,7 +343,7 @@ impl Gate for NftablesGate {
         };
         tracing::debug!(?report, "gate installed");
         let plan = plan.clone();
-        *installed = Some(Installed { plan, hidden, shapes, size, listing, generation });
+        *installed = Some(Installed { plan, hidden, shapes, size, listing, generation, trial_end });
         Ok(report)
     }
 
@@ -424,6 +449,9 @@ impl Gate for NftablesGate {
             if missing.is_empty() {
                 installed.generation = generation;
             }
+        }
+        if missing.is_empty() {
+            missing.extend(self.disarmed(installed.trial_end)?);
         }
         let elements = self.elements.read(installed.shapes.iter().copied()).await?;
         if elements.is_none() && missing.is_empty() {
