@@ -61,7 +61,7 @@ interop: needs ## The second implementation, and the test vectors checked by it.
 .PHONY: vm
 vm: needs ## Clock steps and suspend, in a small virtual machine. Takes minutes, is not in `test`.
 	@tests/install-needs busybox-static cpio kmod qemu-system-x86
-	cargo build --locked -p spa-server -p spa-client
+	cargo build --locked --release -p spa-server -p spa-client
 	PYTHONDONTWRITEBYTECODE=1 python3 -W error tests/vm/test_judge.py
 	tests/vm/run
 

@@ -84,7 +84,7 @@ impl Extent {
             burst_rounds: 5,
             packets: 10_000,
             volley: Duration::from_millis(100),
-            packet_rounds: 9,
+            packet_rounds: 15,
             flushes: 10,
             knocks: 1_000,
             knocked: 10_000,
