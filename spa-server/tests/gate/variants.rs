@@ -1,8 +1,15 @@
 //! A host on which what `iptables` stands for changes while a gate stands.
 
 use crate::lab::{CLIENT, Lab, OPEN, SERVER, SILENT, STRANGER, Seen, Variant, admit, plan};
-use spa_server::gate::{Gate as _, Guarded, Mode, Plan, Refusal};
+use spa_server::gate::{
+    Doubt, Gate as _, GateError, Guarded, IptablesGate, Mode, Plan, Refusal, ToolOverrides,
+};
 use spa_server::service::Connections;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
 
 /// Makes a test of each of these functions for each variant and each place where grants are held.
 macro_rules! with_each_gate {
@@ -24,7 +31,72 @@ macro_rules! with_each_gate {
 with_each_gate!(
     a_gate_in_the_other_variant_is_replaced_with_what_it_admits,
     a_trial_ends_though_a_gate_stood_for_good_in_the_other_variant,
+    a_gate_follows_iptables_to_the_other_variant,
+    a_gate_stays_where_it_is_while_the_tools_do_not_belong_together,
 );
+
+/// Links to the tools of a variant, as `update-alternatives` has them.
+struct Alternatives {
+    directory: TempDir,
+}
+
+impl Alternatives {
+    fn new(variant: Variant) -> Self {
+        let alternatives = Self { directory: tempfile::tempdir().unwrap() };
+        alternatives.lead_to(variant, "");
+        alternatives
+    }
+
+    /// Has the tools whose names begin so be those of this variant.
+    fn lead_to(&self, variant: Variant, beginning: &str) {
+        for (link, tool) in tools(&self.overrides()).into_iter().zip(tools(&variant.overrides())) {
+            if link.file_name().unwrap().to_str().unwrap().starts_with(beginning) {
+                let new = self.directory.path().join("new");
+                symlink(tool, &new).unwrap();
+                fs::rename(new, link).unwrap();
+            }
+        }
+    }
+
+    fn overrides(&self) -> ToolOverrides {
+        let path = |name| Some(self.directory.path().join(name));
+        ToolOverrides {
+            iptables_restore: path("iptables-restore"),
+            ip6tables_restore: path("ip6tables-restore"),
+            iptables_save: path("iptables-save"),
+            ip6tables_save: path("ip6tables-save"),
+            ..ToolOverrides::default()
+        }
+    }
+}
+
+fn tools(overrides: &ToolOverrides) -> [&Path; 4] {
+    let ToolOverrides {
+        iptables_restore, ip6tables_restore, iptables_save, ip6tables_save, ..
+    } = overrides;
+    [iptables_restore, ip6tables_restore, iptables_save, ip6tables_save]
+        .map(|path| path.as_deref().unwrap())
+}
+
+/// What is missing, as soon as the gate notices that.
+async fn noticed(gate: &IptablesGate) -> Vec<String> {
+    let watching = async {
+        loop {
+            let doubt = gate.disturbed().await;
+            let look = gate.look(doubt).await.unwrap();
+            if !look.missing.is_empty() {
+                return look.missing;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), watching).await.expect("something is missing")
+}
+
+fn with_port_80(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    plan.guarded.push(Guarded::plain("tcp/80".parse().unwrap()));
+    plan
+}
 
 /// What is ours in a variant.
 fn ours(lab: &Lab, variant: Variant) -> Vec<String> {
@@ -88,4 +160,54 @@ fn a_trial_ends_though_a_gate_stood_for_good_in_the_other_variant(lab: &Lab) {
     // Nobody is there when it is over.
     install(4);
     lab.wait("the end of the trial", || lab.both(STRANGER, 22) == OPEN);
+}
+
+fn a_gate_follows_iptables_to_the_other_variant(lab: &Lab) {
+    let (old, new) = (lab.variant, lab.variant.other());
+    let alternatives = Alternatives::new(old);
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    let more = with_port_80(&plan);
+    lab.with_gate(&alternatives.overrides(), |gate| async move {
+        gate.install(&plan).await.unwrap();
+        gate.apply(&admit(CLIENT, "tcp/22", 600)).await.unwrap();
+        assert_eq!(gate.look(Doubt::Everything).await.unwrap().missing, [""; 0]);
+        assert_eq!([lab.both(CLIENT, 22), lab.both(STRANGER, 22)], [OPEN, SILENT]);
+        assert_eq!(lab.both(STRANGER, 80), OPEN);
+        alternatives.lead_to(new, "");
+        let missing = noticed(&gate).await;
+        assert!(missing[0].starts_with("the gate is in iptables-"), "{missing:?}");
+        // As the daemon does then, and for an administrator who wants a port more.
+        for plan in [&plan, &more, &more] {
+            let report = gate.install(plan).await.unwrap();
+            assert_eq!(report.warnings, [""; 0]);
+            assert_eq!(ours(lab, old), [""; 0]);
+            assert!(!ours(lab, new).is_empty());
+            assert_eq!(gate.look(Doubt::Everything).await.unwrap().missing, [""; 0]);
+        }
+        assert_eq!([lab.both(CLIENT, 22), lab.both(STRANGER, 22)], [OPEN, SILENT]);
+        assert_eq!(lab.both(STRANGER, 80), SILENT);
+        gate.apply(&admit(STRANGER, "tcp/80", 600)).await.unwrap();
+        assert_eq!(lab.both(STRANGER, 80), OPEN);
+        // What others do there is noticed, too.
+        lab.rules(new, &["-w 5 -t mangle -F SPA-GUARD"]);
+        let missing = noticed(&gate).await;
+        assert!(missing[0].starts_with("chain SPA-GUARD"), "{missing:?}");
+    });
+}
+
+fn a_gate_stays_where_it_is_while_the_tools_do_not_belong_together(lab: &Lab) {
+    let alternatives = Alternatives::new(lab.variant);
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    lab.with_gate(&alternatives.overrides(), |gate| async move {
+        gate.install(&plan).await.unwrap();
+        alternatives.lead_to(lab.variant.other(), "iptables");
+        let mixed = |error| matches!(error, GateError::MixedVariants(_));
+        assert!(mixed(gate.look(Doubt::Elements).await.unwrap_err()));
+        assert!(mixed(gate.install(&with_port_80(&plan)).await.unwrap_err()));
+        assert_eq!([lab.both(STRANGER, 22), lab.both(STRANGER, 80)], [SILENT, OPEN]);
+        alternatives.lead_to(lab.variant, "");
+        assert_eq!(gate.look(Doubt::Everything).await.unwrap().missing, [""; 0]);
+        gate.install(&with_port_80(&plan)).await.unwrap();
+        assert_eq!(lab.both(STRANGER, 80), SILENT);
+    });
 }

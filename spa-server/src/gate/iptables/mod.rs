@@ -50,6 +50,8 @@ pub struct IptablesGate {
 /// What this gate has done to the rules.
 #[derive(Debug, Default)]
 struct Rules {
+    /// In which variant of iptables the last installation has put the gate.
+    variant: Option<Variant>,
     /// The knock ports that the last installation has hidden.
     hidden: Option<KnockPorts>,
     /// What is ours, as it was read back then.
@@ -164,19 +166,20 @@ impl Gate for IptablesGate {
     async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
         check(plan)?;
         let mut rules = self.rules.lock().await;
+        let variant = self.kernel.ask_variant().await?;
         // Where grants are rules, none may be added between reading and writing them; else looking
         // delays none.
         let (mut installed, mut host) = match self.holding {
             Holding::InRules => {
                 let installed = self.installed.lock().await;
-                (installed, Host::read(&self.kernel, plan).await?)
+                (installed, Host::read(&self.kernel, variant, plan).await?)
             }
             Holding::InSets => {
-                let host = Host::read(&self.kernel, plan).await?;
+                let host = Host::read(&self.kernel, variant, plan).await?;
                 (self.installed.lock().await, host)
             }
         };
-        let other = OtherVariant::read(&self.kernel).await?;
+        let other = OtherVariant::read(&self.kernel, variant).await;
         let knock_ports = host.knock_ports.clone();
         let held = self.held(&host.rules, &other, plan);
         let blueprint = Blueprint {
@@ -189,7 +192,7 @@ impl Gate for IptablesGate {
         host.report.differences = blueprint.differences(&host.rules);
         host.report.differences.extend(self.differences_of_sets(plan)?);
         host.report.differences.extend(other.differences());
-        if host.variant == Variant::Nft {
+        if variant == Variant::Nft {
             self.changes.subscribe();
         }
         let mut made = Vec::new();
@@ -199,8 +202,11 @@ impl Gate for IptablesGate {
         };
         let standing = match done.await {
             Ok((misplaced, standing)) => {
-                // Its rules hold sets that may not be needed any more.
-                other.remove(&mut host.report).await;
+                // Its rules hold sets that may not be needed any more. If the tools are others since,
+                // what was read may be the gate's own by now: the next look tells.
+                if self.kernel.known_variant() == Some(variant) {
+                    other.remove(&mut host.report).await;
+                }
                 self.tidy(&mut host, plan, &misplaced);
                 standing
             }
@@ -213,11 +219,12 @@ impl Gate for IptablesGate {
                 });
             }
         };
-        tracing::debug!(variant = host.variant.as_str(), report = ?host.report, "gate installed");
+        tracing::debug!(variant = variant.as_str(), report = ?host.report, "gate installed");
         *installed = Some(plan.clone());
         rules.armed_until = plan
             .trial_seconds
             .and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds.into())));
+        rules.variant = Some(variant);
         rules.hidden = Some(knock_ports);
         rules.standing = Some(standing);
         Ok(host.report)
@@ -268,8 +275,9 @@ impl Gate for IptablesGate {
     async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
         check(plan)?;
         let rules = self.rules.lock().await;
-        let mut host = Host::read(&self.kernel, plan).await?;
-        let other = OtherVariant::read(&self.kernel).await?;
+        let variant = self.kernel.ask_variant().await?;
+        let mut host = Host::read(&self.kernel, variant, plan).await?;
+        let other = OtherVariant::read(&self.kernel, variant).await;
         let held = self.held(&host.rules, &other, plan);
         let differences = |knock_ports: &KnockPorts| {
             let armed = match self.armed(plan) {
@@ -299,7 +307,8 @@ impl Gate for IptablesGate {
     }
 
     async fn disturbed(&self) -> Doubt {
-        self.changes.next(self.holding == Holding::InSets).await
+        let in_nft = || self.kernel.known_variant() == Some(Variant::Nft);
+        self.changes.next(self.holding == Holding::InSets, in_nft).await
     }
 
     async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
@@ -314,9 +323,16 @@ impl Gate for IptablesGate {
                 end.saturating_duration_since(Instant::now()) > Duration::from_secs(1)
             });
             (look.elements, look.missing) = self.sets.look(&families, &plan, armed)?;
-            if doubt == Doubt::Elements {
-                return Ok(look);
-            }
+        }
+        // Where the gate stands the tools don't lead any more.
+        let now = self.kernel.variant().await?;
+        if let Some(variant) = rules.variant.filter(|variant| *variant != now) {
+            let (variant, now) = (variant.as_str(), now.as_str());
+            look.missing.push(format!("the gate is in {variant}, and iptables is {now} by now"));
+            return Ok(look);
+        }
+        if self.holding == Holding::InSets && doubt == Doubt::Elements {
+            return Ok(look);
         }
         for (family, tables) in standing {
             let saved = self.kernel.saved(*family).await?;

@@ -19,6 +19,7 @@ impl IptablesGate {
         let mut removed = Ok(());
         let mut looked_at = Vec::new();
         for (variant, kernel) in self.kernel.variants(family) {
+            let Ok(kernel) = kernel else { continue };
             match kernel.saved(family).await {
                 Ok(saved) => removed = removed.and(remove_rules(&kernel, family, &saved).await),
                 Err(error) if variant.may_hold_a_gate(family) => removed = removed.and(Err(error)),
