@@ -1,14 +1,18 @@
 //! A host on which what `iptables` stands for changes while a gate stands.
 
-use crate::lab::{CLIENT, Lab, OPEN, SERVER, SILENT, STRANGER, Seen, Variant, admit, plan};
+use crate::lab::{
+    CLIENT, Lab, OPEN, SERVER, SILENT, STRANGER, Seen, Variant, admit, element, plan, withdraw,
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use spa_server::gate::{
     Doubt, Gate as _, GateError, Guarded, IptablesGate, Mode, Plan, Refusal, ToolOverrides,
 };
 use spa_server::service::Connections;
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::time::Duration;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Makes a test of each of these functions for each variant and each place where grants are held.
@@ -33,6 +37,8 @@ with_each_gate!(
     a_trial_ends_though_a_gate_stood_for_good_in_the_other_variant,
     a_gate_follows_iptables_to_the_other_variant,
     a_gate_stays_where_it_is_while_the_tools_do_not_belong_together,
+    a_second_gate_that_can_not_be_taken_away_is_taken_away_later,
+    a_gate_that_may_be_left_where_no_tools_are_is_told,
 );
 
 /// Links to the tools of a variant, as `update-alternatives` has them.
@@ -90,6 +96,45 @@ async fn noticed(gate: &IptablesGate) -> Vec<String> {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), watching).await.expect("something is missing")
+}
+
+/// Other programs in the place of a variant's tools, for this thread and its children.
+struct Replaced(PathBuf);
+
+impl Replaced {
+    fn by(new: &Path, variant: Variant) -> Self {
+        let none = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        let program = tools(&variant.overrides())[0].canonicalize().unwrap();
+        mount(Some(new), &program, none, MsFlags::MS_BIND, none).unwrap();
+        Self(program)
+    }
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+/// Makes a program that does what the variant's tools do, but for `restore` and `save` as long as
+/// there is a file of that name beside it.
+fn moody(directory: &Path, variant: Variant) -> PathBuf {
+    let program = tools(&variant.overrides())[0].canonicalize().unwrap();
+    let copy = directory.join(program.file_name().unwrap());
+    fs::copy(program, &copy).unwrap();
+    let path = directory.join("moody");
+    let script = format!(
+        "#!/bin/sh\n\
+         [ ! -e {directory}/${{0##*-}} ] || {{ echo 'out of luck' >&2; exit 7; }}\n\
+         exec {copy} ${{0##*/}} \"$@\"\n",
+        directory = directory.display(),
+        copy = copy.display(),
+    );
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 fn with_port_80(plan: &Plan) -> Plan {
@@ -210,4 +255,72 @@ fn a_gate_stays_where_it_is_while_the_tools_do_not_belong_together(lab: &Lab) {
         gate.install(&with_port_80(&plan)).await.unwrap();
         assert_eq!(lab.both(STRANGER, 80), SILENT);
     });
+}
+
+fn a_second_gate_that_can_not_be_taken_away_is_taken_away_later(lab: &Lab) {
+    let (old, new) = (lab.variant, lab.variant.other());
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    let directory = tempfile::tempdir().unwrap();
+    for trouble in ["restore", "save"] {
+        lab.apply(&plan, &admit(CLIENT, "tcp/22", 600));
+        let trouble = directory.path().join(trouble);
+        fs::write(&trouble, "").unwrap();
+        lab.with_gate(&new.overrides(), |gate| async {
+            let gate = gate;
+            let _replaced = Replaced::by(&moody(directory.path(), old), old);
+            let told = |warnings: &[String]| {
+                let told = "a second gate may stand in iptables-";
+                warnings.iter().filter(|warning| warning.starts_with(told)).count()
+            };
+            let report = gate.install(&plan).await.unwrap();
+            assert_eq!(told(&report.warnings), 2, "{report:?}");
+            let changes = [admit(STRANGER, "tcp/22", 600), withdraw(CLIENT, "tcp/22")].concat();
+            gate.apply(&changes).await.unwrap();
+            // Where grants are rules the one gate knows nothing of what the other one admits.
+            let seen = if lab.in_sets { OPEN } else { SILENT };
+            assert_eq!(lab.both(STRANGER, 22), seen);
+            // What was withdrawn is not what that one goes on admitting.
+            let report = gate.install(&with_port_80(&plan)).await.unwrap();
+            assert_eq!(told(&report.warnings), 2, "{report:?}");
+            let mut live = gate.snapshot().await.unwrap();
+            live.sort_unstable();
+            let wanted = STRANGER.map(|source| element(source, "tcp/22"));
+            assert_eq!(live.iter().map(|live| live.element).collect::<Vec<_>>(), wanted);
+            fs::remove_file(&trouble).unwrap();
+            let began = Instant::now();
+            while !ours(lab, old).is_empty() {
+                assert!(began.elapsed() < Duration::from_secs(60), "nobody takes it away");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert_eq!([lab.both(STRANGER, 22), lab.both(CLIENT, 22)], [OPEN, SILENT]);
+            assert_eq!(gate.look(Doubt::Everything).await.unwrap().missing, [""; 0]);
+            gate.remove().await.unwrap();
+        });
+    }
+}
+
+fn a_gate_that_may_be_left_where_no_tools_are_is_told(lab: &Lab) {
+    let (old, new) = (lab.variant, lab.variant.other());
+    let plan = plan(Mode::Guard, Refusal::Drop);
+    let told = format!("a second gate may stand in {}", old.commands()[0]);
+    let check = |stands: bool| {
+        lab.with_gate(&new.overrides(), |gate| async {
+            let gate = gate;
+            let replaced = Replaced::by(Path::new("/dev/null"), old);
+            let tells =
+                |warnings: &[String]| warnings.iter().any(|warning| warning.starts_with(&told));
+            assert_eq!(tells(&gate.examine(&plan).await.unwrap().warnings), stands);
+            assert_eq!(tells(&gate.install(&plan).await.unwrap().warnings), stands);
+            let removed = gate.remove().await;
+            let unseen = matches!(removed, Err(GateError::Unseen { .. }));
+            assert!(if stands { unseen } else { removed.is_ok() }, "{removed:?}");
+            drop(replaced);
+            gate.remove().await.unwrap();
+        });
+    };
+    check(false);
+    lab.install(&plan);
+    assert_eq!(lab.both(STRANGER, 22), SILENT);
+    check(true);
+    assert_eq!(lab.both(STRANGER, 22), OPEN);
 }

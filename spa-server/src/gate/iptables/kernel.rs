@@ -50,7 +50,7 @@ pub(super) enum Variant {
 }
 
 impl Variant {
-    pub(super) const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
+    const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -120,6 +120,11 @@ impl Kernel {
             Some(variant) => Ok(variant),
             None => self.ask_variant().await,
         }
+    }
+
+    /// Which variant the tool is that reads the rules of a family.
+    pub(super) async fn ask_variant_of(&self, family: Family) -> Result<Variant, GateError> {
+        variant_of(self.save_tool(family)).await
     }
 
     fn known(&self) -> MutexGuard<'_, Option<Known>> {

@@ -32,6 +32,7 @@ use super::{Gate, GateError, Tools};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 /// iptables and ip6tables rules, with the grants in ipset sets or in rules as well.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ struct Rules {
     cut: Vec<Cut>,
     /// Until when the gate on trial refuses.
     armed_until: Option<Instant>,
+    /// They take away what is left in the other variant.
+    taking_away: JoinSet<()>,
 }
 
 /// Where grants are held.
@@ -167,6 +170,10 @@ impl Gate for IptablesGate {
         check(plan)?;
         let mut rules = self.rules.lock().await;
         let variant = self.kernel.ask_variant().await?;
+        if rules.variant != Some(variant) {
+            // What they take away there would be this gate.
+            rules.taking_away.shutdown().await;
+        }
         // Where grants are rules, none may be added between reading and writing them; else looking
         // delays none.
         let (mut installed, mut host) = match self.holding {
@@ -179,7 +186,7 @@ impl Gate for IptablesGate {
                 (self.installed.lock().await, host)
             }
         };
-        let other = OtherVariant::read(&self.kernel, variant).await;
+        let other = OtherVariant::read(&self.kernel, variant, rules.variant).await;
         let knock_ports = host.knock_ports.clone();
         let held = self.held(&host.rules, &other, plan);
         let blueprint = Blueprint {
@@ -205,7 +212,7 @@ impl Gate for IptablesGate {
                 // Its rules hold sets that may not be needed any more. If the tools are others since,
                 // what was read may be the gate's own by now: the next look tells.
                 if self.kernel.known_variant() == Some(variant) {
-                    other.remove(&mut host.report).await;
+                    other.remove(&mut host.report, &mut rules.taking_away).await;
                 }
                 self.tidy(&mut host, plan, &misplaced);
                 standing
@@ -277,7 +284,7 @@ impl Gate for IptablesGate {
         let rules = self.rules.lock().await;
         let variant = self.kernel.ask_variant().await?;
         let mut host = Host::read(&self.kernel, variant, plan).await?;
-        let other = OtherVariant::read(&self.kernel, variant).await;
+        let other = OtherVariant::read(&self.kernel, variant, rules.variant).await;
         let held = self.held(&host.rules, &other, plan);
         let differences = |knock_ports: &KnockPorts| {
             let armed = match self.armed(plan) {
@@ -358,6 +365,7 @@ impl Gate for IptablesGate {
 
     async fn remove(&self) -> Result<(), GateError> {
         let mut rules = self.rules.lock().await;
+        rules.taking_away.shutdown().await;
         *rules = Rules::default();
         let mut installed = self.installed.lock().await;
         *installed = None;
