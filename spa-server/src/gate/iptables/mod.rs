@@ -23,12 +23,15 @@ use self::other_variant::OtherVariant;
 use self::rules::Held;
 use self::sets::Sets;
 use super::bounds::{check_change, check_plan};
-use super::render::{self, Armed, HeldRule, OwnTable, TableName};
+use super::render::{self, Armed, CutRule, HeldRule, OwnTable, TableName};
 use super::saved::Saved;
 use super::sets as set_names;
 use super::sockets;
-use super::types::{Backend, Change, Cut, Doubt, Family, InstallReport, LiveElement, Look, Plan};
+use super::types::{
+    Backend, Change, Cut, Doubt, Family, InstallReport, LiveElement, Look, MAX_CUT_SECONDS, Plan,
+};
 use super::{Gate, GateError, Tools};
+use crate::clock::Now;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -58,7 +61,7 @@ struct Rules {
     /// What is ours, as it was read back then.
     standing: Option<Standing>,
     /// The connections that are being cut.
-    cut: Vec<Cut>,
+    cut: Vec<CutRule>,
     /// Until when the gate on trial refuses.
     armed_until: Option<Instant>,
     /// They take away what is left in the other variant.
@@ -138,10 +141,12 @@ impl IptablesGate {
     /// Refuses these connections instead of those that are refused now.
     async fn cut(&self, cuts: &[Cut]) -> Result<(), GateError> {
         let mut rules = self.rules.lock().await;
+        let until = Now::read().realtime.as_secs().saturating_add(MAX_CUT_SECONDS.into());
+        let cuts: Vec<_> = cuts.iter().map(|cut| CutRule { cut: *cut, until }).collect();
         for family in families() {
             let saved = self.kernel.saved(family).await?;
             let filter = saved.table("filter");
-            let wanted = OwnTable::of(filter).cutting(render::cut(family, cuts));
+            let wanted = OwnTable::of(filter).cutting(render::cut(family, &cuts));
             if let Some(batch) = render::transition(TableName::Filter, filter, &wanted) {
                 self.kernel.restore(family, &batch).await?;
             }
@@ -153,7 +158,7 @@ impl IptablesGate {
                 *own = std::mem::take(own).cutting(written.clone());
             }
         }
-        rules.cut = cuts.to_vec();
+        rules.cut = cuts;
         Ok(())
     }
 }
