@@ -32,6 +32,16 @@ pub enum GateError {
         /// The Debian package that has the tools.
         of: &'static str,
     },
+    /// Where no tools can look, rules of ours may stand.
+    #[error("a gate may be left in {variant} ({family}), which can't be looked at")]
+    Unseen {
+        /// The variant of iptables.
+        variant: &'static str,
+        /// IPv4 or IPv6.
+        family: Family,
+        /// What is missing.
+        source: MissingTool,
+    },
     /// A back-end that the configuration doesn't describe.
     #[error("backend = \"{0}\" needs its section [gate.{0}] in the configuration")]
     NotConfigured(Backend),

@@ -117,7 +117,8 @@ impl Tools {
         self.of_iptables().into_iter().any(is_executable)
     }
 
-    fn of_iptables(&self) -> [&Path; 4] {
+    /// Those of iptables.
+    pub(super) fn of_iptables(&self) -> [&Path; 4] {
         [&self.iptables_restore, &self.ip6tables_restore, &self.iptables_save, &self.ip6tables_save]
             .map(PathBuf::as_path)
     }

@@ -259,6 +259,10 @@ pub struct Cut {
     pub answered_from: SocketAddr,
 }
 
+/// For how many seconds the packets of connections are refused if nobody lifts that: whoever would is
+/// dead then.
+pub(super) const MAX_CUT_SECONDS: u32 = 600;
+
 /// `"tcp"` or `"udp"`.
 mod transport_text {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};

@@ -9,6 +9,7 @@ use crate::probe::Seen::{At, Open, Silent};
 use crate::probe::{Flow, LONG, Session, both, probe, uninterrupted, until};
 use crate::services::{End, Services, TALK};
 use crate::subject::Host;
+use jiff::Timestamp;
 use spa_proto::Transport;
 use spa_server::gate::{Connection, Cut, Guarded, Plan};
 use spa_server::service::Target;
@@ -252,6 +253,37 @@ pub(crate) fn what_is_cut_stays_so_for_a_gate_that_is_installed_again_or_gone(la
     gate.lift();
     assert_same(&lab.ruleset(), &whole, &"installed");
     lab.see(&[&both(CLIENT, "tcp/22", Open), &both(STRANGER, "tcp/22", Silent)]);
+}
+
+/// A peer may come again with the ports that it had.
+pub(crate) fn what_a_dead_daemon_has_cut_is_refused_for_a_while_only(lab: &Lab) {
+    const LONGEST: i64 = 600;
+    let gate = installed(lab);
+    let flows = BOTH.map(|family| lab.flow(CLIENT, family, 5000));
+    assert!(flows.iter().all(Flow::answers));
+    gate.sever(&flows.each_ref().map(udp));
+    until("silent", || flows.iter().all(Flow::is_silent));
+    drop(gate);
+    if !lab.subject.uses_iptables() {
+        let listed = lab.server.run("nft list table inet spa-cut");
+        return assert_eq!(listed.matches("\t\ttimeout 10m\n").count(), 4, "{listed}");
+    }
+    for command in lab.subject.variant.commands() {
+        let saved = lab.server.run(&format!("{command}-save -t filter"));
+        let mut over = String::from("*filter\n:SPA-CUT - [0:0]\n");
+        for rule in saved.lines().filter(|line| line.starts_with("-A SPA-CUT ")) {
+            let (_, end) = rule.split_once("--datestop ").expect(rule);
+            let end = end.split(' ').next().unwrap();
+            let left = format!("{end}Z").parse::<Timestamp>().unwrap().as_second()
+                - Timestamp::now().as_second();
+            assert!((LONGEST / 2..=LONGEST).contains(&left), "{rule}");
+            over += &(rule.replace(end, "2026-01-01T00:00:00") + "\n");
+        }
+        assert_eq!(over.matches("-A SPA-CUT ").count(), 2, "{saved}");
+        // What they are when that time is over.
+        lab.server.feed(&format!("{command}-restore --noflush -w 5"), &(over + "COMMIT\n"));
+    }
+    assert!(flows.iter().all(Flow::answers));
 }
 
 pub(crate) fn very_many_can_be_cut_at_once(lab: &Lab) {

@@ -122,6 +122,7 @@ macro_rules! cases {
             a_cut_connection_can_be_made_again_once_it_is_lifted,
             datagrams_of_a_flow_that_is_cut_go_nowhere,
             what_is_cut_stays_so_for_a_gate_that_is_installed_again_or_gone,
+            what_a_dead_daemon_has_cut_is_refused_for_a_while_only,
             very_many_can_be_cut_at_once,
         );
         cases!($subject, installing:

@@ -1,9 +1,9 @@
 //! What the rules of both families are to be, for one plan. Pure.
 
 use super::host::KnockPorts;
-use crate::gate::render::{self, Armed, Grants, HeldRule, Layout, OwnTable, TableName};
+use crate::gate::render::{self, Armed, CutRule, Grants, HeldRule, Layout, OwnTable, TableName};
 use crate::gate::saved::Saved;
-use crate::gate::types::{Cut, Family, Plan};
+use crate::gate::types::{Family, Plan};
 
 /// Everything that the rules are made from.
 #[derive(Debug, Clone, Copy)]
@@ -13,7 +13,7 @@ pub(super) struct Blueprint<'a> {
     /// The grants that are rules, if grants are.
     pub(super) held: Option<&'a [(Family, Vec<HeldRule>)]>,
     pub(super) armed: Armed,
-    pub(super) cut: &'a [Cut],
+    pub(super) cut: &'a [CutRule],
 }
 
 impl<'a> Blueprint<'a> {

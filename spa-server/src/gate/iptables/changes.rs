@@ -54,17 +54,20 @@ impl Changes {
     }
 
     /// Waits for a change, or until it is time to look. The kernel tells nothing of sets, nor of
-    /// iptables-legacy.
-    pub(super) async fn next(&self, has_sets: bool) -> Doubt {
-        let Some(ear) = self.ear.get().filter(|ear| !ear.deaf.load(Ordering::Acquire)) else {
-            sleep(BETWEEN_LOOKS).await;
-            return Doubt::Everything;
+    /// iptables-legacy, to which the gate's tools may have been changed.
+    pub(super) async fn next(&self, has_sets: bool, in_nft: impl Fn() -> bool + Send) -> Doubt {
+        let ear = loop {
+            let hears = |ear: &&Arc<Ear>| in_nft() && !ear.deaf.load(Ordering::Acquire);
+            let Some(ear) = self.ear.get().filter(hears) else {
+                sleep(BETWEEN_LOOKS).await;
+                return Doubt::Everything;
+            };
+            match timeout(BETWEEN_LOOKS, ear.change()).await {
+                Ok(()) => break ear,
+                Err(_) if has_sets => return Doubt::Elements,
+                Err(_) => {}
+            }
         };
-        if !has_sets {
-            ear.change().await;
-        } else if timeout(BETWEEN_LOOKS, ear.change()).await.is_err() {
-            return Doubt::Elements;
-        }
         sleep(SETTLED).await;
         // Only now: what has been heard isn't lost when nobody waits any more. Whoever looks now
         // sees all of it.

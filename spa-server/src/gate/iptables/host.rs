@@ -27,9 +27,12 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// Looks at the host with this plan in mind. Nothing is changed.
-    pub(super) async fn read(kernel: &Kernel, plan: &Plan) -> Result<Self, GateError> {
-        let variant = kernel.variant().await?;
+    /// Looks at the host with this plan in mind, by tools of this variant. Nothing is changed.
+    pub(super) async fn read(
+        kernel: &Kernel,
+        variant: Variant,
+        plan: &Plan,
+    ) -> Result<Self, GateError> {
         let mut rules = Vec::new();
         for family in families() {
             rules.push((family, kernel.saved(family).await?));

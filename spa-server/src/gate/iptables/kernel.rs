@@ -4,14 +4,14 @@
 use crate::gate::saved::Saved;
 use crate::gate::tools::{LEGACY, NFT};
 use crate::gate::types::{Connection, Family};
-use crate::gate::{GateError, Tools};
+use crate::gate::{GateError, MissingTool, Tools};
 use crate::netlink::conntrack::{Conntrack, Tuple};
 use crate::netlink::nft::{Nft, TableFamily};
 use crate::process::{ProcessError, Run};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::OnceCell;
 
 /// How often a batch is tried whose tool says that it was busy (exit code 4).
 const TRIES: u32 = 4;
@@ -31,7 +31,15 @@ const ENTRIES: [(&str, &str); 6] = [
 #[derive(Debug)]
 pub(super) struct Kernel {
     tools: Tools,
-    variant: OnceCell<Variant>,
+    known: Mutex<Option<Known>>,
+}
+
+/// What the tools said that they are.
+#[derive(Debug)]
+struct Known {
+    variant: Variant,
+    /// The programs that their paths led to.
+    programs: [Option<PathBuf>; 4],
 }
 
 /// Which of the kernel's two rule engines the tools speak to.
@@ -42,7 +50,7 @@ pub(super) enum Variant {
 }
 
 impl Variant {
-    pub(super) const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
+    const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -63,55 +71,80 @@ impl Variant {
 
 impl Kernel {
     pub(super) fn new(tools: Tools) -> Self {
-        Self { tools, variant: OnceCell::new() }
+        Self { tools, known: Mutex::default() }
     }
 
-    /// The same kernel by the tools of each variant of iptables that is there and in use.
-    pub(super) fn variants(&self, family: Family) -> impl Iterator<Item = (Variant, Self)> {
+    /// The same kernel by the tools of each variant of iptables that is in use, if they are there.
+    pub(super) fn variants(
+        &self,
+        family: Family,
+    ) -> impl Iterator<Item = (Variant, Result<Self, MissingTool>)> {
         [(Variant::Nft, NFT), (Variant::Legacy, LEGACY)]
             .into_iter()
             .filter(move |(variant, _)| *variant == Variant::Nft || legacy_is_in_use(family))
-            .filter_map(|(variant, tools)| Some((variant, self.tools.with_variant(&tools).ok()?)))
-            .map(|(variant, tools)| (variant, Self::new(tools)))
+            .map(|(variant, tools)| (variant, self.tools.with_variant(&tools).map(Self::new)))
     }
 
-    pub(super) async fn variant(&self) -> Result<Variant, GateError> {
-        self.variant.get_or_try_init(|| self.ask_variants()).await.copied()
-    }
-
-    async fn ask_variants(&self) -> Result<Variant, GateError> {
-        let tools = &self.tools;
+    /// Which variant the tools are. What `iptables` stands for may be changed at any time, so they
+    /// are asked.
+    pub(super) async fn ask_variant(&self) -> Result<Variant, GateError> {
+        // Before: what is changed meanwhile is seen later.
+        let programs = self.programs();
         let mut found = Vec::new();
-        for path in [
-            &tools.iptables_restore,
-            &tools.ip6tables_restore,
-            &tools.iptables_save,
-            &tools.ip6tables_save,
-        ] {
-            let version = Run::new(path, &["--version"])
-                .output()
-                .await
-                .map_err(doing("ask a tool for its version"))?;
-            let is_nft = version.contains("(nf_tables)");
-            found.push((path, if is_nft { Variant::Nft } else { Variant::Legacy }));
+        for path in self.tools.of_iptables() {
+            found.push((path, variant_of(path).await?));
         }
-        let (_, variant) = found[0];
-        if found.iter().all(|(_, other)| *other == variant) {
-            return Ok(variant);
+        let is = |wanted: Variant| found.iter().all(|(_, variant)| *variant == wanted);
+        let Some(variant) = Variant::BOTH.into_iter().find(|variant| is(*variant)) else {
+            let list: Vec<_> = found
+                .iter()
+                .map(|(path, variant)| format!("{} is {}", path.display(), variant.as_str()))
+                .collect();
+            return Err(GateError::MixedVariants(list.join(", ")));
+        };
+        *self.known() = Some(Known { variant, programs });
+        Ok(variant)
+    }
+
+    /// What the tools said when they were asked last, if no others have come in their place.
+    pub(super) fn known_variant(&self) -> Option<Variant> {
+        let known = self.known();
+        let known = known.as_ref().filter(|known| known.programs == self.programs())?;
+        Some(known.variant)
+    }
+
+    /// Which variant the tools are; they are asked only when others have come in their place, which
+    /// costs next to nothing.
+    pub(super) async fn variant(&self) -> Result<Variant, GateError> {
+        match self.known_variant() {
+            Some(variant) => Ok(variant),
+            None => self.ask_variant().await,
         }
-        let list: Vec<_> = found
-            .iter()
-            .map(|(path, variant)| format!("{} is {}", path.display(), variant.as_str()))
-            .collect();
-        Err(GateError::MixedVariants(list.join(", ")))
+    }
+
+    /// Which variant the tool is that reads the rules of a family.
+    pub(super) async fn ask_variant_of(&self, family: Family) -> Result<Variant, GateError> {
+        variant_of(self.save_tool(family)).await
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All the same program, most often: it goes by the name that it is called.
+    fn programs(&self) -> [Option<PathBuf>; 4] {
+        self.tools.of_iptables().map(|path| path.canonicalize().ok())
+    }
+
+    fn save_tool(&self, family: Family) -> &Path {
+        match family {
+            Family::V4 => &self.tools.iptables_save,
+            Family::V6 => &self.tools.ip6tables_save,
+        }
     }
 
     pub(super) async fn saved(&self, family: Family) -> Result<Saved, GateError> {
-        read_rules(match family {
-            Family::V4 => &self.tools.iptables_save,
-            Family::V6 => &self.tools.ip6tables_save,
-        })
-        .await
+        read_rules(self.save_tool(family)).await
     }
 
     pub(super) async fn restore(&self, family: Family, batch: &str) -> Result<(), GateError> {
@@ -195,6 +228,12 @@ fn nft_may_hold_a_gate(family: Family) -> bool {
 
 fn doing(doing: &'static str) -> impl Fn(ProcessError) -> GateError {
     move |source| GateError::Tool { doing, source }
+}
+
+async fn variant_of(tool: &Path) -> Result<Variant, GateError> {
+    let version = Run::new(tool, &["--version"]).output().await;
+    let version = version.map_err(doing("ask a tool for its version"))?;
+    Ok(if version.contains("(nf_tables)") { Variant::Nft } else { Variant::Legacy })
 }
 
 async fn read_rules(path: &Path) -> Result<Saved, GateError> {

@@ -23,16 +23,20 @@ use self::other_variant::OtherVariant;
 use self::rules::Held;
 use self::sets::Sets;
 use super::bounds::{check_change, check_plan};
-use super::render::{self, Armed, HeldRule, OwnTable, TableName};
+use super::render::{self, Armed, CutRule, HeldRule, OwnTable, TableName};
 use super::saved::Saved;
 use super::sets as set_names;
 use super::sockets;
 use super::trial_end::TrialEnd;
-use super::types::{Backend, Change, Cut, Doubt, Family, InstallReport, LiveElement, Look, Plan};
+use super::types::{
+    Backend, Change, Cut, Doubt, Family, InstallReport, LiveElement, Look, MAX_CUT_SECONDS, Plan,
+};
 use super::{Gate, GateError, Tools};
+use crate::clock::Now;
 use std::collections::BTreeSet;
 use std::time::Instant;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 /// iptables and ip6tables rules, with the grants in ipset sets or in rules as well.
 #[derive(Debug)]
@@ -51,14 +55,18 @@ pub struct IptablesGate {
 /// What this gate has done to the rules.
 #[derive(Debug, Default)]
 struct Rules {
+    /// In which variant of iptables the last installation has put the gate.
+    variant: Option<Variant>,
     /// The knock ports that the last installation has hidden.
     hidden: Option<KnockPorts>,
     /// What is ours, as it was read back then.
     standing: Option<Standing>,
     /// The connections that are being cut.
-    cut: Vec<Cut>,
+    cut: Vec<CutRule>,
     /// Until when the gate on trial refuses.
     trial_end: TrialEnd,
+    /// They take away what is left in the other variant.
+    taking_away: JoinSet<()>,
 }
 
 /// Where grants are held.
@@ -142,10 +150,12 @@ impl IptablesGate {
     /// Refuses these connections instead of those that are refused now.
     async fn cut(&self, cuts: &[Cut]) -> Result<(), GateError> {
         let mut rules = self.rules.lock().await;
+        let until = Now::read().realtime.as_secs().saturating_add(MAX_CUT_SECONDS.into());
+        let cuts: Vec<_> = cuts.iter().map(|cut| CutRule { cut: *cut, until }).collect();
         for family in families() {
             let saved = self.kernel.saved(family).await?;
             let filter = saved.table("filter");
-            let wanted = OwnTable::of(filter).cutting(render::cut(family, cuts));
+            let wanted = OwnTable::of(filter).cutting(render::cut(family, &cuts));
             if let Some(batch) = render::transition(TableName::Filter, filter, &wanted) {
                 self.kernel.restore(family, &batch).await?;
             }
@@ -157,7 +167,7 @@ impl IptablesGate {
                 *own = std::mem::take(own).cutting(written.clone());
             }
         }
-        rules.cut = cuts.to_vec();
+        rules.cut = cuts;
         Ok(())
     }
 }
@@ -173,19 +183,24 @@ impl Gate for IptablesGate {
     async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
         check(plan)?;
         let mut rules = self.rules.lock().await;
+        let variant = self.kernel.ask_variant().await?;
+        if rules.variant != Some(variant) {
+            // What they take away there would be this gate.
+            rules.taking_away.shutdown().await;
+        }
         // Where grants are rules, none may be added between reading and writing them; else looking
         // delays none.
         let (mut installed, mut host) = match self.holding {
             Holding::InRules => {
                 let installed = self.installed.lock().await;
-                (installed, Host::read(&self.kernel, plan).await?)
+                (installed, Host::read(&self.kernel, variant, plan).await?)
             }
             Holding::InSets => {
-                let host = Host::read(&self.kernel, plan).await?;
+                let host = Host::read(&self.kernel, variant, plan).await?;
                 (self.installed.lock().await, host)
             }
         };
-        let other = OtherVariant::read(&self.kernel).await?;
+        let other = OtherVariant::read(&self.kernel, variant, rules.variant).await;
         let knock_ports = host.knock_ports.clone();
         let held = self.held(&host.rules, &other, plan);
         let blueprint = Blueprint {
@@ -203,7 +218,7 @@ impl Gate for IptablesGate {
             host.report.changed = !disarmed.is_empty();
             host.report.differences.extend(disarmed);
         }
-        if host.variant == Variant::Nft {
+        if variant == Variant::Nft {
             self.changes.subscribe();
         }
         let trial_end = TrialEnd::of(plan, Instant::now());
@@ -214,8 +229,11 @@ impl Gate for IptablesGate {
         };
         let standing = match done.await {
             Ok((misplaced, standing)) => {
-                // Its rules hold sets that may not be needed any more.
-                other.remove(&mut host.report).await;
+                // Its rules hold sets that may not be needed any more. If the tools are others since,
+                // what was read may be the gate's own by now: the next look tells.
+                if self.kernel.known_variant() == Some(variant) {
+                    other.remove(&mut host.report, &mut rules.taking_away).await;
+                }
                 self.tidy(&mut host, plan, &misplaced);
                 standing
             }
@@ -228,9 +246,10 @@ impl Gate for IptablesGate {
                 });
             }
         };
-        tracing::debug!(variant = host.variant.as_str(), report = ?host.report, "gate installed");
+        tracing::debug!(variant = variant.as_str(), report = ?host.report, "gate installed");
         *installed = Some(plan.clone());
         rules.trial_end = trial_end;
+        rules.variant = Some(variant);
         rules.hidden = Some(knock_ports);
         rules.standing = Some(standing);
         Ok(host.report)
@@ -281,8 +300,9 @@ impl Gate for IptablesGate {
     async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
         check(plan)?;
         let rules = self.rules.lock().await;
-        let mut host = Host::read(&self.kernel, plan).await?;
-        let other = OtherVariant::read(&self.kernel).await?;
+        let variant = self.kernel.ask_variant().await?;
+        let mut host = Host::read(&self.kernel, variant, plan).await?;
+        let other = OtherVariant::read(&self.kernel, variant, rules.variant).await;
         let held = self.held(&host.rules, &other, plan);
         let differences = |knock_ports: &KnockPorts| {
             let armed = match self.armed(plan) {
@@ -312,7 +332,8 @@ impl Gate for IptablesGate {
     }
 
     async fn disturbed(&self) -> Doubt {
-        self.changes.next(self.holding == Holding::InSets).await
+        let in_nft = || self.kernel.known_variant() == Some(Variant::Nft);
+        self.changes.next(self.holding == Holding::InSets, in_nft).await
     }
 
     async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
@@ -324,9 +345,16 @@ impl Gate for IptablesGate {
             let families: Vec<_> = families().collect();
             (look.elements, look.missing) = self.sets.look(&families, &plan)?;
             look.missing.extend(self.disarmed(rules.trial_end)?);
-            if doubt == Doubt::Elements {
-                return Ok(look);
-            }
+        }
+        // Where the gate stands the tools don't lead any more.
+        let now = self.kernel.variant().await?;
+        if let Some(variant) = rules.variant.filter(|variant| *variant != now) {
+            let (variant, now) = (variant.as_str(), now.as_str());
+            look.missing.push(format!("the gate is in {variant}, and iptables is {now} by now"));
+            return Ok(look);
+        }
+        if self.holding == Holding::InSets && doubt == Doubt::Elements {
+            return Ok(look);
         }
         for (family, tables) in standing {
             let saved = self.kernel.saved(*family).await?;
@@ -352,6 +380,7 @@ impl Gate for IptablesGate {
 
     async fn remove(&self) -> Result<(), GateError> {
         let mut rules = self.rules.lock().await;
+        rules.taking_away.shutdown().await;
         *rules = Rules::default();
         let mut installed = self.installed.lock().await;
         *installed = None;

@@ -1,7 +1,7 @@
 //! How rules of ours are taken away.
 
 use super::IptablesGate;
-use super::kernel::{Kernel, Variant};
+use super::kernel::Kernel;
 use crate::causes::with_causes;
 use crate::gate::GateError;
 use crate::gate::render::{self, OwnTable, TableName};
@@ -11,28 +11,23 @@ use crate::gate::types::Family;
 impl IptablesGate {
     /// Takes away the rules of a family, and its sets.
     pub(super) async fn remove_family(&self, family: Family) -> Result<(), GateError> {
-        let named = match self.kernel.saved(family).await {
-            Ok(saved) => remove_rules(&self.kernel, family, &saved).await,
-            Err(error) => Err(error),
-        };
+        let mut named = Some(clear(&self.kernel, family).await);
+        let named_variant = self.kernel.ask_variant_of(family).await.ok();
         // What iptables stands for may have changed since the gate was installed.
         let mut removed = Ok(());
-        let mut looked_at = Vec::new();
         for (variant, kernel) in self.kernel.variants(family) {
-            match kernel.saved(family).await {
-                Ok(saved) => removed = removed.and(remove_rules(&kernel, family, &saved).await),
-                Err(error) if variant.may_hold_a_gate(family) => removed = removed.and(Err(error)),
-                Err(error) => {
-                    tracing::debug!("a variant can't be read: {}", with_causes(&error));
+            let done = match kernel {
+                Ok(kernel) => clear(&kernel, family).await,
+                // Only then the named tools have to have done it.
+                Err(_) if named_variant == Some(variant) => named.take().unwrap_or(Ok(())),
+                Err(source) => Err(GateError::Unseen { variant: variant.as_str(), family, source }),
+            };
+            match done {
+                Err(error) if !variant.may_hold_a_gate(family) => {
+                    tracing::debug!("a variant can't be cleared: {}", with_causes(&error));
                 }
+                done => removed = removed.and(done),
             }
-            looked_at.push(variant);
-        }
-        // There are no others: where all were looked at, the named tools aren't needed.
-        let is_left =
-            |variant: Variant| !looked_at.contains(&variant) && variant.may_hold_a_gate(family);
-        if Variant::BOTH.into_iter().any(is_left) {
-            removed = named.and(removed);
         }
         removed?;
         self.sets.tidy(&[family], None).map(drop)
@@ -45,6 +40,11 @@ pub(super) fn removal(saved: &Saved) -> String {
     let of_table =
         |table: TableName| render::transition(table, saved.table(table.as_str()), &nothing);
     TableName::ALL.into_iter().filter_map(of_table).collect()
+}
+
+/// Takes out what is ours of the rules that are there.
+pub(super) async fn clear(kernel: &Kernel, family: Family) -> Result<(), GateError> {
+    remove_rules(kernel, family, &kernel.saved(family).await?).await
 }
 
 /// Takes out what is ours of rules that were read.

@@ -9,7 +9,7 @@
 //! packets to the peer by the end that they come from, which is translated back only later. So they
 //! are known with an entry of connection tracking and without.
 
-use crate::gate::types::{Connection, Cut, Family};
+use crate::gate::types::{Connection, Cut, Family, MAX_CUT_SECONDS};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -17,8 +17,6 @@ use std::net::SocketAddr;
 
 /// Family and name of the table.
 pub(super) const TABLE: &str = "inet spa-cut";
-/// For how many seconds connections are refused if nobody lifts that: this program is dead then.
-const LIMIT: u32 = 600;
 
 const CHAINS: &str = "\
 \tchain refuse {
@@ -99,7 +97,7 @@ fn set(name: &str, key: &str, elements: &BTreeSet<String>) -> String {
         some => format!("\t\telements = {{ {} }}\n", some.join(", ")),
     };
     format!(
-        "\tset {name} {{\n\t\ttype {key}\n\t\tflags timeout\n\t\ttimeout {LIMIT}s\n{elements}\t}}\n"
+        "\tset {name} {{\n\t\ttype {key}\n\t\tflags timeout\n\t\ttimeout {MAX_CUT_SECONDS}s\n{elements}\t}}\n"
     )
 }
 

@@ -15,13 +15,13 @@ mod mangle;
 mod nat;
 mod ports;
 
-pub use cut::cut;
+pub use cut::{CutRule, cut};
 pub use granted::{Armed, Grants};
 pub use held::{HeldRule, exchange, held, held_in, holds_grants, is_held, read_held, rule_in};
 pub use mangle::{DISCARD_TRACK, armed_until, judges, refusal_in, track};
 
 use super::saved::{SavedTable, target};
-use super::types::{Cut, Family, Guarded, Mode, Plan, Refusal};
+use super::types::{Family, Guarded, Mode, Plan, Refusal};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 
@@ -158,7 +158,7 @@ pub struct Layout<'a> {
     /// While what holds the gate refuses.
     pub armed: Armed,
     /// The connections that are being cut, of any family.
-    pub cut: &'a [Cut],
+    pub cut: &'a [CutRule],
 }
 
 impl Layout<'_> {

@@ -1,7 +1,7 @@
 //! How one state of the rules becomes another, whatever it was.
 
 use super::super::saved::Saved;
-use super::super::types::{Connection, Element};
+use super::super::types::{Connection, Cut, Element};
 use super::*;
 use crate::service::{Connections, Forward, ForwardTo, Target};
 use insta::assert_snapshot;
@@ -194,13 +194,11 @@ fn cutting_connections_leaves_the_rest_as_it_is() {
         "*filter\n:INPUT DROP [0:0]\n:SPA-INPUT - [0:0]\n-A INPUT -j SPA-INPUT\n-A INPUT -j ACCEPT\nCOMMIT\n",
     )
     .unwrap();
-    let cut_off = |transport, peer: &str, local: &str, answered_from: &str| Cut {
-        connection: Connection {
-            transport,
-            peer: peer.parse().unwrap(),
-            local: local.parse().unwrap(),
-        },
-        answered_from: answered_from.parse().unwrap(),
+    let cut_off = |transport, peer: &str, local: &str, answered_from: &str| {
+        let (peer, local) = (peer.parse().unwrap(), local.parse().unwrap());
+        let connection = Connection { transport, peer, local };
+        let cut = Cut { connection, answered_from: answered_from.parse().unwrap() };
+        CutRule { cut, until: 1_800_000_000 }
     };
     let cuts = [
         cut_off(Transport::Tcp, "192.0.2.1:50000", "192.0.2.2:22", "192.0.2.2:22"),
@@ -213,11 +211,11 @@ fn cutting_connections_leaves_the_rest_as_it_is() {
     assert_snapshot!(batch, @r"
     *filter
     :SPA-CUT - [0:0]
-    -A SPA-CUT -s 192.0.2.1/32 -d 192.0.2.2/32 -p tcp -m tcp --sport 50000 --dport 22 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
-    -A SPA-CUT -s 192.0.2.2/32 -d 192.0.2.1/32 -p tcp -m tcp --sport 22 --dport 50000 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
-    -A SPA-CUT -s 192.0.2.1/32 -d 198.51.100.2/32 -p udp -m udp --sport 50001 --dport 8443 -j DROP
-    -A SPA-CUT -s 198.51.100.2/32 -d 192.0.2.1/32 -p udp -m udp --sport 8443 --dport 50001 -j DROP
-    -A SPA-CUT -s 192.0.2.1/32 -d 192.0.2.2/32 -p udp -m udp --sport 50001 --dport 443 -j DROP
+    -A SPA-CUT -s 192.0.2.1/32 -d 192.0.2.2/32 -p tcp -m tcp --sport 50000 --dport 22 ! --tcp-flags RST RST -m time --datestop 2027-01-15T08:00:00 -j REJECT --reject-with tcp-reset
+    -A SPA-CUT -s 192.0.2.2/32 -d 192.0.2.1/32 -p tcp -m tcp --sport 22 --dport 50000 ! --tcp-flags RST RST -m time --datestop 2027-01-15T08:00:00 -j REJECT --reject-with tcp-reset
+    -A SPA-CUT -s 192.0.2.1/32 -d 198.51.100.2/32 -p udp -m udp --sport 50001 --dport 8443 -m time --datestop 2027-01-15T08:00:00 -j DROP
+    -A SPA-CUT -s 198.51.100.2/32 -d 192.0.2.1/32 -p udp -m udp --sport 8443 --dport 50001 -m time --datestop 2027-01-15T08:00:00 -j DROP
+    -A SPA-CUT -s 192.0.2.1/32 -d 192.0.2.2/32 -p udp -m udp --sport 50001 --dport 443 -m time --datestop 2027-01-15T08:00:00 -j DROP
     -I FORWARD 1 -j SPA-CUT
     -D INPUT -j SPA-INPUT
     -I INPUT 1 -j SPA-CUT
@@ -242,8 +240,8 @@ fn cutting_connections_leaves_the_rest_as_it_is() {
     ");
     assert_eq!(play(&now, TableName::Filter, &batch), all);
     assert_snapshot!(cut(Family::V6, &cuts).join("\n"), @r"
-    -s 2001:db8::1/128 -d 2001:db8::2/128 -p tcp -m tcp --sport 50000 --dport 22 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
-    -s 2001:db8::2/128 -d 2001:db8::1/128 -p tcp -m tcp --sport 22 --dport 50000 ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset
+    -s 2001:db8::1/128 -d 2001:db8::2/128 -p tcp -m tcp --sport 50000 --dport 22 ! --tcp-flags RST RST -m time --datestop 2027-01-15T08:00:00 -j REJECT --reject-with tcp-reset
+    -s 2001:db8::2/128 -d 2001:db8::1/128 -p tcp -m tcp --sport 22 --dport 50000 ! --tcp-flags RST RST -m time --datestop 2027-01-15T08:00:00 -j REJECT --reject-with tcp-reset
     ");
 }
 
@@ -342,7 +340,7 @@ fn any_plan() -> impl Strategy<Value = Plan> {
 }
 
 /// Grants in rules, or not; and connections that are being cut.
-fn any_state() -> impl Strategy<Value = (Option<Vec<HeldRule>>, Vec<Cut>)> {
+fn any_state() -> impl Strategy<Value = (Option<Vec<HeldRule>>, Vec<CutRule>)> {
     let held = (any::<bool>(), 1..6u16).prop_map(|(once, port)| HeldRule {
         element: Element {
             source: "192.0.2.7".parse().unwrap(),
@@ -360,7 +358,8 @@ fn any_state() -> impl Strategy<Value = (Option<Vec<HeldRule>>, Vec<Cut>)> {
         },
         answered_from: "192.0.2.2:2222".parse().unwrap(),
     };
-    (held, 0..2usize).prop_map(move |(held, cuts)| (held, vec![cut; cuts]))
+    (held, 0..2usize)
+        .prop_map(move |(held, cuts)| (held, vec![CutRule { cut, until: 1_800_000_000 }; cuts]))
 }
 
 /// What others may have in a table, rules that go to chains of ours among it.
