@@ -21,6 +21,7 @@ with_both_variants!(
     a_set_that_others_use_stays_and_is_told_of,
     a_trial_that_can_not_be_begun_leaves_the_one_before_its_time,
     a_trial_that_can_not_be_begun_leaves_what_stands_for_good,
+    a_family_that_can_not_be_undone_does_not_keep_the_other_from_it,
 );
 
 /// What version 0.1 wrote for its default plan, but for the refusal.
@@ -286,4 +287,30 @@ fn a_trial_that_can_not_be_begun_leaves_what_stands_for_good(lab: &Lab) {
         assert!(rules.contains("SPA-REFUSE") && !rules.contains("armed"), "{rules}");
         assert_eq!([lab.both(STRANGER, 22), lab.both(STRANGER, 80)], [SILENT, OPEN]);
     }
+}
+
+fn a_family_that_can_not_be_undone_does_not_keep_the_other_from_it(lab: &Lab) {
+    let old = plan(Mode::Guard, Refusal::Drop);
+    lab.install(&old);
+    let mut more = old.clone();
+    let ports = ["tcp/80", "udp/10000-10100"];
+    more.guarded.extend(ports.map(|ports| Guarded::plain(ports.parse().unwrap())));
+    let ranges = || {
+        let names = lab.on("s", "ipset list -n");
+        names.lines().filter(|name| name.contains("udp")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    // Once the rules of both families are written, those of IPv4 can't be read any more.
+    let save = Tools::find(&lab.variant.overrides()).unwrap().iptables_save;
+    let save = Some(lab.failing_to_print(&save, "--dports 22,80", u32::MAX));
+    let overrides = ToolOverrides { iptables_save: save, ..lab.variant.overrides() };
+    assert!(!fails(lab, &overrides, more.clone()));
+    assert_eq!(lab.both(STRANGER, 80), [Seen::Silent, Seen::Open]);
+    assert_eq!(lab.both(STRANGER, 22), SILENT);
+    // Rules that stay keep their sets.
+    assert_eq!(ranges(), ["spa4-udp-10000-10100"]);
+    // Positive control: by tools that work, both families change.
+    lab.install(&more);
+    assert_eq!((lab.both(STRANGER, 80), ranges().len()), (SILENT, 2));
+    lab.install(&old);
+    assert_eq!((lab.both(STRANGER, 80), ranges().len()), (OPEN, 0));
 }

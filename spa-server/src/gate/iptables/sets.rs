@@ -38,6 +38,10 @@ enum Before {
 }
 
 impl Made {
+    pub(super) const fn family(&self) -> Family {
+        self.set.family
+    }
+
     /// Whether it is the time of a trial that was running.
     pub(super) const fn is_time_of_a_trial(&self) -> bool {
         matches!(&self.before, Before::Armed(before) if before.is_running())
