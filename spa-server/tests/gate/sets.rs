@@ -2,13 +2,14 @@
 
 use crate::lab::{
     CLIENT, Lab, OPEN, REFUSED, SILENT, STRANGER, Seen, admit, block_on, hears, plan,
-    with_both_variants,
+    with_both_variants, withdraw,
 };
 use crate::standing::led_elsewhere;
 use spa_server::gate::{
     Change, Doubt, Element, Gate as _, GateError, Guarded, IptablesGate, Mode, Plan, Refusal,
     ToolOverrides, Tools,
 };
+use spa_server::service::Connections;
 use spa_server::source::Source;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ with_both_variants!(
     a_trial_that_can_not_be_begun_leaves_the_one_before_its_time,
     a_trial_that_can_not_be_begun_leaves_what_stands_for_good,
     a_family_that_can_not_be_undone_does_not_keep_the_other_from_it,
+    an_installation_that_fails_leaves_no_grant_where_nobody_withdraws_it,
 );
 
 /// What version 0.1 wrote for its default plan, but for the refusal.
@@ -313,4 +315,37 @@ fn a_family_that_can_not_be_undone_does_not_keep_the_other_from_it(lab: &Lab) {
     assert_eq!((lab.both(STRANGER, 80), ranges().len()), (SILENT, 2));
     lab.install(&old);
     assert_eq!((lab.both(STRANGER, 80), ranges().len()), (OPEN, 0));
+}
+
+fn an_installation_that_fails_leaves_no_grant_where_nobody_withdraws_it(lab: &Lab) {
+    let mut one = plan(Mode::Guard, Refusal::Drop);
+    one.guarded[0].connections = Connections::One;
+    let any = plan(Mode::Guard, Refusal::Reject);
+    let members = || {
+        let listed = lab.on("s", "ipset save");
+        let added: Vec<_> = listed.lines().filter_map(|line| line.strip_prefix("add ")).collect();
+        added
+            .iter()
+            .filter_map(|line| line.split(',').next())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let held_in =
+        |sets: [&str; 2]| [0, 1].map(|family| format!("{} {}", sets[family], CLIENT[family]));
+    let restore = Tools::find(&lab.variant.overrides()).unwrap().ip6tables_restore;
+    let restore = Some(lab.failing(&restore, "SPA-MARKED"));
+    let unlucky = ToolOverrides { ip6tables_restore: restore, ..lab.variant.overrides() };
+    lab.apply(&one, &admit(CLIENT, "tcp/22", 600));
+    assert_eq!(members(), held_in(["spa4-once", "spa6-once"]));
+    // The copies go, and the grants stay where they were.
+    assert!(fails(lab, &unlucky, any.clone()));
+    assert_eq!(members(), held_in(["spa4-once", "spa6-once"]));
+    lab.apply(&one, &withdraw(CLIENT, "tcp/22"));
+    lab.install(&any);
+    assert_eq!((lab.both(CLIENT, 22), members().len()), (REFUSED, 0));
+    // Positive control: with tools that work they go where the plan looks for them.
+    lab.install(&one);
+    lab.apply(&one, &admit(CLIENT, "tcp/22", 600));
+    lab.install(&any);
+    assert_eq!((lab.both(CLIENT, 22), members()), (OPEN, held_in(["spa4", "spa6"]).to_vec()));
 }

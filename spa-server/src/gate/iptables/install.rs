@@ -48,7 +48,7 @@ impl IptablesGate {
             if in_sets {
                 let here = host.rules.iter().map(|(family, saved)| (*family, saved));
                 self.take_over(here.chain(other.rules()), plan).await?;
-                misplaced = self.sets.relocate(&families, plan)?;
+                misplaced = self.sets.relocate(&families, plan, made)?;
             }
             self.write_rules(host, blueprint, &batches).await?;
         }

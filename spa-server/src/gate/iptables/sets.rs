@@ -2,6 +2,7 @@
 //! [`crate::gate::sets`].
 
 mod arming;
+mod relocation;
 
 use self::arming::ArmedUntil;
 use crate::gate::GateError;
@@ -35,6 +36,8 @@ enum Before {
     OfSize(u32),
     /// It armed the gate until then.
     Armed(ArmedUntil),
+    /// It was without these.
+    Without(Vec<Entry>),
 }
 
 impl Made {
@@ -119,35 +122,8 @@ impl Sets {
             Before::Missing => self.destroy_named(made.set, &made.set.to_string()),
             Before::OfSize(size) => self.make(made.set, *size).map(drop),
             Before::Armed(before) => self.rearm(made.set.family, before),
+            Before::Without(entries) => self.take_out(made.set, entries),
         }
-    }
-
-    /// Copies elements that another plan has put elsewhere to where this one looks for them.
-    /// Returns what is to be changed when the rules look there: they are in the old place, too;
-    /// and what nobody guards any more would be admitted again by a later plan that does.
-    pub(super) fn relocate(
-        &self,
-        families: &[Family],
-        plan: &Plan,
-    ) -> Result<Vec<Placed>, GateError> {
-        let mut copies = Vec::new();
-        let mut originals = Vec::new();
-        for set in self.own(families)?.into_iter().filter(|set| set.admits()) {
-            for (entry, seconds) in self.entries(set)?.unwrap_or_default() {
-                let Some(element) = set.element(entry) else { continue };
-                let home = sets::place(plan, element);
-                if home.is_some_and(|(home, _)| home == set) {
-                    continue;
-                }
-                if let Some((home, copy)) = home {
-                    let seconds = seconds.and_then(NonZeroU32::new);
-                    copies.push(Placed { set: home.to_string(), entry: copy, seconds });
-                }
-                originals.push(Placed { set: set.to_string(), entry, seconds: None });
-            }
-        }
-        self.change(&copies)?;
-        Ok(originals)
     }
 
     /// Makes these changes in order, each where the plan has the element.
