@@ -10,6 +10,7 @@ use crate::gate::sets::{self, Holds, SetId};
 use crate::gate::types::{Change, Family, LiveElement, MAX_ELEMENT_SECONDS, Plan};
 use crate::netlink::ipset::{Entry, Ipset, SetChange, SetInfo, SetSize};
 use crate::netlink::{self, NetlinkError, Reason};
+use std::collections::HashSet;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 
@@ -112,8 +113,19 @@ impl Sets {
             ipset.apply(&changes)?;
             ipset.swap(&new, &name)
         });
+        let ended = swapped.and_then(|()| self.end_what_ended(set, &new, entries));
         let destroyed = self.destroy_named(set, &new);
-        swapped.and(destroyed).map(|()| true)
+        ended.and(destroyed).map(|()| true)
+    }
+
+    /// Takes out of a set that was swapped what has gone from the one before it since that had these
+    /// entries: a connection that came meanwhile has used its grant up there.
+    fn end_what_ended(&self, set: SetId, old: &str, entries: Entries) -> Result<(), GateError> {
+        let left: HashSet<_> =
+            self.with(|ipset| ipset.entries(old))?.into_iter().map(|(entry, _)| entry).collect();
+        let mut ended: Vec<_> = entries.into_iter().map(|(entry, _)| entry).collect();
+        ended.retain(|entry| !left.contains(entry));
+        self.take_out(set, &ended)
     }
 
     /// Brings a set back to what it was.
@@ -152,6 +164,13 @@ impl Sets {
             return Err(GateError::Full { name: format!("set {}", full.set) });
         }
         made
+    }
+
+    /// Takes these entries out of a set.
+    fn take_out(&self, set: SetId, entries: &[Entry]) -> Result<(), GateError> {
+        let set = set.to_string();
+        let placed = |entry: &Entry| Placed { set: set.clone(), entry: *entry, seconds: None };
+        self.change(&entries.iter().map(placed).collect::<Vec<_>>())
     }
 
     /// What is admitted: where the plan looks for it, or, without a plan, in any set of ours.

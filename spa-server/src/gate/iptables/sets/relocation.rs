@@ -48,11 +48,4 @@ impl Sets {
         self.change(&copies)?;
         Ok(originals)
     }
-
-    /// Takes these entries out of a set.
-    pub(super) fn take_out(&self, set: SetId, entries: &[Entry]) -> Result<(), GateError> {
-        let set = set.to_string();
-        let placed = |entry: &Entry| Placed { set: set.clone(), entry: *entry, seconds: None };
-        self.change(&entries.iter().map(placed).collect::<Vec<_>>())
-    }
 }
