@@ -441,7 +441,8 @@ impl Lab {
         ))
     }
 
-    fn script(&self, text: &str) -> PathBuf {
+    /// A program of these lines of sh.
+    pub(crate) fn script(&self, text: &str) -> PathBuf {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = self.scripts.path().join(format!("failing{count}"));

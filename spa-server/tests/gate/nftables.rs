@@ -5,6 +5,7 @@ use crate::lab::{
     block_on, element, fresh_port, hears, plan as any_plan, uninterrupted, withdraw,
 };
 use spa_proto::Transport;
+use spa_server::causes::with_causes;
 use spa_server::gate::{
     Change, Connection, Cut, Doubt, Element, Family, Gate as _, GateError, Guarded, InstallReport,
     Mode, NftablesGate, Plan, Refusal, ToolOverrides,
@@ -702,7 +703,12 @@ fn a_failing_tool_leaves_what_was_there_before() {
     let without_times = || {
         let text = ruleset(&lab);
         let mut words: Vec<_> = text.split([' ', '\n']).collect();
-        words.retain(|word| !word.ends_with("ms"));
+        let is_time = |word: &str| {
+            word.starts_with(|first: char| first.is_ascii_digit())
+                && word.ends_with(['h', 'm', 's'])
+                && word.chars().all(|one| one.is_ascii_digit() || "dhms".contains(one))
+        };
+        words.retain(|word| !is_time(word));
         words.join(" ")
     };
     apply(&lab, &first, &admit(CLIENT, "tcp/22", 600));
@@ -731,6 +737,48 @@ fn a_failing_tool_leaves_what_was_there_before() {
         NftablesGate::new(&ToolOverrides { nft: Some("/gone".into()), ..Default::default() })
             .is_err()
     );
+}
+
+#[test]
+fn what_ends_while_an_installation_fails_is_not_brought_back() {
+    let lab = lab();
+    let first = once(&["tcp/22", "tcp/79-81"]);
+    let mut other = once(&["tcp/22"]);
+    other.refusal = Refusal::Reject;
+    let both = [admit(CLIENT, "tcp/22", 600), admit(STRANGER, "tcp/22", 600)].concat();
+    apply(&lab, &first, &[both, admit(CLIENT, "tcp/79-81", 600)].concat());
+    let all = admitted(&lab, &first);
+    assert_eq!(all.len(), 6);
+    // When all but the mark is written, the kernel takes one element out, as for a connection, and
+    // another one has less time left.
+    let [used, shorter] = [CLIENT, STRANGER].map(|sources| format!("{} . tcp . 22", sources[0]));
+    let nft = lab.script(&format!(
+        "input=$(/bin/cat; echo .); input=${{input%.}}\n\
+         case \"$input\" in 'add chain'*)\n\
+         {NFT} \"delete element inet spa spa4-once {{ {used}, {shorter} }}\" || exit\n\
+         {NFT} \"add element inet spa spa4-once {{ {shorter} timeout 60s }}\" || exit\n\
+         echo 'out of luck' >&2; exit 7;; esac\n\
+         printf %s \"$input\" | exec {NFT} \"$@\"\n"
+    ));
+    let live = with_tool(&lab, Some(nft), |gate| async move {
+        let error = gate.install(&other).await.unwrap_err();
+        assert!(with_causes(&error).contains("out of luck"), "{error}");
+        assert!(!matches!(error, GateError::NotUndone { .. }), "{error}");
+        gate.snapshot().await.unwrap()
+    });
+    let left = |element: &Element| {
+        live.iter().find(|live| live.element == *element).map(|live| live.seconds_left)
+    };
+    let [used, shorter] = [CLIENT, STRANGER].map(|sources| element(sources[0], "tcp/22"));
+    assert_eq!(left(&used), None);
+    assert!(left(&shorter).is_some_and(|left| left <= 61), "{live:?}");
+    // Positive control: all others are back, those too that the other plan has no place for.
+    for other in all.iter().filter(|one| ![used, shorter].contains(one)) {
+        assert!(left(other).is_some_and(|left| left > 500), "{other}: {live:?}");
+    }
+    assert_eq!(lab.tcp(CLIENT[0], SERVER[0], 22), Seen::Silent);
+    assert_eq!(lab.both(STRANGER, 22), OPEN);
+    assert_eq!(lab.both(CLIENT, 80), OPEN);
 }
 
 #[test]

@@ -2,15 +2,21 @@
 
 use crate::lab::{
     CLIENT, Lab, OPEN, REFUSED, SILENT, STRANGER, Seen, admit, block_on, hears, plan,
-    with_both_variants,
+    with_both_variants, withdraw,
 };
 use crate::standing::led_elsewhere;
+use spa_proto::Port;
 use spa_server::gate::{
     Change, Doubt, Element, Gate as _, GateError, Guarded, IptablesGate, Mode, Plan, Refusal,
     ToolOverrides, Tools,
 };
+use spa_server::netlink::ipset::{Entry, Ipset, SetChange};
+use spa_server::service::Connections;
 use spa_server::source::Source;
 use std::collections::HashSet;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 with_both_variants!(
@@ -21,6 +27,9 @@ with_both_variants!(
     a_set_that_others_use_stays_and_is_told_of,
     a_trial_that_can_not_be_begun_leaves_the_one_before_its_time,
     a_trial_that_can_not_be_begun_leaves_what_stands_for_good,
+    a_family_that_can_not_be_undone_does_not_keep_the_other_from_it,
+    an_installation_that_fails_leaves_no_grant_where_nobody_withdraws_it,
+    what_is_used_up_while_its_set_is_resized_stays_used_up,
 );
 
 /// What version 0.1 wrote for its default plan, but for the refusal.
@@ -286,4 +295,130 @@ fn a_trial_that_can_not_be_begun_leaves_what_stands_for_good(lab: &Lab) {
         assert!(rules.contains("SPA-REFUSE") && !rules.contains("armed"), "{rules}");
         assert_eq!([lab.both(STRANGER, 22), lab.both(STRANGER, 80)], [SILENT, OPEN]);
     }
+}
+
+fn a_family_that_can_not_be_undone_does_not_keep_the_other_from_it(lab: &Lab) {
+    let old = plan(Mode::Guard, Refusal::Drop);
+    lab.install(&old);
+    let mut more = old.clone();
+    let ports = ["tcp/80", "udp/10000-10100"];
+    more.guarded.extend(ports.map(|ports| Guarded::plain(ports.parse().unwrap())));
+    let ranges = || {
+        let names = lab.on("s", "ipset list -n");
+        names.lines().filter(|name| name.contains("udp")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    // Once the rules of both families are written, those of IPv4 can't be read any more.
+    let save = Tools::find(&lab.variant.overrides()).unwrap().iptables_save;
+    let save = Some(lab.failing_to_print(&save, "--dports 22,80", u32::MAX));
+    let overrides = ToolOverrides { iptables_save: save, ..lab.variant.overrides() };
+    assert!(!fails(lab, &overrides, more.clone()));
+    assert_eq!(lab.both(STRANGER, 80), [Seen::Silent, Seen::Open]);
+    assert_eq!(lab.both(STRANGER, 22), SILENT);
+    // Rules that stay keep their sets.
+    assert_eq!(ranges(), ["spa4-udp-10000-10100"]);
+    // Positive control: by tools that work, both families change.
+    lab.install(&more);
+    assert_eq!((lab.both(STRANGER, 80), ranges().len()), (SILENT, 2));
+    lab.install(&old);
+    assert_eq!((lab.both(STRANGER, 80), ranges().len()), (OPEN, 0));
+}
+
+fn an_installation_that_fails_leaves_no_grant_where_nobody_withdraws_it(lab: &Lab) {
+    let mut one = plan(Mode::Guard, Refusal::Drop);
+    one.guarded[0].connections = Connections::One;
+    let any = plan(Mode::Guard, Refusal::Reject);
+    let members = || {
+        let listed = lab.on("s", "ipset save");
+        let added: Vec<_> = listed.lines().filter_map(|line| line.strip_prefix("add ")).collect();
+        added
+            .iter()
+            .filter_map(|line| line.split(',').next())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let held_in =
+        |sets: [&str; 2]| [0, 1].map(|family| format!("{} {}", sets[family], CLIENT[family]));
+    let restore = Tools::find(&lab.variant.overrides()).unwrap().ip6tables_restore;
+    let restore = Some(lab.failing(&restore, "SPA-MARKED"));
+    let unlucky = ToolOverrides { ip6tables_restore: restore, ..lab.variant.overrides() };
+    lab.apply(&one, &admit(CLIENT, "tcp/22", 600));
+    assert_eq!(members(), held_in(["spa4-once", "spa6-once"]));
+    // The copies go, and the grants stay where they were.
+    assert!(fails(lab, &unlucky, any.clone()));
+    assert_eq!(members(), held_in(["spa4-once", "spa6-once"]));
+    lab.apply(&one, &withdraw(CLIENT, "tcp/22"));
+    lab.install(&any);
+    assert_eq!((lab.both(CLIENT, 22), members().len()), (REFUSED, 0));
+    // Positive control: with tools that work they go where the plan looks for them.
+    lab.install(&one);
+    lab.apply(&one, &admit(CLIENT, "tcp/22", 600));
+    lab.install(&any);
+    assert_eq!((lab.both(CLIENT, 22), members()), (OPEN, held_in(["spa4", "spa6"]).to_vec()));
+}
+
+fn what_is_used_up_while_its_set_is_resized_stays_used_up(lab: &Lab) {
+    const ONCE: &str = "spa4-once";
+    const NEW: &str = "spa4-once-new";
+    let mut plan = plan(Mode::Guard, Refusal::Drop);
+    plan.guarded[0].connections = Connections::One;
+    plan.max_elements = 65536;
+    // So many that a new set takes a while to fill.
+    let sources = (0..20_000u32).map(|at| std::net::Ipv4Addr::from(0x0a00_0000 + at));
+    let element = |at| Element { source: Source::host(at), ports: "tcp/22".parse().unwrap() };
+    let others: Vec<_> =
+        sources.map(|at| Change::Admit { element: element(at.into()), seconds: 600 }).collect();
+    let is_there = |ipset: &mut Ipset, entry: &Entry| {
+        ipset.entries(ONCE).unwrap().iter().any(|(found, _)| found == entry)
+    };
+    let port: Port = "tcp/22".parse().unwrap();
+    let used = Entry::AddressPort(CLIENT[0].parse().unwrap(), port);
+    let kept = Entry::AddressPort(STRANGER[0].parse().unwrap(), port);
+    lab.apply(&plan, &others);
+    let mut was_seen = false;
+    for round in 0..20 {
+        plan.max_elements = 65536 - round;
+        lab.inside("s", || {
+            let mut ipset = Ipset::open().unwrap();
+            let both = [used, kept].map(|entry| SetChange::Add {
+                set: ONCE,
+                entry,
+                seconds: NonZeroU32::new(600),
+            });
+            ipset.apply(&both).unwrap();
+        });
+        // What a packet that opens a connection does, between the reading of the set and the swap:
+        // after it, the new name is that of the old set, which is full.
+        let is_filling = |ipset: &mut Ipset| {
+            let info = ipset.info(NEW).unwrap();
+            info.is_some_and(|info| info.entries < 20_000)
+        };
+        let done = AtomicBool::new(false);
+        let in_between = thread::scope(|scope| {
+            let using = scope.spawn(|| {
+                lab.inside("s", || {
+                    let mut ipset = Ipset::open().unwrap();
+                    while !is_filling(&mut ipset) {
+                        if done.load(Ordering::Relaxed) {
+                            return false;
+                        }
+                    }
+                    ipset.apply(&[SetChange::Delete { set: ONCE, entry: used }]).unwrap();
+                    is_filling(&mut ipset)
+                })
+            });
+            lab.install(&plan);
+            done.store(true, Ordering::Relaxed);
+            using.join().unwrap()
+        });
+        let there = lab.inside("s", || {
+            let mut ipset = Ipset::open().unwrap();
+            [used, kept].map(|entry| is_there(&mut ipset, &entry))
+        });
+        if in_between {
+            was_seen = true;
+            assert_eq!(there, [false, true], "in round {round}");
+            break;
+        }
+    }
+    assert!(was_seen, "no set was resized slowly enough");
 }

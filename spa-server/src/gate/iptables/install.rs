@@ -48,7 +48,7 @@ impl IptablesGate {
             if in_sets {
                 let here = host.rules.iter().map(|(family, saved)| (*family, saved));
                 self.take_over(here.chain(other.rules()), plan).await?;
-                misplaced = self.sets.relocate(&families, plan)?;
+                misplaced = self.sets.relocate(&families, plan, made)?;
             }
             self.write_rules(host, blueprint, &batches).await?;
         }
@@ -123,36 +123,37 @@ impl IptablesGate {
         Ok(standing)
     }
 
-    /// Brings back what is ours to what it was.
+    /// Brings back what is ours to what it was. A family that fails doesn't keep the other from it.
     pub(super) async fn undo(
         &self,
         before: &[(Family, Saved)],
         made: &[Made],
     ) -> Result<(), GateError> {
-        let undone = self.bring_back(before).await;
+        let mut undone = Ok(());
+        let mut stuck = Vec::new();
+        for (family, before) in before {
+            if let Err(error) = self.bring_back(*family, before).await {
+                stuck.push(*family);
+                undone = undone.and(Err(error));
+            }
+        }
         // Rules that could not be taken out still ask for the sets. But a trial that was running
         // ends in its time, whatever rules stand.
-        let are_back = undone.is_ok();
-        let is_due = |made: &&Made| are_back || made.is_time_of_a_trial();
+        let is_due = |made: &&Made| !stuck.contains(&made.family()) || made.is_time_of_a_trial();
         made.iter().rev().filter(is_due).fold(undone, |done, made| done.and(self.sets.unmake(made)))
     }
 
     /// Brings back rules of ours.
-    async fn bring_back(&self, before: &[(Family, Saved)]) -> Result<(), GateError> {
-        for (family, before) in before {
-            let now = self.kernel.saved(*family).await?;
-            let batch: String = render::order(render::refusal_in(before.table("mangle")))
-                .into_iter()
-                .filter_map(|table| {
-                    let wanted = OwnTable::of(before.table(table.as_str()));
-                    render::transition(table, now.table(table.as_str()), &wanted)
-                })
-                .collect();
-            if !batch.is_empty() {
-                self.kernel.restore(*family, &batch).await?;
-            }
-        }
-        Ok(())
+    async fn bring_back(&self, family: Family, before: &Saved) -> Result<(), GateError> {
+        let now = self.kernel.saved(family).await?;
+        let batch: String = render::order(render::refusal_in(before.table("mangle")))
+            .into_iter()
+            .filter_map(|table| {
+                let wanted = OwnTable::of(before.table(table.as_str()));
+                render::transition(table, now.table(table.as_str()), &wanted)
+            })
+            .collect();
+        if batch.is_empty() { Ok(()) } else { self.kernel.restore(family, &batch).await }
     }
 
     /// Takes over what is left of a gate that held its grants in rules.

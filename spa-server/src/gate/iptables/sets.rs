@@ -2,6 +2,7 @@
 //! [`crate::gate::sets`].
 
 mod arming;
+mod relocation;
 
 use self::arming::ArmedUntil;
 use crate::gate::GateError;
@@ -9,6 +10,7 @@ use crate::gate::sets::{self, Holds, SetId};
 use crate::gate::types::{Change, Family, LiveElement, MAX_ELEMENT_SECONDS, Plan};
 use crate::netlink::ipset::{Entry, Ipset, SetChange, SetInfo, SetSize};
 use crate::netlink::{self, NetlinkError, Reason};
+use std::collections::HashSet;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 
@@ -35,9 +37,15 @@ enum Before {
     OfSize(u32),
     /// It armed the gate until then.
     Armed(ArmedUntil),
+    /// It was without these.
+    Without(Vec<Entry>),
 }
 
 impl Made {
+    pub(super) const fn family(&self) -> Family {
+        self.set.family
+    }
+
     /// Whether it is the time of a trial that was running.
     pub(super) const fn is_time_of_a_trial(&self) -> bool {
         matches!(&self.before, Before::Armed(before) if before.is_running())
@@ -105,8 +113,19 @@ impl Sets {
             ipset.apply(&changes)?;
             ipset.swap(&new, &name)
         });
+        let ended = swapped.and_then(|()| self.end_what_ended(set, &new, entries));
         let destroyed = self.destroy_named(set, &new);
-        swapped.and(destroyed).map(|()| true)
+        ended.and(destroyed).map(|()| true)
+    }
+
+    /// Takes out of a set that was swapped what has gone from the one before it since that had these
+    /// entries: a connection that came meanwhile has used its grant up there.
+    fn end_what_ended(&self, set: SetId, old: &str, entries: Entries) -> Result<(), GateError> {
+        let left: HashSet<_> =
+            self.with(|ipset| ipset.entries(old))?.into_iter().map(|(entry, _)| entry).collect();
+        let mut ended: Vec<_> = entries.into_iter().map(|(entry, _)| entry).collect();
+        ended.retain(|entry| !left.contains(entry));
+        self.take_out(set, &ended)
     }
 
     /// Brings a set back to what it was.
@@ -115,35 +134,8 @@ impl Sets {
             Before::Missing => self.destroy_named(made.set, &made.set.to_string()),
             Before::OfSize(size) => self.make(made.set, *size).map(drop),
             Before::Armed(before) => self.rearm(made.set.family, before),
+            Before::Without(entries) => self.take_out(made.set, entries),
         }
-    }
-
-    /// Copies elements that another plan has put elsewhere to where this one looks for them.
-    /// Returns what is to be changed when the rules look there: they are in the old place, too;
-    /// and what nobody guards any more would be admitted again by a later plan that does.
-    pub(super) fn relocate(
-        &self,
-        families: &[Family],
-        plan: &Plan,
-    ) -> Result<Vec<Placed>, GateError> {
-        let mut copies = Vec::new();
-        let mut originals = Vec::new();
-        for set in self.own(families)?.into_iter().filter(|set| set.admits()) {
-            for (entry, seconds) in self.entries(set)?.unwrap_or_default() {
-                let Some(element) = set.element(entry) else { continue };
-                let home = sets::place(plan, element);
-                if home.is_some_and(|(home, _)| home == set) {
-                    continue;
-                }
-                if let Some((home, copy)) = home {
-                    let seconds = seconds.and_then(NonZeroU32::new);
-                    copies.push(Placed { set: home.to_string(), entry: copy, seconds });
-                }
-                originals.push(Placed { set: set.to_string(), entry, seconds: None });
-            }
-        }
-        self.change(&copies)?;
-        Ok(originals)
     }
 
     /// Makes these changes in order, each where the plan has the element.
@@ -172,6 +164,13 @@ impl Sets {
             return Err(GateError::Full { name: format!("set {}", full.set) });
         }
         made
+    }
+
+    /// Takes these entries out of a set.
+    fn take_out(&self, set: SetId, entries: &[Entry]) -> Result<(), GateError> {
+        let set = set.to_string();
+        let placed = |entry: &Entry| Placed { set: set.clone(), entry: *entry, seconds: None };
+        self.change(&entries.iter().map(placed).collect::<Vec<_>>())
     }
 
     /// What is admitted: where the plan looks for it, or, without a plan, in any set of ours.

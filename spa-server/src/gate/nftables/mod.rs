@@ -18,6 +18,7 @@ mod script;
 mod segments;
 mod shape;
 mod tool;
+mod undo;
 mod watch;
 
 use self::elements::Elements;
@@ -49,6 +50,9 @@ const OPEN_MODE: &str = "the nftables back-end has no open mode, for an accept i
 /// Known limit: an installation that has to make the sets anew (another size) puts elements back
 /// as it has read them a few milliseconds before. A grant for one connection that is used in just
 /// that time can be used once more.
+///
+/// Another one: when an installation fails, a trial that was running goes on for as much longer as
+/// the attempt took.
 #[derive(Debug)]
 pub struct NftablesGate {
     nft: Nft,
@@ -202,12 +206,6 @@ impl NftablesGate {
         if changes.is_empty() { Ok(()) } else { self.elements.apply(changes).await }
     }
 
-    /// Brings back what was there before.
-    async fn undo(&self, before: Option<String>) -> Result<(), GateError> {
-        let script = script::remove() + &before.unwrap_or_default();
-        self.nft.run("undo the installation", &script).await
-    }
-
     /// What is missing of that which lets a gate on trial refuse.
     ///
     /// It is asked for whatever the number of the ruleset says: after an installation or a change of
@@ -321,7 +319,7 @@ impl Gate for NftablesGate {
                 report.changed = true;
                 report.differences =
                     before.as_ref().map_or_else(missing, |b| b.differences(&wanted));
-                let text = self.nft.table_as_script().await?;
+                let standing = self.standing(before.as_ref()).await?;
                 let made = async {
                     report.connections_kept = self.put_in_place(plan, &wanted, before).await?;
                     self.forget(plan).await?;
@@ -330,7 +328,7 @@ impl Gate for NftablesGate {
                 match made.await {
                     Ok(made) => made,
                     Err(failure) => {
-                        return Err(match self.undo(text).await {
+                        return Err(match self.undo(standing, plan).await {
                             Ok(()) => failure,
                             Err(source) => GateError::NotUndone {
                                 failure: Box::new(failure),

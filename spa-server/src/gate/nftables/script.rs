@@ -5,7 +5,7 @@ use super::render::{ARMED, MARK, Ruleset, TABLE};
 use super::shape::Shape;
 use crate::gate::types::{Element, LiveElement, MAX_ELEMENT_SECONDS};
 use spa_proto::Port;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 /// Turns on connection tracking, which is on as long as a rule asks for it, and changes nothing
@@ -41,8 +41,7 @@ pub(super) fn change(
         }
     }
     let _ = write!(text, "{wanted}");
-    let is_outdated = |name: &str| outdated.contains(&name);
-    add(&mut text, wanted, elements, is_outdated);
+    add(&mut text, names(wanted).filter(|name| outdated.contains(name)), elements);
     text + &mark(&Mark::unfinished())
 }
 
@@ -50,19 +49,37 @@ pub(super) fn change(
 pub(super) fn replace(wanted: &Ruleset, elements: &[(Shape, LiveElement)]) -> String {
     let mut text = remove();
     let _ = write!(text, "{wanted}");
-    add(&mut text, wanted, elements, |_| true);
+    add(&mut text, names(wanted), elements);
     text + &mark(&Mark::unfinished())
 }
 
-/// Adds these elements to those of their sets that are chosen.
+/// Makes a table as this script has it in the place of whatever is there; but the sets of these
+/// shapes hold these elements.
+pub(super) fn bring_back(
+    table: &str,
+    shapes: &BTreeSet<Shape>,
+    elements: &[(Shape, LiveElement)],
+) -> String {
+    let mut text = remove() + table;
+    for shape in shapes {
+        let _ = writeln!(text, "flush set {TABLE} {shape}");
+    }
+    add(&mut text, shapes.iter().map(ToString::to_string), elements);
+    text
+}
+
+fn names(wanted: &Ruleset) -> impl Iterator<Item = &str> {
+    wanted.sets.iter().map(|set| &*set.name)
+}
+
+/// Adds these elements to those of their sets that are named.
 ///
 /// A second is added to what is left of each time, which was rounded down: a time may grow by a
 /// moment, and never shrinks.
 fn add(
     text: &mut String,
-    wanted: &Ruleset,
+    sets: impl Iterator<Item: AsRef<str>>,
     elements: &[(Shape, LiveElement)],
-    is_chosen: impl Fn(&str) -> bool,
 ) {
     let mut keys: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (shape, live) in elements {
@@ -70,7 +87,8 @@ fn add(
         let key = format!("{} timeout {seconds}s", key(live.element));
         keys.entry(shape.to_string()).or_default().push(key);
     }
-    for set in wanted.sets.iter().map(|set| &set.name).filter(|name| is_chosen(name)) {
+    for set in sets {
+        let set = set.as_ref();
         if let Some(keys) = keys.get(set) {
             let _ = writeln!(text, "add element {TABLE} {set} {{ {} }}", keys.join(", "));
         }
