@@ -24,11 +24,15 @@ use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Permitted, Policy, Refusal};
 use crate::replay_store::ReplayStore;
 use comparison::Schedule;
-use spa_proto::{Accepted, ClientId, Item, Knock, MessageType, UnixMicros};
+use spa_proto::{Accepted, ClientId, DropReason, Item, Knock, MessageType, UnixMicros};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+/// A knock that was fresh when it was captured is so for as long again: what has waited longer did so
+/// in a process that was frozen, or a machine that slept.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Owns everything that an accepted knock changes.
 pub struct Authorizer<G, R, L> {
@@ -188,6 +192,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 .map(|permit| Candidate { knock: knock.clone(), permit })
                 .map_err(Dropped::Policy)
                 .and_then(|candidate| {
+                    let oldest = judge.receiver.settings().freshness.get() + LONGEST_WAIT;
+                    if knock.stamp < now.realtime.saturating_sub(oldest) {
+                        return Err(Dropped::Protocol(DropReason::TooOld));
+                    }
                     self.within_limits(&policy, &candidate, &agreed, now)?;
                     let entry = judge
                         .receiver

@@ -9,7 +9,7 @@ use crate::pipeline::Judge;
 use crate::policy::{ClientRules, Prefixes, Rate};
 use crate::replay_store::{Mark, Snapshot, StoreError};
 use crate::service::{Connections, Service};
-use spa_proto::{DropReason, Freshness, MaskKey, Nonce, PortRange, Receiver, Request, Settings};
+use spa_proto::{Freshness, MaskKey, Nonce, PortRange, Receiver, Request, Settings};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -303,6 +303,20 @@ async fn a_knock_that_waited_through_a_reload_is_judged_by_the_new_policy() {
     server.authorizer.admit(vec![waiting]).await;
     assert_eq!(server.dropped("disabled"), Some(1));
     assert_eq!(server.authorizer.count(BootMicros::now()), 1);
+}
+
+#[tokio::test]
+async fn a_knock_that_has_waited_too_long_is_too_old() {
+    let mut server = server();
+    let window = Freshness::default().get();
+    let late = window + LONGEST_WAIT + Duration::from_secs(1);
+    for (nonce, age, opened) in [(1, late, 0), (2, window, 1)] {
+        let mut knock = server.candidate(nonce, "ssh");
+        knock.knock.stamp = Now::read().realtime.saturating_sub(age);
+        server.authorizer.admit(vec![knock]).await;
+        assert_eq!(server.kernel.admits().len(), opened, "{age:?}");
+        assert_eq!(server.dropped("too-old"), Some(1));
+    }
 }
 
 #[tokio::test]

@@ -180,12 +180,13 @@ def capture(namespace, interface, port, work):
         inside(namespace, lambda: tap.bind((interface, ETH_P_ALL)))
         work()
         seen = {}
-        tap.setblocking(False)
-        while True:
+        # Who is new on a link is looked for first, and the datagram waits for that.
+        tap.settimeout(CONTROL_PATIENCE)
+        while set(seen) != set(FAMILIES):
             try:
                 frame = tap.recv(2048)
-            except BlockingIOError:
-                return seen
+            except TimeoutError:
+                break
             kind, ip = frame[12:14], frame[14:]
             if kind == b"\x08\x00" and ip[9] == socket.IPPROTO_UDP:
                 family, udp = "ipv4", ip[(ip[0] & 15) * 4:]
@@ -196,6 +197,7 @@ def capture(namespace, interface, port, work):
             to, length = struct.unpack_from(">HH", udp, 2)
             if to == port:
                 seen[family] = udp[8:length]
+        return seen
 
 
 def write(path, text):

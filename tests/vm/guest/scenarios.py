@@ -140,7 +140,7 @@ def play_scenes(event, scenes):
         scene.probe()
     time.sleep(1)
     scenes = at_once(scenes, Scene.knock)
-    time.sleep(1)
+    scenes = at_once(scenes, Scene.await_opened)
     for scene in scenes:
         scene.strike()
     if not scenes:

@@ -162,6 +162,14 @@ class Scene:
             if time.monotonic() > deadline:
                 return False
 
+    def await_opened(self):
+        """Waits until the knocks of both families are carried out, each by tools that may be slow."""
+        deadline = time.monotonic() + self.lifetime / 2
+        while self.log().count("event=opened") < len(namespaces.FAMILIES):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the knocks are not carried out in half of their lifetime")
+            time.sleep(0.1)
+
     def strike(self):
         """Brings the daemon, all of its processes, into the state that the scene is about."""
         if self.daemon == "dead":
