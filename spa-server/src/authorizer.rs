@@ -387,7 +387,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         // What was to be revoked before, and the kernel did not take: whoever asks again is not
         // told that it is done before it is.
         let late = self.half_revoked.iter().map(|(grant, _)| grant);
-        let late: Vec<_> = late.filter(|grant| condition(grant)).cloned().collect();
+        let mut late: Vec<_> = late.filter(|grant| condition(grant)).cloned().collect();
         if !gone.is_empty() {
             let applied = self.apply(&changes).await;
             self.log_grants(&[], &keys_of(&gone));
@@ -402,6 +402,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         }
         if !late.is_empty() {
             self.try_to_reconcile().await.1?;
+            // Whoever has knocked again meanwhile is told of once.
+            late.retain(|late| gone.iter().all(|grant| grant.key != late.key));
             gone.extend(late);
         }
         Ok(gone)

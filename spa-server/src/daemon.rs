@@ -20,6 +20,7 @@ use crate::gate::{AnyGate, Backend};
 use crate::grants::FileGrantStore;
 use crate::last_gate::LastGateFile;
 use crate::pipeline::{Candidate, SharedJudge};
+use crate::policy::Policy;
 use crate::replay_store::FileStore;
 use crate::state_lock::StateLock;
 use crate::trial::{Trial, TrialFile};
@@ -29,7 +30,7 @@ use reload::{Order, Refused, Reload};
 use sd_notify::NotifyState;
 use spa_keys::PublicKey;
 use spa_proto::UnixMicros;
-use standing::{Restorations, Standing};
+use standing::{LeftBehind, Restorations, Standing};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,6 +76,8 @@ struct Daemon {
     clients: status::ClientCount,
     started: (UnixMicros, Instant),
     judge: SharedJudge,
+    /// The policy of the last configuration that was put in force.
+    configured: Arc<Policy>,
     counters: Arc<Counters>,
     authorizer: Authorizer<Arc<AnyGate>, FileStore, FileGrantStore>,
     backend: Backend,
@@ -82,8 +85,8 @@ struct Daemon {
     alarms: mpsc::Receiver<Alarm>,
     cutter: Cutter,
     standing: Standing,
-    /// Why something is left of a gate that was to be taken away, if so.
-    left_behind: Option<String>,
+    /// What is left of a gate that was to be taken away, if anything.
+    left_behind: Option<LeftBehind>,
     trial: Option<Trial>,
     /// The clock was set, and the kernel does not know the end of the trial by it yet.
     trial_stepped: bool,
@@ -252,20 +255,20 @@ impl Daemon {
                 return;
             }
         };
-        if let Some(left) = self.leftover() {
-            // Whoever asked may have gone.
-            let _ = answer.send(ControlResponse::error(&format!("the gate is gone, but {left}")));
-            return;
-        }
+        let left = self.leftover().map(|left| format!("the gate is gone, but {left}"));
         let Some(sessions) = sessions else {
-            let _ = answer.send(ControlResponse::Revoked { grants, cut: None });
+            let revoked = ControlResponse::Revoked { grants, cut: None };
+            let _ = answer.send(left.map_or(revoked, |left| ControlResponse::error(&left)));
             return;
         };
         let (done, when_done) = oneshot::channel();
         let guarded = self.settings.gate_plan().guarded.into();
         self.cutter.cut(Which::Of(sessions), guarded, self.authorizer.granted(now), Some(done));
         tokio::spawn(async move {
-            let cut = when_done.await.ok();
+            let mut cut = when_done.await.ok();
+            if let Some(cut) = &mut cut {
+                cut.trouble = cut.trouble.take().or(left);
+            }
             let _ = answer.send(ControlResponse::Revoked { grants, cut });
         });
     }

@@ -166,9 +166,9 @@ impl Policy {
     }
 
     /// Those who are not disabled, with their names.
-    pub fn enabled(&self) -> impl Iterator<Item = (ClientId, &Arc<str>)> {
+    pub fn enabled(&self) -> impl Iterator<Item = (ClientId, &str)> {
         let enabled = self.clients.iter().filter(|(_, rules)| rules.enabled);
-        enabled.map(|(client, rules)| (*client, &rules.name))
+        enabled.map(|(client, rules)| (*client, &*rules.name))
     }
 
     /// The same policy with these clients disabled.

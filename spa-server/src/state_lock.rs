@@ -2,6 +2,7 @@
 //! daemon for as long as it handles the gate. Two at once would forget each other's knocks, or undo
 //! each other's gate.
 
+use nix::fcntl::OFlag;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -54,14 +55,20 @@ impl StateLock {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(|source| StateLockError::Directory { path: directory.into(), source })?;
         let path = directory.join(FILE);
+        // Never through a link, and never waiting for a reader of a pipe.
+        let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
         // On a file system that can't be written the lock of an earlier start still serves.
         let opened = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(flags)
             .open(&path)
-            .or_else(|error| File::open(&path).map_err(|_| error));
+            .or_else(|error| {
+                let opened = OpenOptions::new().read(true).custom_flags(flags).open(&path);
+                opened.map_err(|_| error)
+            });
         let failed = |source| StateLockError::File { path: path.clone(), source };
         let file = opened.map_err(failed)?;
         match file.try_lock() {

@@ -201,8 +201,11 @@ pub(crate) fn remove(config: &Path) -> Done {
         );
         GateSettings::default()
     };
-    wait_for(AnyGate::remove_all(&settings))?.map_err(|error| failed(&error))?;
-    trial::removed(&state)?;
+    let removed = wait_for(AnyGate::remove_all(&settings))?.map_err(|error| failed(&error));
+    // Also where something is left: no boot is to put up what was to go.
+    let forgotten = trial::removed(&state);
+    removed?;
+    forgotten?;
     let until =
         if by_daemon { ", until `spa-server gate install` or a restart of the daemon" } else { "" };
     eprintln!("the gate is removed: all ports are as they were without it{until}");

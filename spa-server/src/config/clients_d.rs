@@ -4,6 +4,7 @@ use super::client::{Client, ClientName, ClientSettings, Surroundings};
 use super::error::{Fault, Problem, ValueError};
 use super::file;
 use spa_keys::{PrivateKey, PublicKey};
+use spa_proto::ClientId;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,16 +46,48 @@ pub fn client_files(server_toml: &Path) -> Result<Vec<PathBuf>, Problem> {
     Ok(files)
 }
 
-/// Whether that client is to be locked out by a configuration of which nothing else can be had,
-/// since something is wrong with it: its file is gone from the directory, or says `enabled = false`,
-/// whoever can write it. A directory that is gone locks nobody out.
-pub fn is_locked_out(server_toml: &Path, name: &str) -> bool {
-    let directory = clients_directory(server_toml);
-    match file::read_unjudged(&directory.join(format!("{name}.toml"))) {
-        Ok(text) => toml::from_str::<toml::Table>(&text)
-            .is_ok_and(|table| table.get("enabled") == Some(&toml::Value::Boolean(false))),
-        Err(Fault::Missing) => directory.is_dir(),
-        Err(_) => false,
+/// Those of these clients who are to be locked out by a configuration of which nothing else can be
+/// had, since something is wrong with it: their file says `enabled = false`, whoever can write it,
+/// or is gone from its directory.
+///
+/// What may be half written locks nobody out by what it lacks: then all other files have to be
+/// whole, and none of them may have the client's key by another name.
+pub fn locked_out<'a>(
+    server_toml: &Path,
+    clients: impl Iterator<Item = (ClientId, &'a str)>,
+) -> Vec<ClientId> {
+    let Ok(files) = client_files(server_toml) else { return Vec::new() };
+    let mut present = HashMap::new();
+    let mut is_whole = clients_directory(server_toml).is_dir();
+    for file in &files {
+        match Outline::read(file) {
+            Some(outline) => drop(present.insert(file.clone(), outline)),
+            None => is_whole = false,
+        }
+    }
+    let admitted: HashSet<_> =
+        present.values().filter(|file| file.enabled).map(|file| file.client).collect();
+    let is_locked_out = |client: &ClientId, name: &str| {
+        let file = clients_directory(server_toml).join(format!("{name}.toml"));
+        let is_gone = || is_whole && !files.contains(&file);
+        let is_disabled = present.get(&file).map(|file| !file.enabled && file.client == *client);
+        !admitted.contains(client) && is_disabled.unwrap_or_else(is_gone)
+    };
+    clients.filter(|(client, name)| is_locked_out(client, name)).map(|(client, _)| client).collect()
+}
+
+/// Who a client's file is about, and whether he is let in.
+struct Outline {
+    client: ClientId,
+    enabled: bool,
+}
+
+impl Outline {
+    fn read(file: &Path) -> Option<Self> {
+        let table = toml::from_str::<toml::Table>(&file::read_unjudged(file).ok()?).ok()?;
+        let key: PublicKey = table.get("public-key")?.as_str()?.parse().ok()?;
+        let enabled = table.get("enabled") != Some(&toml::Value::Boolean(false));
+        Some(Self { client: key.into(), enabled })
     }
 }
 

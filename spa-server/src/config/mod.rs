@@ -13,7 +13,7 @@ mod settings;
 mod time;
 
 pub use client::{Client, ClientName, ClientNameError, ClientSettings};
-pub use clients_d::{client_file, client_files, clients_directory, is_locked_out};
+pub use clients_d::{client_file, client_files, clients_directory, locked_out};
 pub use error::{ConfigError, Fault, Problem, ValueError};
 pub(crate) use file::{judge_directory, judge_program, read as read_judged};
 pub use settings::{GateSettings, Settings};

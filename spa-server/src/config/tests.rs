@@ -566,3 +566,47 @@ fn socket_and_state_are_found_in_a_file_that_is_wrong_otherwise() {
     assert_eq!(Settings::control_socket_of(&path), usual.0);
     assert_eq!(Settings::state_directory_of(&path), usual.1);
 }
+
+#[test]
+fn who_is_locked_out_by_a_configuration_that_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let server_toml = directory.path().join("server.toml");
+    let clients = clients_directory(&server_toml);
+    std::fs::create_dir(&clients).unwrap();
+    let keys = [1, 2, 3].map(|byte| spa_keys::PrivateKey::from_bytes([byte; 32].into()).public());
+    let ids: Vec<(spa_proto::ClientId, &str)> =
+        keys.iter().map(|key| (*key).into()).zip(["one", "two", "three"]).collect();
+    let path = |name: &str| clients.join(format!("{name}.toml"));
+    let write = |name: &str, key: usize, rest: &str| {
+        std::fs::write(path(name), format!("public-key = \"{}\"\n{rest}", keys[key])).unwrap();
+    };
+    let out = || -> Vec<&str> {
+        let out = locked_out(&server_toml, ids.iter().copied());
+        ids.iter().filter(|(id, _)| out.contains(id)).map(|(_, name)| *name).collect()
+    };
+    write("one", 0, "");
+    write("two", 1, "allow = [\"nothing that is known\"]\n");
+    write("three", 2, "enabled = true\n");
+    assert!(out().is_empty());
+
+    write("two", 1, "enabled = false\n");
+    assert_eq!(out(), ["two"]);
+    // Also if others could have written it, and whatever else is wrong.
+    std::fs::set_permissions(path("two"), Permissions::from_mode(0o666)).unwrap();
+    std::fs::write(path("four"), "public-key = [").unwrap();
+    assert_eq!(out(), ["two"]);
+    // One that is gone may just be being written, as long as another one is.
+    std::fs::remove_file(path("one")).unwrap();
+    assert_eq!(out(), ["two"]);
+    std::fs::remove_file(path("four")).unwrap();
+    assert_eq!(out(), ["one", "two"]);
+    // By another name he is in.
+    write("other", 0, "");
+    assert_eq!(out(), ["two"]);
+    std::fs::remove_file(path("other")).unwrap();
+    // A link that leads nowhere: what it leads to may come back.
+    std::os::unix::fs::symlink("/nowhere/one.toml", path("one")).unwrap();
+    assert_eq!(out(), ["two"]);
+    std::fs::remove_dir_all(&clients).unwrap();
+    assert!(out().is_empty());
+}

@@ -3,7 +3,7 @@
 use super::{Daemon, start, status};
 use crate::causes::with_causes;
 use crate::clock::Now;
-use crate::config::{Config, GateSettings, Settings, is_locked_out};
+use crate::config::{Config, GateSettings, Settings, locked_out};
 use crate::control::{ControlResponse, Reloaded};
 use crate::gate::InstallReport;
 use crate::policy::Policy;
@@ -62,15 +62,11 @@ impl Daemon {
             reload.reading.abort();
         }
         let path = self.config_path.clone();
-        let policy = Arc::clone(&self.judge.lock().policy);
+        let configured = Arc::clone(&self.configured);
         let reading = tokio::task::spawn_blocking(move || {
             Config::load(&path).map_err(|error| Refused {
                 why: with_causes(&error),
-                locked_out: policy
-                    .enabled()
-                    .filter(|(_, name)| is_locked_out(&path, name))
-                    .map(|(client, _)| client)
-                    .collect(),
+                locked_out: locked_out(&path, configured.enabled()),
             })
         });
         let mut orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
@@ -123,24 +119,20 @@ impl Daemon {
     }
 
     fn locked_out_by(&self, policy: &Policy) -> Vec<ClientId> {
-        let in_force = Arc::clone(&self.judge.lock().policy);
-        let clients = in_force.enabled().map(|(client, _)| client);
+        let clients = self.configured.enabled().map(|(client, _)| client);
         clients.filter(|client| policy.client(client).is_none_or(|rules| !rules.enabled)).collect()
     }
 
     /// Nothing else of a configuration is in force, but whoever is to be locked out is: that can't
-    /// wait until somebody has mended the rest. Says so.
+    /// wait until somebody has mended the rest. Says so. Who was locked out so before, and is not to
+    /// be any more, is not.
     async fn lock_out(&mut self, clients: &[ClientId]) -> String {
+        self.judge.lock().policy = Arc::new(self.configured.without(clients));
         if clients.is_empty() {
             return String::new();
         }
-        let names = {
-            let mut judge = self.judge.lock();
-            let named = |client| judge.policy.client(client).map(|rules| Arc::clone(&rules.name));
-            let names = clients.iter().filter_map(named).collect::<Vec<_>>().join(", ");
-            judge.policy = Arc::new(judge.policy.without(clients));
-            names
-        };
+        let named = |client| self.configured.client(client).map(|rules| &*rules.name);
+        let names = clients.iter().filter_map(named).collect::<Vec<_>>().join(", ");
         let trouble = match self.authorizer.enforce_policy(Now::read().realtime).await {
             Ok(_) => String::new(),
             Err(error) => format!(
@@ -183,6 +175,7 @@ impl Daemon {
         {
             let mut judge = self.judge.lock();
             judge.policy = Arc::new(config.policy());
+            self.configured = Arc::clone(&judge.policy);
             judge.receiver.set_clients(config.pair_secrets());
             judge.receiver.roll(now.realtime);
         }

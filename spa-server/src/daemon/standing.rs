@@ -45,6 +45,33 @@ impl Standing {
     }
 }
 
+/// What could not be taken away.
+#[derive(Debug)]
+pub(super) struct LeftBehind {
+    why: String,
+    /// When it is tried again.
+    again: BootMicros,
+    pause: Duration,
+}
+
+impl LeftBehind {
+    /// At first after a second, later once a minute: each time takes several tools.
+    const PAUSE: Duration = Duration::from_secs(1);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+    pub(super) fn new(why: String) -> Self {
+        Self::after(why, Self::PAUSE)
+    }
+
+    fn after(why: String, pause: Duration) -> Self {
+        Self { why, again: BootMicros::now().saturating_add(pause), pause }
+    }
+
+    fn still(&self, why: String) -> Self {
+        Self::after(why, self.pause.saturating_mul(2).min(Self::LONGEST_PAUSE))
+    }
+}
+
 /// What there is to tell of restorations.
 #[derive(Debug, Default)]
 pub(super) struct Restorations {
@@ -116,7 +143,8 @@ impl Daemon {
         self.watch.tell(None);
         self.watch.installed(&plan);
         tracing::debug!(?restored, ?alarm, "the gate was restored");
-        if was_unreconciled && self.authorizer.is_unreconciled() && !restored.report.changed {
+        let only_elements = alarm.missing.is_empty() && !restored.report.changed;
+        if only_elements && was_unreconciled && self.authorizer.is_unreconciled() {
             // Elements can't be mended for some time: told once.
             return;
         }
@@ -254,15 +282,7 @@ impl Daemon {
         self.trial_stepped = (self.trial_stepped || stepped) && self.trial.is_some();
         if self.trial_stepped {
             self.mend_first().await;
-            // Where the kernel ends it by that clock, it would end at another moment.
-            let plan = self.plan(&self.settings);
-            match self.authorizer.install(&plan).await {
-                Ok(_) => self.trial_stepped = false,
-                Err(error) => tracing::error!(
-                    "the trial may end at a wrong moment, and is set anew every second: {}",
-                    with_causes(&error)
-                ),
-            }
+            self.set_trial_anew().await;
         }
         self.tell_foreign().await;
         if let Some(alarm) = self.unmended.take() {
@@ -290,6 +310,22 @@ impl Daemon {
         let known = self.uncut.clone().or_else(|| self.watch.known());
         if let Some(Known { since, connections, .. }) = known {
             self.authorizer.forget_former(since, &connections);
+        }
+    }
+
+    /// Where the kernel ends the trial by the clock on the wall, it would end at another moment.
+    async fn set_trial_anew(&mut self) {
+        // It may just have ended: what is installed then would be for good.
+        if self.trial.is_none() {
+            return;
+        }
+        let plan = self.plan(&self.settings);
+        match self.authorizer.install(&plan).await {
+            Ok(_) => self.trial_stepped = false,
+            Err(error) => tracing::error!(
+                "the trial may end at a wrong moment, and is set anew every second: {}",
+                with_causes(&error)
+            ),
         }
     }
 
@@ -453,18 +489,21 @@ impl Daemon {
     /// Takes the gate away, then what the cutter may have put there before it heard of that, or
     /// meanwhile.
     ///
-    /// What is left of it if that fails may go on admitting and refusing: it is tried again every
-    /// second.
+    /// What is left of it if that fails may go on admitting and refusing: it is tried again.
     async fn take_away(&mut self) -> Result<(), String> {
         let removed = self.authorizer.remove_gate().await.map_err(|error| with_causes(&error));
         let removed = removed.and(self.cutter.gate_is_gone().await);
-        self.left_behind = removed.clone().err();
+        let before = self.left_behind.take();
+        self.left_behind = removed.clone().err().map(|why| match before {
+            None => LeftBehind::new(why),
+            Some(before) => before.still(why),
+        });
         removed
     }
 
     /// Tries again to take away what was left behind.
     async fn take_away_the_rest(&mut self) {
-        if self.left_behind.is_none() {
+        if self.left_behind.as_ref().is_none_or(|left| left.again > BootMicros::now()) {
             return;
         }
         match self.take_away().await {
@@ -475,9 +514,9 @@ impl Daemon {
 
     /// What there is to say while something of a gate is left that is to be gone.
     pub(super) fn leftover(&self) -> Option<String> {
-        self.left_behind.as_ref().map(|why| {
+        self.left_behind.as_ref().map(|LeftBehind { why, .. }| {
             format!(
-                "something of it is left in the kernel, and may go on admitting and refusing; removing it is tried every second: {why}"
+                "something of it is left in the kernel, and may go on admitting and refusing; removing it is tried again and again: {why}"
             )
         })
     }

@@ -1,7 +1,7 @@
 //! From a configuration to a server that captures.
 
 use super::cutter::Cutter;
-use super::standing::{Restorations, Standing};
+use super::standing::{LeftBehind, Restorations, Standing};
 use super::watch::Watch;
 use super::{Command, Daemon, QUEUE, status};
 use crate::authorizer::Authorizer;
@@ -63,6 +63,7 @@ impl Daemon {
 
         let counters = Arc::new(Counters::default());
         let policy = Arc::new(config.policy());
+        let configured = Arc::clone(&policy);
         let judge = SharedJudge::new(Judge::new(receiver, policy, settings.freshness, now));
 
         let (queue, knocks) = mpsc::channel(QUEUE);
@@ -130,7 +131,7 @@ impl Daemon {
         {
             let error = with_causes(&error);
             tracing::error!("what is left of the gate can't be removed: {error}");
-            left_behind = Some(error);
+            left_behind = Some(LeftBehind::new(error));
         }
         authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
 
@@ -166,6 +167,7 @@ impl Daemon {
             server_key: config.server_key,
             started: (now.realtime, Instant::now()),
             judge,
+            configured,
             counters,
             authorizer,
             backend,

@@ -280,8 +280,10 @@ impl<G: Gate> Watcher<G> {
         let mut rests = self.shared.rests.subscribe();
         let mut doubt = Doubt::Everything;
         // Its installation has just found it whole; the first look may take longer than it stands.
-        self.list_at_once().await;
-        let (mut listed, mut list_again) = (None, Instant::now());
+        if let Some(listed) = self.list().await {
+            self.shared.publish(listed);
+        }
+        let (mut listed, mut list_again, mut list_failed) = (None, Instant::now(), false);
         let mut looked_at_all = Instant::now();
         while rests.wait_for(|rests| !rests).await.is_ok() {
             let began = Instant::now();
@@ -299,11 +301,15 @@ impl<G: Gate> Watcher<G> {
             if let Some(listed) = listed.take() {
                 self.shared.publish(listed);
             }
-            if lock(&self.shared.visitors).known.is_none() {
-                self.list_at_once().await;
-            } else if Instant::now() >= list_again {
+            let is_known = lock(&self.shared.visitors).known.is_some();
+            if Instant::now() >= list_again || !is_known && !list_failed {
                 let began = Instant::now();
                 listed = self.list().await;
+                list_failed = listed.is_none();
+                // Where nothing is known, what was just listed is better than nothing.
+                if let Some(listed) = listed.take_if(|_| !is_known) {
+                    self.shared.publish(listed);
+                }
                 let took = began.elapsed();
                 let pause = if took > CHEAP { took * 100 } else { BETWEEN_LISTS };
                 list_again = Instant::now() + pause;
@@ -322,13 +328,6 @@ impl<G: Gate> Watcher<G> {
 
     fn pause(&self) -> Duration {
         if self.shared.in_a_fight.load(Ordering::Relaxed) { PAUSE_IN_A_FIGHT } else { PAUSE }
-    }
-
-    /// Where nothing is known, what was just listed is better than nothing.
-    async fn list_at_once(&self) {
-        if let Some(listed) = self.list().await {
-            self.shared.publish(listed);
-        }
     }
 
     async fn list(&self) -> Option<Listed> {

@@ -164,6 +164,9 @@ class Prober(threading.Thread):
         except Exception as error:  # told when it is asked for
             self.error = error
 
+    def has_seen_it_open(self, since):
+        return any(accepted for begin, _, _, accepted in list(self.attempts) if begin >= since)
+
     def stop(self):
         self.stopping.set()
         self.join()

@@ -29,8 +29,9 @@ impl IptablesGate {
                 done => removed = removed.and(done),
             }
         }
-        removed?;
-        self.sets.tidy(&[family], None).map(drop)
+        // Sets that rules still ask for the kernel keeps.
+        let tidied = self.sets.tidy(&[family], None).map(drop);
+        removed.and(tidied)
     }
 }
 
