@@ -182,15 +182,7 @@ impl Daemon {
         }
         self.put_back();
         let cut = self.cut_strangers(&self.plan(&self.settings)).await;
-        let missing = Restoration::NOTHING.to_owned();
-        self.note(Restoration {
-            missing,
-            grants: 0,
-            surplus,
-            retimed: Vec::new(),
-            cut,
-            by: By::Us,
-        });
+        self.note(Restoration { surplus, cut, ..Restoration::of_nothing() });
     }
 
     /// Before an installation, which would mend without a word, and cut nobody.
