@@ -344,7 +344,7 @@ impl Lab {
     /// ICMP error came back, or nothing.
     pub(crate) fn udp(&self, family: usize, port: u16, socket: Option<&UdpSocket>) -> Seen {
         let sender = self.inside("c", || {
-            let sender = UdpSocket::bind((CLIENT[family], fresh_port())).unwrap();
+            let sender = at_fresh_port(|port| UdpSocket::bind((CLIENT[family], port)));
             sender.connect((SERVER[family], port)).unwrap();
             sender
         });
@@ -514,9 +514,9 @@ async fn connect(
     port: u16,
     patience: Duration,
 ) -> Option<std::io::Result<TcpStream>> {
-    let (from, to) = (address(from, fresh_port()), address(to, port));
-    let socket = if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
-    socket.bind(from).unwrap();
+    let to = address(to, port);
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
+    at_fresh_port(|port| socket.bind(address(from, port)));
     let connecting = socket.connect(to);
     let outcome = tokio::time::timeout(patience, connecting).await.ok()?;
     Some(outcome.map(|stream| {
@@ -526,13 +526,18 @@ async fn connect(
     }))
 }
 
-/// A port that no probe has used before. Connection tracking remembers a flow for minutes after its
-/// socket is closed, and by rights it is established that long; the kernel gives a port again now
-/// and then.
-pub(crate) fn fresh_port() -> u16 {
+/// Binds a socket to a port that no probe has used for long. Connection tracking remembers a flow for
+/// minutes after its socket is closed, and by rights it is established that long; the kernel gives
+/// a port again now and then.
+pub(crate) fn at_fresh_port<T>(mut bind: impl FnMut(u16) -> std::io::Result<T>) -> T {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // None that the kernel gives by itself.
-    10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 22_000
+    loop {
+        // None that the kernel gives by itself.
+        match bind(10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 22_000) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            outcome => return outcome.unwrap(),
+        }
+    }
 }
 
 /// A link-local address is one on the client's only link.

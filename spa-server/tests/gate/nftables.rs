@@ -1,8 +1,8 @@
 //! The table of nftables against the real kernel: what is particular to it.
 
 use crate::lab::{
-    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, Variant, admit, at_once,
-    block_on, element, fresh_port, hears, plan as any_plan, uninterrupted, withdraw,
+    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, Variant, admit,
+    at_fresh_port, at_once, block_on, element, hears, plan as any_plan, uninterrupted, withdraw,
 };
 use spa_proto::Transport;
 use spa_server::causes::with_causes;
@@ -281,7 +281,8 @@ fn a_first_packet_that_comes_again_belongs_to_its_connection() {
     socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     apply(&lab, &plan, &admit(CLIENT, "udp/5001", 600));
     for family in 0..2 {
-        let sender = lab.inside("c", || UdpSocket::bind((CLIENT[family], fresh_port())).unwrap());
+        let sender =
+            lab.inside("c", || at_fresh_port(|port| UdpSocket::bind((CLIENT[family], port))));
         for _ in 0..3 {
             sender.send_to(b"again", (SERVER[family], 5001)).unwrap();
             uninterrupted(|| socket.recv(&mut [0; 9])).unwrap();

@@ -1,8 +1,8 @@
 //! What gets through the gate, and what does not.
 
 use crate::lab::{
-    CLIENT, INNER, LINK_LOCAL, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, at_once,
-    element, fresh_port, hears, plan, uninterrupted, with_both_variants, withdraw,
+    CLIENT, INNER, LINK_LOCAL, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit,
+    at_fresh_port, at_once, element, hears, plan, uninterrupted, with_both_variants, withdraw,
 };
 use spa_server::gate::{
     Family, Gate as _, GateError, Guarded, IptablesGate, LiveElement, Mode, Refusal,
@@ -132,7 +132,7 @@ fn broadcasts_and_multicasts_do_not_get_around_the_gate(lab: &Lab) {
     let link = lab.inside("c", || nix::net::if_::if_nametoindex("up").unwrap());
     let arrives = |to: SocketAddr| {
         let from = if to.is_ipv4() { CLIENT[0] } else { CLIENT[1] };
-        let sender = lab.inside("c", || UdpSocket::bind((from, fresh_port())).unwrap());
+        let sender = lab.inside("c", || at_fresh_port(|port| UdpSocket::bind((from, port))));
         sender.set_broadcast(true).unwrap();
         sender.send_to(b"anybody there?", to).unwrap();
         uninterrupted(|| socket.recv(&mut [0; 64])).is_ok()
@@ -218,7 +218,8 @@ fn addresses_that_only_a_policy_route_makes_local_are_guarded_too(lab: &Lab) {
     let socket = lab.inside("s", || UdpSocket::bind("[::]:5000").unwrap());
     socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
     let arrives = |family: usize| {
-        let sender = lab.inside("c", || UdpSocket::bind((CLIENT[family], fresh_port())).unwrap());
+        let sender =
+            lab.inside("c", || at_fresh_port(|port| UdpSocket::bind((CLIENT[family], port))));
         sender.send_to(b"anybody there?", (addresses[family], 5000)).unwrap();
         uninterrupted(|| socket.recv(&mut [0; 64])).is_ok()
     };

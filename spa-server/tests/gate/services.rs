@@ -1,8 +1,8 @@
 //! What a service can be: ranges, networks, other ports, other hosts, one connection.
 
 use crate::lab::{
-    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, at_once, element,
-    fresh_port, hears, plan, uninterrupted, with_all_gates, withdraw,
+    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, admit, at_fresh_port,
+    at_once, element, hears, plan, uninterrupted, with_all_gates, withdraw,
 };
 use spa_server::gate::{Change, Gate as _, Guarded, Mode, Plan, Refusal};
 use spa_server::service::{Connections, Forward, ForwardTo, Target};
@@ -311,7 +311,7 @@ fn one_exchange_of_datagrams_uses_a_grant_up(lab: &Lab) {
     for family in 0..2 {
         let sender = || {
             lab.inside("c", || {
-                let sender = UdpSocket::bind((CLIENT[family], fresh_port())).unwrap();
+                let sender = at_fresh_port(|port| UdpSocket::bind((CLIENT[family], port)));
                 sender.connect((SERVER[family], 5000)).unwrap();
                 sender
             })

@@ -1,8 +1,8 @@
 //! How long the gate stands, what notices that it doesn't, and how connections are cut.
 
 use crate::lab::{
-    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, Variant, admit, fresh_port,
-    hears, plan, uninterrupted, with_all_gates,
+    CLIENT, INNER, Lab, OPEN, REFUSED, SERVER, SILENT, STRANGER, Seen, Variant, admit,
+    at_fresh_port, hears, plan, uninterrupted, with_all_gates,
 };
 use spa_proto::Transport;
 use spa_server::gate::{
@@ -212,7 +212,7 @@ fn connections_are_cut_and_others_are_not(lab: &Lab) {
             ];
             let mut kept = [lab.session(family, 22), lab.session_by(family, 2222, &inner).unwrap()];
             let talker = lab.inside("c", || {
-                let talker = UdpSocket::bind((CLIENT[family], fresh_port())).unwrap();
+                let talker = at_fresh_port(|port| UdpSocket::bind((CLIENT[family], port)));
                 talker.connect((SERVER[family], 5000)).unwrap();
                 talker
             });
