@@ -297,18 +297,32 @@ fn an_element_that_somebody_puts_in_the_place_of_another_is_withdrawn_and_that_o
 
 const TALK: &str = "talk";
 
+/// A scene, not started yet, with a service that talks.
+fn talking() -> Result<Scene> {
+    Scene::prepared(|configuration| {
+        configuration.gate.backend = Some("ipset".into());
+        let ports = vec![format!("tcp/{ALLOWED_PORT}")];
+        configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
+    })
+}
+
+/// Has the server use this script instead of a tool.
+fn put_tool(scene: &mut Scene, name: &str, script: &str) -> Result<()> {
+    let tool = scene.lab.directory().join(name);
+    fs::write(&tool, script)?;
+    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
+    scene.server.reconfigure(|configuration| {
+        configuration.gate.tools.insert(name.into(), tool);
+    })
+}
+
 /// What a flush takes away somebody else puts back, after the daemon has seen it missing and before
 /// it can do so itself.
 #[test]
 fn who_slipped_in_is_cut_also_if_somebody_else_puts_the_rules_back() -> Result<()> {
-    let mut scene = Scene::prepared(|configuration| {
-        configuration.gate.backend = Some("ipset".into());
-        let ports = vec![format!("tcp/{ALLOWED_PORT}")];
-        configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
-    })?;
+    let mut scene = talking()?;
     let directory = scene.lab.directory().to_owned();
     let (saved, told) = (directory.join("saved"), directory.join("told"));
-    let tool = directory.join("iptables-save");
     // What it prints is from before somebody else's restoration.
     let text = format!(
         "#!/bin/sh\nprinted=$({save} \"$@\") || exit\nif [ -e {saved} ] && [ -n \"${{printed##*-j SPA-GUARD*}}\" ]; then {restore} {saved} && : > {told}; fi\nprintf '%s\\n' \"$printed\"\n",
@@ -317,11 +331,7 @@ fn who_slipped_in_is_cut_also_if_somebody_else_puts_the_rules_back() -> Result<(
         saved = saved.display(),
         told = told.display(),
     );
-    fs::write(&tool, text)?;
-    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
-    scene.server.reconfigure(|configuration| {
-        configuration.gate.tools.insert("iptables-save".into(), tool);
-    })?;
+    put_tool(&mut scene, "iptables-save", &text)?;
     let _talker = Talker::tcp(scene.lab.server(), ALLOWED_PORT)?;
     let to = scene.lab.server().at(Family::V4, ALLOWED_PORT);
     let early = Heard::connect(scene.lab.third(), to, Talks::Service)?;
@@ -360,13 +370,9 @@ fn who_slipped_in_is_cut_also_if_somebody_else_puts_the_rules_back() -> Result<(
 /// from others until it can.
 #[test]
 fn who_slipped_in_is_cut_also_if_connections_can_not_be_listed_at_first() -> Result<()> {
-    let mut scene = Scene::prepared(|configuration| {
-        configuration.gate.backend = Some("ipset".into());
-        let ports = vec![format!("tcp/{ALLOWED_PORT}")];
-        configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
-    })?;
+    let mut scene = talking()?;
     let directory = scene.lab.directory().to_owned();
-    let (now, tool) = (directory.join("now"), directory.join("ip6tables-save"));
+    let now = directory.join("now");
     // The last tool of a restoration: it reads what stands then.
     let text = format!(
         "#!/bin/sh\nprinted=$({save} \"$@\") || exit\nif [ -e {now} ] && [ -z \"${{printed##*-j SPA-GUARD*}}\" ]; then rm {now}; {prlimit} --pid $PPID --nofile=3:; fi\nprintf '%s\\n' \"$printed\"\n",
@@ -374,11 +380,7 @@ fn who_slipped_in_is_cut_also_if_connections_can_not_be_listed_at_first() -> Res
         prlimit = program("prlimit")?.display(),
         now = now.display(),
     );
-    fs::write(&tool, text)?;
-    fs::set_permissions(&tool, Permissions::from_mode(0o755))?;
-    scene.server.reconfigure(|configuration| {
-        configuration.gate.tools.insert("ip6tables-save".into(), tool);
-    })?;
+    put_tool(&mut scene, "ip6tables-save", &text)?;
     let _talker = Talker::tcp(scene.lab.server(), ALLOWED_PORT)?;
     let to = scene.lab.server().at(Family::V4, ALLOWED_PORT);
     let early = Heard::connect(scene.lab.third(), to, Talks::Service)?;
@@ -425,11 +427,7 @@ fn who_slipped_in_is_cut_also_if_a_reload_puts_the_gate_back() -> Result<()> {
 }
 
 fn put_back_by_a_reload(restoring_fails: bool) -> Result<()> {
-    let mut scene = Scene::prepared(|configuration| {
-        configuration.gate.backend = Some("ipset".into());
-        let ports = vec![format!("tcp/{ALLOWED_PORT}")];
-        configuration.services.insert(TALK.into(), Service { ports, ..Service::default() });
-    })?;
+    let mut scene = talking()?;
     let tool = BreakableTool::put(&mut scene, "iptables-restore")?;
     let _talker = Talker::tcp(scene.lab.server(), ALLOWED_PORT)?;
     let to = scene.lab.server().at(Family::V4, ALLOWED_PORT);
