@@ -1,5 +1,6 @@
 //! The packet on the wire: masked tag, nonce, ciphertext, MAC (§4.1).
 
+use crate::announcement::NewKey;
 use crate::request::Request;
 use crate::secret::{MaskKey, PairSecret};
 use crate::tag::{Epoch, Tag, masked};
@@ -144,15 +145,44 @@ pub fn seal(
     nonce: Nonce,
     length: PacketLength,
 ) -> Result<Vec<u8>, SealError> {
-    let mut ciphertext = alloc::vec![0; length.plaintext()];
-    request.encode(stamp, &mut ciphertext).map_err(|needed| {
+    let mut plaintext = alloc::vec![0; length.plaintext()];
+    request.encode(stamp, &mut plaintext).map_err(|needed| {
         let room = Request::room(length.plaintext());
         SealError::TooLong {
             needed: room.saturating_add(needed).saturating_sub(length.plaintext()),
             room,
         }
     })?;
+    seal_plaintext(pair, mask, plaintext, stamp, nonce, length)
+}
 
+/// Builds the datagram that announces a new key: `length.packet()` bytes (§9).
+///
+/// `pair` is the secret of the invitation, or of the client's present key; the rest is as for
+/// [`seal`].
+pub fn seal_announcement(
+    pair: &PairSecret,
+    mask: &MaskKey,
+    new_key: &NewKey<'_>,
+    stamp: UnixMicros,
+    nonce: Nonce,
+    length: PacketLength,
+) -> Result<Vec<u8>, SealError> {
+    let mut plaintext = alloc::vec![0; length.plaintext()];
+    new_key.encode(stamp, &nonce, &mut plaintext).ok_or(SealError::Cipher)?;
+    seal_plaintext(pair, mask, plaintext, stamp, nonce, length)
+}
+
+/// What all packets have in common, whatever they say.
+fn seal_plaintext(
+    pair: &PairSecret,
+    mask: &MaskKey,
+    plaintext: Vec<u8>,
+    stamp: UnixMicros,
+    nonce: Nonce,
+    length: PacketLength,
+) -> Result<Vec<u8>, SealError> {
+    let mut ciphertext = plaintext;
     let tag = masked(mask, &nonce, Tag::of(pair, Epoch::of(stamp)));
     let aead_tag = XChaCha20Poly1305::new(&pair.enc.into())
         .encrypt_inout_detached(&nonce.0.into(), &tag.0, ciphertext.as_mut_slice().into())

@@ -1,13 +1,15 @@
 //! The server's side: from a datagram to a verdict (§6).
 
+use crate::announcement::{Announcement, AnnouncementKind};
 use crate::client::ClientId;
 use crate::drop_reason::DropReason;
 use crate::item::PortRange;
+use crate::keyring::{Found, Keyring, Sender};
 use crate::packet::{Nonce, PacketLength, Parts};
 use crate::replay::{Accepted, Closed, ReplayWindow, WindowState};
 use crate::request::{MessageType, Request};
 use crate::secret::{MaskKey, PairSecret};
-use crate::tag::{Epoch, Tag, TagTable, masked};
+use crate::tag::Epoch;
 use crate::time::{Freshness, UnixMicros};
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -47,6 +49,9 @@ pub enum Verdict {
     /// Authentic, fresh and not seen before. Nothing is remembered of it yet: it becomes an
     /// accepted knock by [`Receiver::commit`], after policy and limits have agreed.
     Authentic(Knock),
+    /// The same of a new key that is announced. It becomes an accepted one by
+    /// [`Receiver::commit_announced`], after its proof and all else.
+    Announced(Announced),
     /// It opens nothing.
     Dropped(Dropped),
 }
@@ -64,6 +69,35 @@ pub struct Knock {
     pub source: IpAddr,
     /// What it asks for.
     pub request: Request,
+    /// To which of the server's identities it was sealed.
+    pub server_key: ServerKey,
+}
+
+/// An authentic, fresh announcement of a key. That the sender has the key's private half is not
+/// shown yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// Who sent it: an invitation's holder an enrolment, a client a rotation.
+    pub sender: Sender,
+    /// Its id.
+    pub nonce: Nonce,
+    /// The client's clock when it was sealed.
+    pub stamp: UnixMicros,
+    /// Where it came from, IPv4 never mapped into IPv6.
+    pub source: IpAddr,
+    /// What it says.
+    pub announcement: Announcement,
+    /// To which of the server's identities it was sealed.
+    pub server_key: ServerKey,
+}
+
+/// One of the identities of a server (§3.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ServerKey {
+    /// The one that it gives away.
+    Present,
+    /// The one that it had before, for as long as clients may use it.
+    Previous,
 }
 
 /// A datagram that opens nothing, and why.
@@ -103,15 +137,15 @@ impl From<DropReason> for Dropped {
 /// let now = UnixMicros::from_secs(1_800_000_000);
 /// match receiver.receive(now, "192.0.2.1".parse()?, &[0; 216]) {
 ///     Verdict::Authentic(knock) => println!("{} asks for {:?}", knock.client, knock.request),
+///     Verdict::Announced(announced) => println!("{:?} announces a key", announced.sender),
 ///     Verdict::Dropped(dropped) => assert_eq!(dropped.reason, DropReason::UnknownTag),
 /// }
 /// # Ok::<(), core::net::AddrParseError>(())
 /// ```
 pub struct Receiver {
     settings: Settings,
-    mask: MaskKey,
-    clients: Vec<(ClientId, PairSecret)>,
-    tags: TagTable,
+    present: Keyring,
+    previous: Option<Keyring>,
     /// Also of clients that were removed: one that comes back must not be open to old knocks.
     windows: HashMap<ClientId, ReplayWindow>,
     barrier: UnixMicros,
@@ -123,36 +157,73 @@ impl Receiver {
     pub fn new(settings: Settings, mask: MaskKey) -> Self {
         Self {
             settings,
-            mask,
-            clients: Vec::new(),
-            tags: TagTable::default(),
+            present: Keyring::new(mask, []),
+            previous: None,
             windows: HashMap::new(),
             barrier: UnixMicros::default(),
             skewed: Allowance::default(),
         }
     }
 
-    /// Replaces the list of clients. Replay windows stay, those of removed clients too. The tag
-    /// table is computed by the next [`roll`](Self::roll) or [`receive`](Self::receive).
+    /// Replaces the list of clients under the present identity; there are no invitations then.
+    /// Replay windows stay, those of removed clients too. The tag table is computed by the next
+    /// [`roll`](Self::roll) or [`receive`](Self::receive).
     pub fn set_clients(&mut self, clients: impl IntoIterator<Item = (ClientId, PairSecret)>) {
-        self.clients = clients.into_iter().collect();
-        self.tags = TagTable::default();
+        let senders = clients.into_iter().map(|(id, pair)| (Sender::Client(id), pair));
+        self.present.replace(senders);
+    }
+
+    /// Replaces an identity of the server and all who seal packets to it, as
+    /// [`set_clients`](Self::set_clients) does.
+    pub fn set_senders(
+        &mut self,
+        server_key: ServerKey,
+        mask: MaskKey,
+        senders: impl IntoIterator<Item = (Sender, PairSecret)>,
+    ) {
+        let keyring = Keyring::new(mask, senders);
+        match server_key {
+            ServerKey::Present => self.present = keyring,
+            ServerKey::Previous => self.previous = Some(keyring),
+        }
+    }
+
+    /// Nothing is accepted under the previous identity any more.
+    pub fn forget_previous(&mut self) {
+        self.previous = None;
+    }
+
+    /// Adds a client, or gives one another pair secret, without a look at the others.
+    pub fn add_client(&mut self, client: ClientId, server_key: ServerKey, pair: PairSecret) {
+        let keyring = match server_key {
+            ServerKey::Present => Some(&mut self.present),
+            ServerKey::Previous => self.previous.as_mut(),
+        };
+        if let Some(keyring) = keyring {
+            keyring.add(Sender::Client(client), pair);
+        }
+    }
+
+    /// Removes a client; its replay window stays.
+    pub fn remove_client(&mut self, client: ClientId) {
+        for keyring in [Some(&mut self.present), self.previous.as_mut()].into_iter().flatten() {
+            keyring.remove(Sender::Client(client));
+        }
     }
 
     /// Moves the tag table to the epochs around `now`. Called about once a second it keeps the
     /// work off [`receive`](Self::receive), which does it only when the clock has jumped.
     pub fn roll(&mut self, now: UnixMicros) {
-        self.tags.roll(now, &self.clients.iter().map(|(_, pair)| pair));
+        for keyring in [Some(&mut self.present), self.previous.as_mut()].into_iter().flatten() {
+            keyring.roll(now);
+        }
     }
 
     /// Judges one datagram, in the order of §6. Nothing is allocated before the MAC holds.
     ///
     /// `now` is the server's clock, `source` the address that the datagram came from.
     pub fn receive(&mut self, now: UnixMicros, source: IpAddr, datagram: &[u8]) -> Verdict {
-        match self.judge(now, source.to_canonical(), datagram) {
-            Ok(knock) => Verdict::Authentic(knock),
-            Err(dropped) => Verdict::Dropped(dropped),
-        }
+        self.judge(now, source.to_canonical(), datagram).unwrap_or_else(Verdict::Dropped)
     }
 
     fn judge(
@@ -160,36 +231,40 @@ impl Receiver {
         now: UnixMicros,
         source: IpAddr,
         datagram: &[u8],
-    ) -> Result<Knock, Dropped> {
+    ) -> Result<Verdict, Dropped> {
         let parts = Parts::of(datagram, self.settings.length).ok_or(DropReason::Length)?;
 
-        if self.tags.is_late(now) {
-            self.roll(now);
-        }
-        let tag = masked(&self.mask, &parts.nonce, Tag(*parts.masked_tag));
-        let owner = self.tags.owner(tag).ok_or(DropReason::UnknownTag)?;
+        let present = self.present.find(now, &parts).map(|found| (found, ServerKey::Present));
+        let (found, server_key) = match (present, &mut self.previous) {
+            (Some(found), _) => found,
+            (None, Some(previous)) => previous
+                .find(now, &parts)
+                .map(|found| (found, ServerKey::Previous))
+                .ok_or(DropReason::UnknownTag)?,
+            (None, None) => return Err(DropReason::UnknownTag.into()),
+        };
+        let Found { sender, pair, epoch } = found;
         let window = self.settings.freshness.get();
         let fresh = Epoch::of(now.saturating_sub(window))..=Epoch::of(now.saturating_add(window));
-        if !fresh.contains(&owner.epoch) && !self.skewed.take(now) {
+        if !fresh.contains(&epoch) && !self.skewed.take(now) {
             return Err(DropReason::SkewUnexamined.into());
         }
-        let at = usize::try_from(owner.client).unwrap_or(usize::MAX);
-        let (client, pair) = self.clients.get(at).ok_or(DropReason::UnknownTag)?;
         if !parts.mac_holds(pair) {
             return Err(DropReason::Mac.into());
         }
 
-        let dropped = |reason| Dropped { reason, client: Some(*client), skew: None };
-        let accepted = self.windows.get(client);
+        let client = sender.id();
+        let dropped = |reason| Dropped { reason, client: Some(client), skew: None };
+        let accepted = self.windows.get(&client);
         if accepted.is_some_and(|accepted| accepted.holds(&parts.nonce)) {
             return Err(dropped(DropReason::Replay));
         }
         let mut buffer = [0; PacketLength::MAX_PLAINTEXT as usize];
         let plaintext = parts.decrypt(pair, &mut buffer).ok_or(dropped(DropReason::Decrypt))?;
-        let decoded = Request::decode(plaintext);
+        let decoded = Message::decode(plaintext, parts.nonce, sender);
         buffer.zeroize();
-        let (request, stamp) = decoded.ok_or(dropped(DropReason::Layout))?;
-        if Epoch::of(stamp) != owner.epoch {
+        let (message, stamp) = decoded.ok_or(dropped(DropReason::Layout))?;
+        if Epoch::of(stamp) != epoch {
             return Err(dropped(DropReason::Epoch));
         }
         if let Some((reason, skew)) = skew(stamp, now, self.settings.freshness) {
@@ -201,10 +276,23 @@ impl Receiver {
         if accepted.is_some_and(|accepted| stamp <= accepted.floor()) {
             return Err(dropped(DropReason::Floor));
         }
-        if request.bound_source.is_some_and(|bound| bound != source) {
+        if message.bound_source().is_some_and(|bound| bound != source) {
             return Err(dropped(DropReason::BoundSource));
         }
-        Ok(Knock { client: *client, nonce: parts.nonce, stamp, source, request })
+        let nonce = parts.nonce;
+        Ok(match message {
+            Message::Request(request) => {
+                Verdict::Authentic(Knock { client, nonce, stamp, source, request, server_key })
+            }
+            Message::Announcement(announcement) => Verdict::Announced(Announced {
+                sender,
+                nonce,
+                stamp,
+                source,
+                announcement,
+                server_key,
+            }),
+        })
     }
 
     /// Enters a knock into its client's replay window: the last step, after policy and limits.
@@ -217,22 +305,42 @@ impl Receiver {
     ///
     /// The reason to drop it; nothing was entered.
     pub fn commit(&mut self, knock: &Knock, ports: &[PortRange]) -> Result<Accepted, DropReason> {
-        if knock.stamp <= self.barrier {
-            return Err(DropReason::Barrier);
-        }
-        self.windows.entry(knock.client).or_default().enter(
-            knock.nonce,
-            knock.stamp,
-            knock.request.message_type,
-            ports,
-            self.settings.freshness,
-            self.settings.window_capacity,
-        )?;
-        let closed = match knock.request.message_type {
+        let message_type = knock.request.message_type;
+        self.enter(knock.client, knock.nonce, knock.stamp, message_type, ports)?;
+        let closed = match message_type {
             MessageType::Open => Vec::new(),
             MessageType::Close => ports.to_vec(),
         };
         Ok(Accepted { client: knock.client, nonce: knock.nonce, stamp: knock.stamp, closed })
+    }
+
+    /// Enters an announcement into its sender's replay window, as [`commit`](Self::commit) does
+    /// a knock.
+    pub fn commit_announced(&mut self, announced: &Announced) -> Result<Accepted, DropReason> {
+        let Announced { sender, nonce, stamp, .. } = *announced;
+        self.enter(sender.id(), nonce, stamp, MessageType::Open, &[])?;
+        Ok(Accepted { client: sender.id(), nonce, stamp, closed: Vec::new() })
+    }
+
+    fn enter(
+        &mut self,
+        client: ClientId,
+        nonce: Nonce,
+        stamp: UnixMicros,
+        message_type: MessageType,
+        ports: &[PortRange],
+    ) -> Result<(), DropReason> {
+        if stamp <= self.barrier {
+            return Err(DropReason::Barrier);
+        }
+        self.windows.entry(client).or_default().enter(
+            nonce,
+            stamp,
+            message_type,
+            ports,
+            self.settings.freshness,
+            self.settings.window_capacity,
+        )
     }
 
     /// Gives back what was accepted before a restart.
@@ -283,6 +391,36 @@ impl Receiver {
     /// All replay windows, for a store that writes itself anew.
     pub fn windows(&self) -> impl Iterator<Item = (ClientId, WindowState)> {
         self.windows.iter().map(|(client, window)| (*client, window.state()))
+    }
+}
+
+/// What a plaintext says.
+enum Message {
+    Request(Request),
+    Announcement(Announcement),
+}
+
+impl Message {
+    /// `None` when it is not as it has to be, or not for this sender to say (§9.3).
+    fn decode(plaintext: &[u8], nonce: Nonce, sender: Sender) -> Option<(Self, UnixMicros)> {
+        if !Announcement::is_one(plaintext) {
+            let (request, stamp) = Request::decode(plaintext)?;
+            let may = matches!(sender, Sender::Client(_));
+            return may.then_some((Self::Request(request), stamp));
+        }
+        let (announcement, stamp) = Announcement::decode(plaintext, nonce)?;
+        let may = match announcement.kind() {
+            AnnouncementKind::Enrolment => matches!(sender, Sender::Invitation(_)),
+            AnnouncementKind::Rotation => matches!(sender, Sender::Client(_)),
+        };
+        may.then_some((Self::Announcement(announcement), stamp))
+    }
+
+    const fn bound_source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Request(request) => request.bound_source,
+            Self::Announcement(announcement) => announcement.bound_source(),
+        }
     }
 }
 

@@ -114,7 +114,7 @@ impl Request {
 }
 
 /// 16 bytes: an IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96`.
-fn address_bytes(address: IpAddr) -> [u8; 16] {
+pub(crate) fn address_bytes(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
@@ -123,7 +123,7 @@ fn address_bytes(address: IpAddr) -> [u8; 16] {
 
 /// `None`: not allowed (`::ffff:0.0.0.0`). `Some(None)`: as observed.
 #[expect(clippy::option_option, reason = "the outer one is the malformed field")]
-fn bound_source(bytes: &[u8; 16]) -> Option<Option<IpAddr>> {
+pub(crate) fn bound_source(bytes: &[u8; 16]) -> Option<Option<IpAddr>> {
     let address = Ipv6Addr::from(*bytes);
     if address.is_unspecified() {
         return Some(None);
@@ -133,16 +133,16 @@ fn bound_source(bytes: &[u8; 16]) -> Option<Option<IpAddr>> {
 }
 
 /// A bounded reader over bytes from the network.
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
         let (head, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(head)
     }
 
-    fn byte(&mut self) -> Option<u8> {
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         self.array::<1>().map(|[byte]| *byte)
     }
 

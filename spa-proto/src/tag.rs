@@ -93,7 +93,7 @@ pub(crate) struct TagTable {
 /// Whose tag it is, and of which epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Owner {
-    /// Index into the receiver's list of clients.
+    /// Index into the list of senders.
     pub(crate) client: u32,
     pub(crate) epoch: Epoch,
 }
@@ -114,7 +114,7 @@ impl TagTable {
     pub(crate) fn roll<'a>(
         &mut self,
         now: UnixMicros,
-        clients: &(impl Iterator<Item = &'a PairSecret> + Clone),
+        clients: &(impl Iterator<Item = Option<&'a PairSecret>> + Clone),
     ) {
         let wanted = around(Epoch::of(now));
         if self.epochs.as_ref() == Some(&wanted) {
@@ -126,11 +126,24 @@ impl TagTable {
                 continue;
             }
             for (client, pair) in (0..).zip(clients.clone()) {
+                let Some(pair) = pair else { continue };
                 let epoch = Epoch(epoch);
                 self.owners.insert(Tag::of(pair, epoch), Owner { client, epoch });
             }
         }
         self.epochs = Some(wanted);
+    }
+
+    /// Adds the tags of one client in the epochs that the table holds.
+    pub(crate) fn add(&mut self, client: u32, pair: &PairSecret) {
+        for epoch in self.epochs.clone().into_iter().flatten().map(Epoch) {
+            self.owners.insert(Tag::of(pair, epoch), Owner { client, epoch });
+        }
+    }
+
+    /// Takes the tags of one client out.
+    pub(crate) fn remove(&mut self, client: u32) {
+        self.owners.retain(|_, owner| owner.client != client);
     }
 }
 
@@ -177,7 +190,7 @@ mod tests {
         let mut table = TagTable::default();
         assert!(table.is_late(at(100)));
         for now in [100, 101, 105, 300, 90] {
-            table.roll(at(now), &pairs.iter());
+            table.roll(at(now), &pairs.iter().map(Some));
             assert_eq!(table.owners.len(), 8 * pairs.len());
             for (client, pair) in (0..).zip(&pairs) {
                 for epoch in now - 4..=now + 3 {
@@ -190,6 +203,28 @@ mod tests {
         }
         assert!(!table.is_late(at(90)) && !table.is_late(at(91)) && !table.is_late(at(89)));
         assert!(table.is_late(at(92)) && table.is_late(at(88)));
+    }
+
+    #[test]
+    fn a_client_comes_and_goes_without_the_others() {
+        let pairs = pairs();
+        let mut whole = TagTable::default();
+        whole.roll(at(100), &pairs.iter().map(Some));
+        let mut table = TagTable::default();
+        table.roll(at(100), &pairs.iter().take(2).map(Some));
+        table.add(2, &pairs[2]);
+        assert_eq!(table.owners, whole.owners);
+        table.remove(1);
+        assert_eq!(table.owner(Tag::of(&pairs[1], Epoch(100))), None);
+        assert_eq!(table.owners.len(), 16);
+        // Nor does it come back with the next epoch.
+        table.roll(at(101), &[Some(&pairs[0]), None, Some(&pairs[2])].into_iter());
+        assert_eq!(table.owner(Tag::of(&pairs[1], Epoch(104))), None);
+        assert_eq!(table.owners.len(), 16);
+        // Before the first roll there is nothing to add to.
+        let mut early = TagTable::default();
+        early.add(0, &pairs[0]);
+        assert!(early.owners.is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A client and a receiver under one fake clock: skew, reordering, duplication, loss, clocks that
 //! are set, restarts.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use core::net::IpAddr;
 use core::time::Duration;
@@ -72,6 +72,7 @@ impl Pair {
     fn receive(&mut self, datagram: &[u8]) -> Result<Knock, DropReason> {
         match self.receiver.receive(self.now, source(), datagram) {
             Verdict::Authentic(knock) => Ok(knock),
+            Verdict::Announced(announced) => panic!("{announced:?}"),
             Verdict::Dropped(dropped) => Err(dropped.reason),
         }
     }

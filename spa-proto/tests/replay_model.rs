@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use spa_proto::{
     Accepted, ClientId, DropReason, Item, Items, Knock, MaskKey, MessageType, Nonce, PortRange,
-    Receiver, Request, Settings, UnixMicros,
+    Receiver, Request, ServerKey, Settings, UnixMicros,
 };
 use std::collections::BTreeMap;
 
@@ -158,5 +158,6 @@ fn knock(nonce: u16, stamp: u64, open: bool) -> Knock {
             bound_source: None,
             lifetime: None,
         },
+        server_key: ServerKey::Present,
     }
 }
