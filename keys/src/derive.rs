@@ -56,25 +56,43 @@ fn key_material(
     client: &PublicKey,
     server: &PublicKey,
 ) -> Result<Zeroizing<[u8; 96]>, DeriveError> {
-    if client == server {
+    from_pair(me, other, pre_shared, &[ROLE, client.as_bytes(), server.as_bytes()])
+}
+
+/// X25519, with all that makes a public key unfit refused.
+pub(crate) fn agreement(
+    me: &PrivateKey,
+    other: &PublicKey,
+) -> Result<Zeroizing<[u8; 32]>, DeriveError> {
+    if me.public() == *other {
         return Err(DeriveError::SameKey);
     }
     let shared = me.agree(other).ok_or(DeriveError::LowOrder)?;
     if !is_canonical(other) {
         return Err(DeriveError::NotCanonical);
     }
+    Ok(Zeroizing::new(shared.to_bytes()))
+}
+
+/// What two keys and the pre-shared key give, for the use that `info` names.
+pub(crate) fn from_pair<const L: usize>(
+    me: &PrivateKey,
+    other: &PublicKey,
+    pre_shared: Option<&PreSharedKey>,
+    info: &[&[u8]],
+) -> Result<Zeroizing<[u8; L]>, DeriveError> {
+    let shared = agreement(me, other)?;
     let no_key = [0; 32];
     let pre_shared_bytes = pre_shared.map_or(&no_key, PreSharedKey::as_bytes);
     let mut ikm = Zeroizing::new([0; IKM_LENGTH]);
     let parts = shared
-        .as_bytes()
         .iter()
         .chain(core::iter::once(if pre_shared.is_some() { &1 } else { &0 }))
         .chain(pre_shared_bytes);
     for (byte, value) in ikm.iter_mut().zip(parts) {
         *byte = *value;
     }
-    Ok(hkdf_sha256(ikm.as_slice(), &[ROLE, client.as_bytes(), server.as_bytes()]))
+    Ok(hkdf_sha256(ikm.as_slice(), info))
 }
 
 /// Whether the u-coordinate is reduced: below p = 2^255 - 19, the highest bit clear.
@@ -101,7 +119,7 @@ fn split(output: &[u8; 96]) -> PairSecret {
 }
 
 /// HKDF-SHA256 (RFC 5869) under the protocol's salt; `info` is the concatenation of its parts.
-fn hkdf_sha256<const L: usize>(ikm: &[u8], info: &[&[u8]]) -> Zeroizing<[u8; L]> {
+pub(crate) fn hkdf_sha256<const L: usize>(ikm: &[u8], info: &[&[u8]]) -> Zeroizing<[u8; L]> {
     expand(&hkdf::Salt::new(hkdf::HKDF_SHA256, SALT).extract(ikm), info)
 }
 

@@ -5,7 +5,7 @@
 //! another name in the same directory, synced, and then given its name in one step, so that
 //! nobody ever sees half a key file. On systems other than Unix, owner and mode are not looked at.
 
-use crate::{KeyKind, KeyTextError, PreSharedKey, PrivateKey, PublicKey};
+use crate::{InvitationSecret, KeyKind, KeyTextError, PreSharedKey, PrivateKey, PublicKey};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -45,6 +45,11 @@ pub fn read_pre_shared_key(path: impl AsRef<Path>) -> Result<PreSharedKey, KeyFi
     read(path.as_ref(), KeyKind::PreShared)
 }
 
+/// Reads the secret of an invitation from a file that nobody but its owner can read or write.
+pub fn read_invitation_secret(path: impl AsRef<Path>) -> Result<InvitationSecret, KeyFileError> {
+    read(path.as_ref(), KeyKind::Invitation)
+}
+
 /// Reads a public key from a file. Whose it is and who may read it is not looked at.
 pub fn read_public_key(path: impl AsRef<Path>) -> Result<PublicKey, KeyFileError> {
     read(path.as_ref(), KeyKind::Public)
@@ -76,6 +81,19 @@ pub fn write_pre_shared_key(
     let content = content(
         "# Pre-shared key for single-packet authorization, for one client and one server only.\n",
         &key.to_text(),
+    );
+    write(path.as_ref(), &content, Audience::Owner, overwrite)
+}
+
+/// Writes the secret of an invitation, mode 0600.
+pub fn write_invitation_secret(
+    path: impl AsRef<Path>,
+    secret: &InvitationSecret,
+    overwrite: Overwrite,
+) -> Result<(), KeyFileError> {
+    let content = content(
+        "# Secret of an invitation for single-packet authorization, for one client.\n",
+        &secret.to_text(),
     );
     write(path.as_ref(), &content, Audience::Owner, overwrite)
 }

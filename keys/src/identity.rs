@@ -40,6 +40,10 @@ impl PrivateKey {
         text::encode(KeyKind::Private, self.secret.as_bytes())
     }
 
+    pub(crate) fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.secret.to_bytes())
+    }
+
     /// X25519 with the other side's public key; `None` when the result is all zero, which is to
     /// say that the public key is a point of low order (RFC 7748 section 6.1).
     pub(crate) fn agree(&self, other: &PublicKey) -> Option<x25519_dalek::SharedSecret> {

@@ -33,20 +33,29 @@
     )
 )]
 
+mod announcement;
 mod derive;
 mod file;
 mod identity;
+mod invitation;
 mod pre_shared_key;
 #[cfg(test)]
 mod testing;
 mod text;
 
+pub use announcement::{
+    Announced, AnnouncementError, AnnouncementSecret, Announcing, open_announcement,
+};
 pub use derive::{DeriveError, mask_key, pair_secret_for_client, pair_secret_for_server};
 pub use file::{
-    KeyFileError, MAX_KEY_FILE_LENGTH, Overwrite, read_pre_shared_key, read_private_key,
-    read_public_key, write_pre_shared_key, write_private_key, write_public_key,
+    KeyFileError, MAX_KEY_FILE_LENGTH, Overwrite, read_invitation_secret, read_pre_shared_key,
+    read_private_key, read_public_key, write_invitation_secret, write_pre_shared_key,
+    write_private_key, write_public_key,
 };
 pub use identity::{PrivateKey, PublicKey};
+pub use invitation::{
+    Invitation, InvitationKeys, InvitationSecret, InvitationTextError, InvitedService,
+};
 pub use pre_shared_key::{AllZero, PreSharedKey};
 pub use text::{KeyKind, KeyTextError};
 

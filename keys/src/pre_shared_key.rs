@@ -26,6 +26,11 @@ impl PreSharedKey {
         Self::from_bytes(random_bytes(random)?).map_err(|AllZero| NoRandomness)
     }
 
+    /// Takes the output of a key derivation.
+    pub(crate) const fn derived(bytes: Zeroizing<[u8; 32]>) -> Self {
+        Self(bytes)
+    }
+
     /// `spa-psk-…`, for a key file; wiped from memory when dropped.
     pub fn to_text(&self) -> Zeroizing<String> {
         text::encode(KeyKind::PreShared, &self.0)

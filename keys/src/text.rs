@@ -17,7 +17,7 @@ const BINARY_LENGTH: usize = KEY_LENGTH + CHECKSUM_LENGTH;
 /// Characters after the prefix: four for every three bytes, which come out even.
 const ENCODED_LENGTH: usize = BINARY_LENGTH / 3 * 4;
 
-/// The three kinds of keys that have a text form.
+/// The kinds of keys that have a text form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeyKind {
     /// An X25519 private key.
@@ -26,11 +26,13 @@ pub enum KeyKind {
     Public,
     /// A pre-shared key.
     PreShared,
+    /// The secret of an invitation.
+    Invitation,
 }
 
 impl KeyKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Private, Self::Public, Self::PreShared];
+    pub const ALL: [Self; 4] = [Self::Private, Self::Public, Self::PreShared, Self::Invitation];
 
     /// What the text of such a key begins with.
     pub const fn prefix(self) -> &'static str {
@@ -38,6 +40,7 @@ impl KeyKind {
             Self::Private => "spa-private-",
             Self::Public => "spa-public-",
             Self::PreShared => "spa-psk-",
+            Self::Invitation => "spa-invitation-",
         }
     }
 
@@ -47,6 +50,7 @@ impl KeyKind {
             Self::Private => "private key",
             Self::Public => "public key",
             Self::PreShared => "pre-shared key",
+            Self::Invitation => "invitation secret",
         }
     }
 
@@ -185,8 +189,8 @@ pub enum KeyTextError {
         /// The kind that belongs here.
         wanted: KeyKind,
     },
-    /// A pre-shared key of nothing but zero bytes.
-    #[error("a pre-shared key of 32 zero bytes is no secret; make a new one")]
+    /// A secret of nothing but zero bytes.
+    #[error("32 zero bytes are no secret; make a new one")]
     AllZero,
 }
 
@@ -195,8 +199,8 @@ fn advice(wanted: KeyKind, found: KeyKind) -> &'static str {
         (KeyKind::Public, KeyKind::Private) => {
             "a private key never leaves its machine: give the public key that belongs to it, and if others may have seen the private key, make a new one"
         }
-        (KeyKind::Public, KeyKind::PreShared) => {
-            "a pre-shared key is a secret: if others may have seen it, make a new one"
+        (KeyKind::Public, KeyKind::PreShared | KeyKind::Invitation) => {
+            "that is a secret: if others may have seen it, make a new one"
         }
         (_, KeyKind::Public) => "a public key is no secret and can't take the place of one",
         _ => "check which of the two files or texts was meant",
@@ -347,7 +351,7 @@ mod tests {
     fn any_text() -> impl Strategy<Value = String> {
         prop_oneof![
             any::<String>(),
-            "[ \t]{0,2}spa-(private|public|psk)-[A-Za-z0-9_-]{0,60}[ \n]{0,2}",
+            "[ \t]{0,2}spa-(private|public|psk|invitation)-[A-Za-z0-9_-]{0,60}[ \n]{0,2}",
             "spa-(private|public|psk)-[A-Za-z0-9_-]{48}",
             "spa-(private|public|psk)-\\PC{0,60}",
         ]
