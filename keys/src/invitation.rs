@@ -56,6 +56,12 @@ impl InvitationSecret {
         InvitationKeys { id: ClientId(id), pair: PairSecret::new(tag, enc, mac) }
     }
 
+    /// What it goes by in records, whatever key the server has: 32 hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        let output = derive::hkdf_sha256::<16>(self.0.as_slice(), &[b"invitation fingerprint"]);
+        output.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }

@@ -36,6 +36,11 @@ impl PreSharedKey {
         text::encode(KeyKind::PreShared, &self.0)
     }
 
+    /// Whether it is the same key; all bytes are looked at, whatever they are.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0.iter().zip(other.0.iter()).fold(0, |differs, (one, two)| differs | (one ^ two)) == 0
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }

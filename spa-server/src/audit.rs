@@ -8,6 +8,7 @@ use crate::clock::BootMicros;
 use crate::gate::Element;
 use crate::grants::RequestId;
 use crate::source::Source;
+use spa_keys::PublicKey;
 use spa_proto::{ClientId, Item, PortRange, UnixMicros};
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -88,6 +89,53 @@ pub fn write(line: &Line<'_>) {
     } else {
         tracing::info!(target: "audit", "{line}");
     }
+}
+
+/// What became of a client's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyEvent {
+    /// The client was invited, and has brought it.
+    Enrolled,
+    /// The client has announced it as its next one.
+    RotationAnnounced {
+        /// The one that it has.
+        old: PublicKey,
+    },
+    /// The client has knocked with it, and has no other key any more.
+    Rotated {
+        /// The one that it had.
+        old: PublicKey,
+    },
+}
+
+/// Writes a line about a client's key.
+pub fn write_key(event: KeyEvent, client: &str, source: IpAddr, key: &PublicKey, id: RequestId) {
+    tracing::info!(target: "audit", "{}", key_line(event, client, source, key, id));
+}
+
+fn key_line(
+    event: KeyEvent,
+    client: &str,
+    source: IpAddr,
+    key: &PublicKey,
+    id: RequestId,
+) -> String {
+    let (name, old) = match event {
+        KeyEvent::Enrolled => ("enrolled", String::new()),
+        KeyEvent::RotationAnnounced { old } => ("rotation-announced", format!(" old={old}")),
+        KeyEvent::Rotated { old } => ("rotated", format!(" old={old}")),
+    };
+    format!("event={name} client={} source={source} key={key}{old} id={id}", Value(client))
+}
+
+/// Writes a line about an announcement that was accepted and of which nothing comes.
+pub fn write_key_failed(client: &str, source: IpAddr, key: &PublicKey, why: &str, id: RequestId) {
+    tracing::error!(
+        target: "audit",
+        "event=failed client={} source={source} key={key} reason={} id={id}",
+        Value(client),
+        Value(why),
+    );
 }
 
 /// Authentic knocks that were refused: one line for each client and reason at once, then one a

@@ -3,11 +3,13 @@
 //! One task owns all of it and does one thing after another, so grants and gate need no lock.
 //! Knocks that arrive together are made durable by one write and opened by one batch.
 
+mod announced;
 mod comparison;
 mod kernel;
 mod sessions;
 mod upkeep;
 
+pub use announced::NotAccepted;
 pub use comparison::{Bounds, Needed};
 pub use kernel::Restored;
 pub use sessions::{Sessions, admits};
@@ -72,8 +74,8 @@ type Before = Vec<(GrantKey, Option<Grant>)>;
 /// Which grants to revoke: those that match all that is given.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    /// The client, by its key.
-    pub client: Option<ClientId>,
+    /// The client, by its keys.
+    pub client: Option<Vec<ClientId>>,
     /// The address that is admitted.
     pub source: Option<IpAddr>,
     /// What was asked for.
@@ -134,10 +136,16 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 
     /// Opens and closes what these knocks ask for.
     pub async fn admit(&mut self, batch: Vec<Candidate>) {
-        let now = Now::read();
-        let (agreed, accepted) = self.agree(batch, now);
+        let accepted = self.accept(batch);
+        self.open(accepted).await;
+    }
+
+    /// The knocks of these that are accepted for good, which is written down.
+    #[must_use]
+    pub fn accept(&mut self, batch: Vec<Candidate>) -> Vec<Candidate> {
+        let (agreed, accepted) = self.agree(batch, Now::read());
         if agreed.is_empty() {
-            return;
+            return agreed;
         }
         if let Err(error) = self.replay.append(&accepted) {
             let error = with_causes(&error);
@@ -146,8 +154,17 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             for knock in &agreed {
                 self.failed(knock, &error);
             }
+            return Vec::new();
+        }
+        agreed
+    }
+
+    /// Opens and closes what these accepted knocks ask for.
+    pub async fn open(&mut self, agreed: Vec<Candidate>) {
+        if agreed.is_empty() {
             return;
         }
+        let now = Now::read();
         if let Err(error) = self.carry_out(&agreed, now).await {
             if let [knock] = agreed.as_slice() {
                 self.failed(knock, &with_causes(&error));
@@ -359,7 +376,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         write_audit(knock, event);
     }
 
-    fn failed(&self, knock: &Candidate, why: &str) {
+    /// Tells that nothing comes of an accepted knock, and why.
+    pub fn failed(&self, knock: &Candidate, why: &str) {
         count(&self.counters.failed);
         write_audit(knock, Event::Failed(why));
     }
@@ -478,10 +496,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 
     fn client_name(&self, client: &ClientId) -> String {
         let judge = self.judge.lock();
-        judge
-            .policy
-            .client(client)
-            .map_or_else(|| client.to_string(), |rules| rules.name.to_string())
+        judge.policy.name(client).map_or_else(|| client.to_string(), ToString::to_string)
     }
 
     fn log_grants(&mut self, opened: &[Grant], closed: &[GrantKey]) {
@@ -508,7 +523,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 
 impl Selection {
     fn matches(&self, grant: &Grant) -> bool {
-        self.client.is_none_or(|client| client == grant.key.client)
+        self.client.as_ref().is_none_or(|keys| keys.contains(&grant.key.client))
             && self.source.is_none_or(|source| grant.key.source.contains(source))
             && self.service.as_ref().is_none_or(|service| *service == grant.key.service)
     }

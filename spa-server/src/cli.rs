@@ -49,6 +49,8 @@ enum Command {
     Check(Output),
     /// Write a configuration and the server's key for this host.
     Init(InitArgs),
+    /// Invite a client: it makes its key itself.
+    Invite(InviteArgs),
     /// Add, show and change clients.
     #[command(
         after_help = "Example:\n  spa-server client add laptop --public-key spa-public-... --allow ssh"
@@ -97,7 +99,7 @@ pub(crate) struct InitArgs {
 
 #[derive(Debug, Subcommand)]
 enum ClientCommand {
-    /// Let a client in.
+    /// Let a client in whose public key is known.
     Add(AddArgs),
     /// Show all clients.
     #[command(after_help = "Example:\n  spa-server client list --json")]
@@ -134,6 +136,24 @@ pub(crate) struct AddArgs {
     // A text: the parser would echo what it refuses, and that might be a private key.
     #[arg(long, value_name = "KEY")]
     pub(crate) public_key: Option<String>,
+    #[command(flatten)]
+    pub(crate) rules: RuleArgs,
+    /// A date, or a duration, as in 90d.
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) expires: Option<String>,
+    /// Make a pre-shared key, too: ./NAME.psk.
+    #[arg(long)]
+    pub(crate) psk: bool,
+    /// Instead of ./NAME.key.
+    #[arg(long, value_name = "FILE", conflicts_with = "public_key")]
+    pub(crate) private_key_out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// What a new client may do.
+#[derive(Debug, Args)]
+pub(crate) struct RuleArgs {
     /// What it may open, with commas between.
     #[arg(long, required = true, value_delimiter = ',', value_name = "SERVICES")]
     pub(crate) allow: Vec<String>,
@@ -143,18 +163,39 @@ pub(crate) struct AddArgs {
     /// Network to knock from [default: any].
     #[arg(long = "source", value_name = "NETWORK")]
     pub(crate) sources: Vec<String>,
-    /// A date, or a duration, as in 90d.
-    #[arg(long, value_name = "WHEN")]
-    pub(crate) expires: Option<String>,
-    /// Make a pre-shared key, too: ./NAME.psk.
-    #[arg(long)]
-    pub(crate) psk: bool,
     /// Only knocks that name their source.
     #[arg(long)]
     pub(crate) require_bound_source: bool,
-    /// Instead of ./NAME.key.
-    #[arg(long, value_name = "FILE", conflicts_with = "public_key")]
-    pub(crate) private_key_out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  spa-server invite laptop --allow ssh --host gw.example.org
+  spa-server invite phone --allow ssh,web --expires 2h --qr
+
+Prints one line for the client's user to run. It is a secret until it was used, and
+works once: hand it over as you would a password. The client makes its key itself.")]
+pub(crate) struct InviteArgs {
+    /// What to call the client.
+    pub(crate) name: ClientName,
+    #[command(flatten)]
+    pub(crate) rules: RuleArgs,
+    /// How long it holds, or until when.
+    #[arg(long, value_name = "WHEN", default_value = "24h")]
+    pub(crate) expires: String,
+    /// This server, as clients reach it [default: the full name].
+    #[arg(long = "host", value_name = "HOST")]
+    pub(crate) hosts: Vec<String>,
+    /// What the client calls this server.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) server_name: Option<String>,
+    /// Show a QR code, terminal or not.
+    #[arg(long, overrides_with = "no_qr")]
+    pub(crate) qr: bool,
+    /// Show no QR code.
+    #[arg(long, overrides_with = "qr", hide = true)]
+    pub(crate) no_qr: bool,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -315,6 +356,7 @@ fn run(cli: Cli) -> u8 {
         Command::Run => return run_daemon(&config),
         Command::Check(output) => commands::check::run(&config, output),
         Command::Init(args) => commands::init::run(&config, args),
+        Command::Invite(args) => commands::invite::run(&config, &args),
         Command::Client(command) => match command {
             ClientCommand::Add(args) => commands::client_add::run(&config, &args),
             ClientCommand::List(output) => commands::client::list(&config, output),
@@ -399,7 +441,7 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen_and_shows_an_example() {
         let helps = helps(&built(), "spa-server");
-        assert_eq!(helps.len(), 22, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        assert_eq!(helps.len(), 23, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
         for (names, help) in helps {
             assert!(help.contains("Example"), "{names}: no example\n{help}");
             assert!(help.lines().count() <= 30, "{names}: too long\n{help}");
@@ -420,6 +462,7 @@ mod tests {
           run     Run the daemon in the foreground, as the systemd unit does
           check   Look for what is wrong with this installation, and say how to mend it
           init    Write a configuration and the server's key for this host
+          invite  Invite a client: it makes its key itself
           client  Add, show and change clients
           status  Show how the running daemon is
           grants  Show or revoke what is open
@@ -447,7 +490,7 @@ mod tests {
         let client = built.find_subcommand("client").unwrap();
         let mut add = client.find_subcommand("add").unwrap().clone().term_width(80);
         insta::assert_snapshot!(add.render_help(), @"
-        Let a client in
+        Let a client in whose public key is known
 
         Usage: spa-server client add [OPTIONS] --allow <SERVICES> <NAME>
 
@@ -460,9 +503,9 @@ mod tests {
               --allow <SERVICES>        What it may open, with commas between
               --max-lifetime <TIME>     Longest lifetime to ask for [default: 1h]
               --source <NETWORK>        Network to knock from [default: any]
+              --require-bound-source    Only knocks that name their source
               --expires <WHEN>          A date, or a duration, as in 90d
               --psk                     Make a pre-shared key, too: ./NAME.psk
-              --require-bound-source    Only knocks that name their source
               --private-key-out <FILE>  Instead of ./NAME.key
               --json                    Write JSON
           -h, --help                    Print help

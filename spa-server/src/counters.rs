@@ -1,5 +1,6 @@
 //! What happened, counted: cheap enough to be always on.
 
+use crate::enrolment::Rejection;
 use crate::frame::FrameError;
 use crate::policy::Refusal;
 use spa_proto::DropReason;
@@ -15,6 +16,8 @@ pub enum Dropped {
     Protocol(DropReason),
     /// Policy or limits refused it.
     Policy(Refusal),
+    /// It announces a key that is not taken.
+    Announcement(Rejection),
     /// The same packet was just seen on another interface: a bridge and its member, say.
     Duplicate,
     /// Too many authentic knocks wait already.
@@ -31,6 +34,7 @@ impl Dropped {
             Self::Frame(error) => error.as_str(),
             Self::Protocol(reason) => reason.as_str(),
             Self::Policy(refusal) => refusal.as_str(),
+            Self::Announcement(rejection) => rejection.as_str(),
             Self::Duplicate => DUPLICATE,
             Self::Overloaded => OVERLOADED,
         }
@@ -58,7 +62,8 @@ impl Default for Counters {
     fn default() -> Self {
         let frame = FrameError::ALL.iter().map(|error| error.as_str());
         let policy = Refusal::ALL.iter().copied();
-        let others = frame.chain(policy).chain([DUPLICATE, OVERLOADED]);
+        let announcements = Rejection::ALL.iter().copied();
+        let others = frame.chain(policy).chain(announcements).chain([DUPLICATE, OVERLOADED]);
         Self {
             accepted: AtomicU64::new(0),
             opened: AtomicU64::new(0),
@@ -121,7 +126,11 @@ mod tests {
         }
         assert_eq!(
             names,
-            FrameError::ALL.len() + DropReason::ALL.len() + Refusal::ALL.len() + 2,
+            FrameError::ALL.len()
+                + DropReason::ALL.len()
+                + Refusal::ALL.len()
+                + Rejection::ALL.len()
+                + 2,
             "two reasons share a name"
         );
     }

@@ -1,5 +1,6 @@
 //! The running server: everything put together, and what happens to it from outside.
 
+mod announce;
 mod contest;
 mod cutter;
 mod log;
@@ -24,12 +25,12 @@ use crate::policy::Policy;
 use crate::replay_store::FileStore;
 use crate::state_lock::StateLock;
 use crate::trial::{Trial, TrialFile};
+use announce::Keys;
 use anyhow::Context as _;
 use cutter::{Cutter, Which};
 use reload::{Order, Refused, Reload};
 use sd_notify::NotifyState;
-use spa_keys::PublicKey;
-use spa_proto::UnixMicros;
+use spa_proto::{Announced, UnixMicros};
 use standing::{LeftBehind, Restorations, Standing};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +43,8 @@ use watch::{Alarm, Known, Watch};
 
 /// Authentic knocks that may wait for the authorizer; more are dropped as `overloaded`.
 const QUEUE: usize = 4096;
+/// Keys that are announced and wait; more are dropped as `overloaded`.
+const ANNOUNCEMENTS: usize = 64;
 /// Knocks that are made durable and opened together at the most.
 const BATCH: usize = 256;
 /// A capture thread that has not gone round its loop for so long hangs.
@@ -71,7 +74,7 @@ type Command = (ControlRequest, oneshot::Sender<ControlResponse>);
 
 struct Daemon {
     settings: Settings,
-    server_key: PublicKey,
+    keys: Keys,
     config_path: PathBuf,
     clients: status::ClientCount,
     started: (UnixMicros, Instant),
@@ -99,6 +102,7 @@ struct Daemon {
     uncut: Option<Known>,
     capture: Capture,
     knocks: mpsc::Receiver<Candidate>,
+    announcements: mpsc::Receiver<Announced>,
     commands: mpsc::Receiver<Command>,
     control: JoinHandle<()>,
     reload: Option<Reload>,
@@ -111,6 +115,7 @@ struct Daemon {
 /// What the server is to do next.
 enum Next {
     Admit,
+    Announced(Box<Announced>),
     Command(Command),
     Alarm(Alarm),
     Reloaded(Box<Result<Config, Refused>>),
@@ -134,6 +139,9 @@ impl Daemon {
                 received = self.knocks.recv_many(&mut batch, BATCH) => {
                     if received > 0 { Next::Admit } else { Next::Tick }
                 }
+                Some(announced) = self.announcements.recv() => {
+                    Next::Announced(Box::new(announced))
+                }
                 Some(command) = self.commands.recv() => Next::Command(command),
                 Some(alarm) = self.alarms.recv() => Next::Alarm(alarm),
                 config = reload::reading(&mut self.reload) => Next::Reloaded(Box::new(config)),
@@ -154,9 +162,10 @@ impl Daemon {
     async fn step(&mut self, next: Next, batch: &mut Vec<Candidate>) -> anyhow::Result<()> {
         match next {
             Next::Admit => {
-                self.authorizer.admit(std::mem::take(batch)).await;
+                self.admit(std::mem::take(batch)).await;
                 self.release_granted();
             }
+            Next::Announced(announced) => self.announced(&announced),
             Next::Command((request, answer)) => self.obey(request, answer).await,
             Next::Alarm(alarm) => self.alarmed(alarm).await,
             Next::Reloaded(config) => self.reloaded(*config).await,
@@ -167,7 +176,14 @@ impl Daemon {
         Ok(())
     }
 
+    async fn admit(&mut self, batch: Vec<Candidate>) {
+        let accepted = self.authorizer.accept(batch);
+        let accepted = self.replace_keys(accepted).await;
+        self.authorizer.open(accepted).await;
+    }
+
     async fn tick(&mut self) -> anyhow::Result<()> {
+        self.end_previous_key(Now::read().realtime);
         let stepped = self.authorizer.tick().await;
         self.tend_gate(stepped).await;
         let health = self.capture.health();
@@ -188,7 +204,7 @@ impl Daemon {
                 if !all && client.is_none() && source.is_none() && service.is_none() {
                     ControlResponse::error(&"name what to revoke, or all")
                 } else {
-                    match self.client_id(client.as_deref()) {
+                    match self.client_ids(client.as_deref()) {
                         Ok(client) => {
                             let selection = Selection { client, source, service };
                             return self.revoke(&selection, cut, answer).await;
@@ -205,9 +221,10 @@ impl Daemon {
             ControlRequest::GateConfirm { stands_since } => self.confirm(stands_since).await,
             ControlRequest::GateRemove => self.remove_gate().await,
             ControlRequest::ResetReplayWindow { client } => {
-                match self.client_id(client.as_deref()) {
-                    Ok(client) => {
-                        self.authorizer.reset_replay(client, Now::read().realtime);
+                match self.client_ids(client.as_deref()) {
+                    Ok(clients) => {
+                        let now = Now::read().realtime;
+                        self.authorizer.reset_replay(clients.as_deref(), now);
                         ControlResponse::Done
                     }
                     Err(unknown) => ControlResponse::error(&unknown),
@@ -282,7 +299,7 @@ impl Daemon {
             batch.push(candidate);
         }
         if !batch.is_empty() {
-            self.authorizer.admit(batch).await;
+            self.admit(batch).await;
         }
         self.authorizer.finish();
         self.cutter.finish().await;

@@ -22,6 +22,7 @@ pub mod connections;
 pub mod control;
 pub mod counters;
 pub mod daemon;
+pub mod enrolment;
 pub mod frame;
 pub mod gate;
 pub mod grants;

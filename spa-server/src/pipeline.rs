@@ -10,7 +10,9 @@ use crate::clock::{BootMicros, Now, Step, StepWatch};
 use crate::counters::{Counters, Dropped};
 use crate::frame::{Datagram, FrameError};
 use crate::policy::{Permit, Policy};
-use spa_proto::{DropReason, Freshness, Knock, Nonce, PortRange, Receiver, Skew, Verdict};
+use spa_proto::{
+    Announced, DropReason, Freshness, Knock, Nonce, PortRange, Receiver, Skew, Verdict,
+};
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -38,6 +40,13 @@ impl Candidate {
             .collect();
         ports.into_iter().collect()
     }
+}
+
+/// What a datagram came to that was not dropped.
+#[derive(Debug)]
+enum Judged {
+    Knock(Candidate),
+    Announced(Announced),
 }
 
 /// What the capture threads and the authorizer share.
@@ -118,9 +127,13 @@ impl Judge {
         source: IpAddr,
         interface: u32,
         payload: &[u8],
-    ) -> Result<Candidate, Dropped> {
-        let knock = match self.receiver.receive(now.realtime, source, payload) {
-            Verdict::Authentic(knock) => knock,
+    ) -> Result<Judged, Dropped> {
+        let verdict = self.receiver.receive(now.realtime, source, payload);
+        let (id, nonce, source) = match &verdict {
+            Verdict::Authentic(knock) => (knock.client, knock.nonce, knock.source),
+            Verdict::Announced(announced) => {
+                (announced.sender.id(), announced.nonce, announced.source)
+            }
             Verdict::Dropped(dropped) => {
                 if dropped.reason == DropReason::Replay
                     && let Some(nonce) = nonce_of(payload)
@@ -137,19 +150,29 @@ impl Judge {
                 return Err(Dropped::Protocol(dropped.reason));
             }
         };
-        if self.twins.is_twin(knock.nonce, interface, now.boottime) {
+        if self.twins.is_twin(nonce, interface, now.boottime) {
             return Err(Dropped::Duplicate);
         }
         self.watch_clock(now);
-        match self.policy.judge(&knock, now.realtime) {
-            Ok(permit) => {
-                self.twins.saw(knock.nonce, interface, now.boottime);
-                Ok(Candidate { knock, permit })
+        let judged = match verdict {
+            Verdict::Authentic(knock) => {
+                let permit = self.policy.judge(&knock, now.realtime);
+                permit.map(|permit| Judged::Knock(Candidate { knock, permit }))
+            }
+            Verdict::Announced(announced) => {
+                let judged = self.policy.judge_announcement(&id, source, now.realtime);
+                judged.map(|_| Judged::Announced(announced))
+            }
+            Verdict::Dropped(dropped) => return Err(Dropped::Protocol(dropped.reason)),
+        };
+        match judged {
+            Ok(judged) => {
+                self.twins.saw(nonce, interface, now.boottime);
+                Ok(judged)
             }
             Err(refusal) => {
-                let Knock { client, source, .. } = knock;
-                self.refusals
-                    .note(now.boottime, client, refusal.as_str(), source, || refusal.to_string());
+                let detail = || refusal.to_string();
+                self.refusals.note(now.boottime, id, refusal.as_str(), source, detail);
                 Err(Dropped::Policy(refusal))
             }
         }
@@ -161,18 +184,21 @@ pub struct Pipeline {
     judge: SharedJudge,
     counters: Arc<Counters>,
     queue: mpsc::Sender<Candidate>,
+    announcements: mpsc::Sender<Announced>,
     /// The kernel's count of this handle at the last look.
     kernel_drops: u64,
 }
 
 impl Pipeline {
-    /// Judges by `judge` and hands on through `queue`.
+    /// Judges by `judge` and hands knocks on through `queue`, keys that are announced through a
+    /// queue of their own: these cost more, and must keep no knock waiting.
     pub fn new(
         judge: SharedJudge,
         counters: Arc<Counters>,
         queue: mpsc::Sender<Candidate>,
+        announcements: mpsc::Sender<Announced>,
     ) -> Self {
-        Self { judge, counters, queue, kernel_drops: 0 }
+        Self { judge, counters, queue, announcements, kernel_drops: 0 }
     }
 }
 
@@ -186,7 +212,11 @@ impl Sink for Pipeline {
         };
         let dropped = match verdict {
             // A full queue: the client's next knock, a fresh one, will find room.
-            Ok(candidate) => match self.queue.try_send(candidate) {
+            Ok(Judged::Knock(candidate)) => match self.queue.try_send(candidate) {
+                Ok(()) => return,
+                Err(_) => Dropped::Overloaded,
+            },
+            Ok(Judged::Announced(announced)) => match self.announcements.try_send(announced) {
                 Ok(()) => return,
                 Err(_) => Dropped::Overloaded,
             },
@@ -297,6 +327,13 @@ mod tests {
         seal(&secret(), &mask, &request, NOW.realtime, Nonce([nonce; 24]), length).unwrap()
     }
 
+    fn candidate(judged: Result<Judged, Dropped>) -> Candidate {
+        match judged {
+            Ok(Judged::Knock(candidate)) => candidate,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn source() -> IpAddr {
         "192.0.2.7".parse().unwrap()
     }
@@ -313,7 +350,7 @@ mod tests {
     fn a_twin_on_another_interface_is_a_duplicate_and_a_replay_is_a_replay() {
         let mut judge = judge();
         let packet = knock(1, "ssh");
-        let candidate = judge.judge(NOW, source(), 2, &packet).unwrap();
+        let candidate = candidate(judge.judge(NOW, source(), 2, &packet));
         // Before the first one is committed, and after.
         assert_eq!(judge.judge(later(1), source(), 3, &packet).unwrap_err(), Dropped::Duplicate);
         judge.receiver.commit(&candidate.knock, &["tcp/22".parse().unwrap()]).unwrap();
@@ -338,11 +375,11 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_forward_puts_up_the_barrier_before_anything_opens() {
         let mut judge = judge();
-        let before = judge.judge(NOW, source(), 2, &knock(1, "ssh")).unwrap();
+        let before = candidate(judge.judge(NOW, source(), 2, &knock(1, "ssh")));
         let port = ["tcp/22".parse().unwrap()];
         judge.receiver.commit(&before.knock, &port).unwrap();
         let jumped = Now { realtime: NOW.realtime.saturating_add(Duration::from_secs(30)), ..NOW };
-        let candidate = judge.judge(jumped, source(), 2, &knock(2, "ssh")).unwrap();
+        let candidate = candidate(judge.judge(jumped, source(), 2, &knock(2, "ssh")));
         assert_eq!(judge.receiver.commit(&candidate.knock, &port), Err(DropReason::Barrier));
     }
 
@@ -366,7 +403,9 @@ mod tests {
         // The sink reads the real clock.
         let now = Now::read();
         judge.steps = StepWatch::new(now);
-        let mut pipeline = Pipeline::new(SharedJudge::new(judge), Arc::clone(&counters), queue);
+        let (announcements, _) = mpsc::channel(1);
+        let shared = SharedJudge::new(judge);
+        let mut pipeline = Pipeline::new(shared, Arc::clone(&counters), queue, announcements);
         for nonce in 0..3 {
             let request = Request {
                 message_type: MessageType::Open,

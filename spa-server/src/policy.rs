@@ -3,6 +3,7 @@
 //! Pure: it judges an authentic knock by what the configuration says, and knows nothing of files,
 //! of the clock (the time is passed in), of what is open already, or of the firewall.
 
+use crate::enrolment::Introduction;
 use crate::service::{Connections, Service};
 use crate::source::Source;
 use ipnet::IpNet;
@@ -80,7 +81,42 @@ impl Default for Rate {
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     services: Services,
-    clients: HashMap<ClientId, ClientRules>,
+    clients: Clients,
+}
+
+/// All clients, by whatever they send packets with.
+#[derive(Debug, Clone, Default)]
+pub struct Clients {
+    /// By the keys that they knock with: a client may have two for a time.
+    known: HashMap<ClientId, Entry>,
+    /// By their invitations, whether these were used or not.
+    invited: HashMap<ClientId, Entry>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    introduction: Introduction,
+    rules: ClientRules,
+}
+
+impl Clients {
+    /// Adds a key that a client knocks with.
+    pub fn known(&mut self, id: ClientId, introduction: Introduction, rules: ClientRules) {
+        self.known.insert(id, Entry { introduction, rules });
+    }
+
+    /// Adds the invitation of a client.
+    pub fn invited(&mut self, id: ClientId, introduction: Introduction, rules: ClientRules) {
+        self.invited.insert(id, Entry { introduction, rules });
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&ClientId, &Entry)> {
+        self.known.iter().chain(&self.invited)
+    }
+
+    fn get_mut(&mut self, id: &ClientId) -> Option<&mut Entry> {
+        self.known.get_mut(id).or_else(|| self.invited.get_mut(id))
+    }
 }
 
 /// What a knock may have: the answer of [`Policy::judge`].
@@ -152,32 +188,78 @@ impl Policy {
         services: Services,
         clients: impl IntoIterator<Item = (ClientId, ClientRules)>,
     ) -> Self {
-        Self { services, clients: clients.into_iter().collect() }
+        let mut known = Clients::default();
+        for (id, rules) in clients {
+            known.known(id, Introduction::Key(id.into()), rules);
+        }
+        Self::of_clients(services, known)
+    }
+
+    /// The policy of a server with these services and clients, some of whom have other keys than
+    /// their files say.
+    pub fn of_clients(services: Services, clients: Clients) -> Self {
+        Self { services, clients }
+    }
+
+    /// The same policy with one more key of a client that is invited or known by another key.
+    #[must_use]
+    pub fn with_key(&self, key: ClientId, of: &ClientId) -> Self {
+        let mut policy = self.clone();
+        if let Some(entry) = policy.clients.get_mut(of).cloned() {
+            policy.clients.known.insert(key, entry);
+        }
+        policy
+    }
+
+    /// The same policy without this key.
+    #[must_use]
+    pub fn without_key(&self, key: &ClientId) -> Self {
+        let mut policy = self.clone();
+        policy.clients.known.remove(key);
+        policy
     }
 
     /// The rules of one client.
     pub fn client(&self, client: &ClientId) -> Option<&ClientRules> {
-        self.clients.get(client)
+        self.clients.known.get(client).map(|entry| &entry.rules)
     }
 
-    /// The client of that name.
-    pub fn client_named(&self, name: &str) -> Option<ClientId> {
-        self.clients.iter().find(|(_, rules)| &*rules.name == name).map(|(client, _)| *client)
+    /// What the client is called that knocks with this key, or was invited so.
+    pub fn name(&self, id: &ClientId) -> Option<&str> {
+        self.entry(id).map(|entry| &*entry.rules.name)
     }
 
-    /// Those who are not disabled, with their names.
-    pub fn enabled(&self) -> impl Iterator<Item = (ClientId, &str)> {
-        let enabled = self.clients.iter().filter(|(_, rules)| rules.enabled);
-        enabled.map(|(client, rules)| (*client, &*rules.name))
+    /// Whether this key, or this invitation, is one of a client that is not disabled.
+    pub fn is_enabled(&self, id: &ClientId) -> bool {
+        self.entry(id).is_some_and(|entry| entry.rules.enabled)
     }
 
-    /// The same policy with these clients disabled.
+    fn entry(&self, id: &ClientId) -> Option<&Entry> {
+        self.clients.known.get(id).or_else(|| self.clients.invited.get(id))
+    }
+
+    /// The keys of the client of that name: none, where it was invited and has not come.
+    pub fn clients_named(&self, name: &str) -> Option<Vec<ClientId>> {
+        let is_meant = |entry: &Entry| &*entry.rules.name == name;
+        let known = self.clients.known.iter().filter(|(_, entry)| is_meant(entry));
+        let keys: Vec<_> = known.map(|(id, _)| *id).collect();
+        let exists = !keys.is_empty() || self.clients.invited.values().any(is_meant);
+        exists.then_some(keys)
+    }
+
+    /// Keys and invitations of those who are not disabled, and what is known of them.
+    pub fn enabled(&self) -> impl Iterator<Item = (ClientId, &Introduction, &str)> {
+        let enabled = self.clients.all().filter(|(_, entry)| entry.rules.enabled);
+        enabled.map(|(id, entry)| (*id, &entry.introduction, &*entry.rules.name))
+    }
+
+    /// The same policy with these keys and invitations disabled.
     #[must_use]
     pub fn without(&self, clients: &[ClientId]) -> Self {
         let mut policy = self.clone();
         for client in clients {
-            if let Some(rules) = policy.clients.get_mut(client) {
-                rules.enabled = false;
+            if let Some(entry) = policy.clients.get_mut(client) {
+                entry.rules.enabled = false;
             }
         }
         policy
@@ -239,7 +321,27 @@ impl Policy {
         source: IpAddr,
         now: UnixMicros,
     ) -> Result<&ClientRules, Refusal> {
-        let rules = self.clients.get(client).ok_or(Refusal::UnknownClient)?;
+        let rules = self.client(client).ok_or(Refusal::UnknownClient)?;
+        Self::stands(rules, source, now)
+    }
+
+    /// Judges whether a client may announce a key from `source` now, by the rules of the client
+    /// that has sent it or is invited.
+    pub fn judge_announcement(
+        &self,
+        sender: &ClientId,
+        source: IpAddr,
+        now: UnixMicros,
+    ) -> Result<&ClientRules, Refusal> {
+        let entry = self.entry(sender).ok_or(Refusal::UnknownClient)?;
+        Self::stands(&entry.rules, source, now)
+    }
+
+    fn stands(
+        rules: &ClientRules,
+        source: IpAddr,
+        now: UnixMicros,
+    ) -> Result<&ClientRules, Refusal> {
         if !rules.enabled {
             return Err(Refusal::Disabled);
         }
@@ -344,7 +446,7 @@ impl fmt::Display for Refusal {
 mod tests {
     use super::*;
     use crate::service::{Forward, ForwardTo, Target};
-    use spa_proto::{Items, Nonce, Request};
+    use spa_proto::{Items, Nonce, Request, ServerKey};
     use std::num::NonZeroU32;
 
     const CLIENT: ClientId = ClientId([1; 32]);
@@ -382,6 +484,7 @@ mod tests {
     fn knock(items: &[&str]) -> Knock {
         let items: Vec<Item> = items.iter().map(|item| item.parse().unwrap()).collect();
         Knock {
+            server_key: ServerKey::Present,
             client: CLIENT,
             nonce: Nonce([9; 24]),
             stamp: NOW,

@@ -29,7 +29,7 @@ fn init_writes_a_configuration_that_loads_and_overwrites_nothing() {
         ]
     );
     let config = host.loads();
-    assert_eq!(config.server_key.to_string(), host.server);
+    assert_eq!(config.server_key().to_string(), host.server);
     assert_eq!(config.settings.state_directory, host.path("state"));
 
     let before = host.read("server.toml") + &host.read("server.key");
@@ -64,7 +64,7 @@ fn a_client_with_its_own_key_is_added() {
     assert!(added.err.contains("the daemon does not run; this takes effect when it starts"));
     let config = host.loads();
     let laptop = &config.client("laptop").unwrap().settings;
-    assert_eq!(laptop.public_key.to_string(), key(1));
+    assert_eq!(laptop.public_key().unwrap().to_string(), key(1));
     assert!(host.files().contains(&"0600 spa/clients.d/laptop.toml".to_owned()));
     assert_eq!(host.files().len(), 7, "nothing is left beside it: {:?}", host.files());
 }
@@ -115,8 +115,8 @@ fn a_client_with_all_options_is_added() {
     // What the client gets fits what the server has.
     let directory = host.directory.path();
     let private = spa_keys::read_private_key(directory.join("out.key")).unwrap();
-    assert_eq!(private.public(), client.public_key);
-    assert_eq!(json["public-key"], client.public_key.to_string());
+    assert_eq!(Some(private.public()), client.public_key());
+    assert_eq!(json["public-key"], client.public_key().unwrap().to_string());
     let theirs = fs::read_to_string(directory.join("b.ckup-1.psk")).unwrap();
     assert_eq!(theirs, host.read("clients.d/b.ckup-1.psk"));
     spa_keys::read_pre_shared_key(directory.join("b.ckup-1.psk")).unwrap();

@@ -11,7 +11,7 @@ use crate::pipeline::Judge;
 use crate::policy::{ClientRules, Prefixes, Rate};
 use crate::replay_store::{Mark, Snapshot, StoreError};
 use crate::service::{Connections, Service};
-use spa_proto::{Freshness, MaskKey, Nonce, PortRange, Receiver, Request, Settings};
+use spa_proto::{Freshness, MaskKey, Nonce, PortRange, Receiver, Request, ServerKey, Settings};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -255,6 +255,7 @@ impl Server {
     fn candidate(&self, nonce: u8, service: &str) -> Candidate {
         let now = Now::read().realtime;
         let knock = Knock {
+            server_key: ServerKey::Present,
             client: CLIENT,
             nonce: Nonce([nonce; 24]),
             stamp: now,
@@ -327,7 +328,7 @@ async fn a_reset_that_could_not_be_stored_is_stored_as_soon_as_that_works() {
     let knock = server.candidate(1, "ssh");
     server.authorizer.admit(vec![knock]).await;
     server.store.0.fails.store(true, Ordering::Relaxed);
-    server.authorizer.reset_replay(Some(CLIENT), Now::read().realtime);
+    server.authorizer.reset_replay(Some(&[CLIENT]), Now::read().realtime);
     server.authorizer.tick().await;
     assert_eq!(*server.store.0.rewritten.lock().unwrap(), Snapshot::default());
     server.store.0.fails.store(false, Ordering::Relaxed);

@@ -9,7 +9,6 @@ use crate::gate::Gate;
 use crate::grants::GrantStore;
 use crate::replay_store::{Mark, ReplayStore, Snapshot};
 use spa_proto::{ClientId, UnixMicros};
-use std::sync::Arc;
 
 impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// What is due every second: grants whose time is over, the clock, the stores, the audit. Says
@@ -106,22 +105,21 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     }
 
     /// Puts the floor of one client, or of all, to now and a freshness window.
-    pub fn reset_replay(&mut self, client: Option<ClientId>, now: UnixMicros) {
+    pub fn reset_replay(&mut self, clients: Option<&[ClientId]>, now: UnixMicros) {
         {
             let mut judge = self.judge.lock();
             let ahead = now.saturating_add(judge.receiver.settings().freshness.get());
             let barrier = judge.receiver.barrier();
             judge.receiver.set_barrier(barrier.min(ahead));
-            let clients = match client {
-                Some(client) => vec![client],
+            let clients = match clients {
+                Some(clients) => clients.to_vec(),
                 None => judge.receiver.windows().map(|(client, _)| client).collect(),
             };
             for client in clients {
                 let floor = judge.receiver.reset_window(client, now);
-                let name = judge.policy.client(&client).map(|rules| Arc::clone(&rules.name));
                 tracing::warn!(
                     "the replay window of client {} is reset: only knocks stamped after {} are taken",
-                    name.as_deref().unwrap_or(&client.to_string()),
+                    judge.policy.name(&client).unwrap_or(&client.to_string()),
                     format_timestamp(floor)
                 );
             }

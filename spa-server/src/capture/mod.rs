@@ -255,13 +255,7 @@ impl Capture {
     }
 
     /// Ends the threads, and returns when they have ended.
-    pub fn stop(self) {
-        drop(self);
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
+    pub fn stop(&mut self) {
         for thread in &self.threads {
             thread.shared.stop();
             if let Err(error) = thread.waker.wake() {
@@ -274,5 +268,11 @@ impl Drop for Capture {
                 tracing::error!(interface = thread.shared.name(), "capture thread had panicked");
             }
         }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

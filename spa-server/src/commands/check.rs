@@ -139,7 +139,7 @@ fn look_at_config(config: &Config, findings: &mut Findings) {
     let (services, clients) = (config.settings.services.len(), config.clients.len());
     findings
         .ok(check, format!("{}: services: {services}, clients: {clients}", config.path.display()));
-    findings.ok("keys", format!("the server's public key is {}", config.server_key));
+    findings.ok("keys", format!("the server's public key is {}", config.server_key()));
     if config.clients.is_empty() {
         findings.warning(
             check,

@@ -3,11 +3,13 @@
 use super::daemon::{cut_off, take_up};
 use super::output::{print, print_json, table};
 use super::{CONFIG, CommandError, Done, write};
+use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::{
-    ClientName, ClientSettings, ConfigError, Settings, client_file, client_files, format_duration,
-    format_timestamp,
+    ClientName, ClientSettings, ConfigError, Introduced, Settings, client_file, client_files,
+    format_duration, format_timestamp,
 };
+use crate::enrolment::{EnrolmentStore, Enrolments};
 use serde::Serialize;
 use spa_keys::PublicKey;
 use spa_proto::{ServiceName, UnixMicros};
@@ -24,7 +26,13 @@ struct ClientView {
     name: String,
     /// `enabled`, or why not.
     state: &'static str,
-    public_key: PublicKey,
+    /// The key that it has now; none before it has come.
+    public_key: Option<PublicKey>,
+    /// The one that is to take its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pending_key: Option<PublicKey>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invitation: Option<InvitationView>,
     allow: Vec<ServiceName>,
     max_lifetime: String,
     default_lifetime: String,
@@ -39,11 +47,39 @@ struct ClientView {
     file: PathBuf,
 }
 
+/// How a client was invited.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct InvitationView {
+    issued: String,
+    expires: String,
+    /// Whether the client has come.
+    used: bool,
+    secret_file: PathBuf,
+}
+
 impl ClientView {
-    fn new(client: ClientSettings, now: UnixMicros) -> Self {
+    fn new(client: ClientSettings, enrolments: &Enrolments, now: UnixMicros) -> Self {
+        // A secret that can't be read is told by `check`, and by the daemon.
+        let (public_key, pending_key) =
+            client.keys(enrolments).unwrap_or((client.public_key(), None));
         let rules = client.rules;
+        let (pre_shared_key_file, invitation, is_void) = match client.introduced {
+            Introduced::ByKey { pre_shared_key_file, .. } => (pre_shared_key_file, None, false),
+            Introduced::ByInvitation { secret_file, issued, expires } => {
+                let view = InvitationView {
+                    issued: format_timestamp(issued),
+                    expires: format_timestamp(expires),
+                    used: public_key.is_some(),
+                    secret_file,
+                };
+                (None, Some(view), now >= expires || issued < enrolments.since)
+            }
+        };
         let state = if !rules.enabled {
             "disabled"
+        } else if public_key.is_none() {
+            if is_void { "invitation expired" } else { "invited" }
         } else if rules.expires.is_some_and(|expires| now >= expires) {
             "expired"
         } else if rules.not_before.is_some_and(|not_before| now < not_before) {
@@ -54,7 +90,9 @@ impl ClientView {
         Self {
             name: rules.name.to_string(),
             state,
-            public_key: client.public_key,
+            public_key,
+            pending_key,
+            invitation,
             allow: rules.allow.into_iter().collect(),
             max_lifetime: format_duration(rules.max_lifetime),
             default_lifetime: format_duration(rules.default_lifetime),
@@ -62,7 +100,7 @@ impl ClientView {
             not_before: rules.not_before.map(format_timestamp),
             expires: rules.expires.map(format_timestamp),
             require_bound_source: rules.require_bound_source,
-            pre_shared_key_file: client.pre_shared_key_file,
+            pre_shared_key_file,
             per_minute: rules.rate.per_minute,
             burst: rules.rate.burst,
             max_sources: rules.max_sources,
@@ -75,6 +113,10 @@ impl ClientView {
         names.join(", ")
     }
 
+    fn key(&self) -> String {
+        self.public_key.map_or_else(|| "none yet".into(), |key| key.to_string())
+    }
+
     fn sources(&self) -> String {
         if self.sources.is_empty() { "anywhere".into() } else { self.sources.join(", ") }
     }
@@ -84,7 +126,7 @@ impl ClientView {
         let mut rows = [
             ["name", &self.name],
             ["state", self.state],
-            ["public key", &self.public_key.to_string()],
+            ["public key", &self.key()],
             ["may open", &self.allow()],
             ["lifetime", &format!("{}, at most {}", self.default_lifetime, self.max_lifetime)],
             ["from", &self.sources()],
@@ -96,6 +138,8 @@ impl ClientView {
         .map(|row| row.map(String::from).to_vec())
         .to_vec();
         for (name, value) in [
+            ("next key", self.pending_key.map(|key| key.to_string())),
+            ("invitation", self.invitation.as_ref().map(InvitationView::text)),
             ("not before", self.not_before.clone()),
             ("expires", self.expires.clone()),
             (
@@ -109,22 +153,36 @@ impl ClientView {
     }
 }
 
+impl InvitationView {
+    fn text(&self) -> String {
+        let Self { issued, expires, used, .. } = self;
+        if *used { format!("of {issued}, used") } else { format!("of {issued}, until {expires}") }
+    }
+}
+
+/// The keys that clients have announced.
+pub(super) fn enrolments(settings: &Settings) -> Result<Enrolments, CommandError> {
+    let read = EnrolmentStore::read(&settings.state_directory);
+    let read = read.map_err(|error| CommandError::Failed(with_causes(&error)))?;
+    Ok(read.map(|(enrolments, _)| enrolments).unwrap_or_default())
+}
+
 /// `spa-server client list`. Clients whose files are wrong are told, and the others shown.
 pub(crate) fn list(config: &Path, output: Output) -> Done {
     let settings = Settings::load(config)?;
-    let now = now();
+    let (now, enrolments) = (now(), enrolments(&settings)?);
     let mut problems = Vec::new();
     let mut clients = Vec::new();
     for file in client_files(config).map_err(ConfigError::from)? {
         match load(&file, &settings) {
-            Ok(client) => clients.push(ClientView::new(client, now)),
+            Ok(client) => clients.push(ClientView::new(client, &enrolments, now)),
             Err(error) => problems.extend(error.problems),
         }
     }
     if output.json {
         print_json(&clients)?;
     } else if clients.is_empty() && problems.is_empty() {
-        eprintln!("there are no clients yet; `spa-server client add` lets one in");
+        eprintln!("there are no clients yet; `spa-server invite` lets one in");
     } else {
         let mut rows =
             vec![["NAME", "STATE", "MAY OPEN", "AT MOST", "FROM"].map(String::from).to_vec()];
@@ -144,17 +202,17 @@ pub(crate) fn list(config: &Path, output: Output) -> Done {
 pub(crate) fn show(config: &Path, name: &ClientName, output: Output) -> Done {
     let settings = Settings::load(config)?;
     let file = existing(config, name)?;
-    let view = ClientView::new(load(&file, &settings)?, now());
+    let view = ClientView::new(load(&file, &settings)?, &enrolments(&settings)?, now());
     if output.json { print_json(&view) } else { print(&view.render()) }
 }
 
 /// `spa-server client remove`.
 pub(crate) fn remove(config: &Path, name: &ClientName, cut: bool) -> Done {
     let file = existing(config, name)?;
-    let key = if cut { Some(key_of(config, &file)?) } else { None };
+    let keys = if cut { keys_of(config, &file)? } else { Vec::new() };
     // The key that `client add --psk` made is of no use to anybody else; another may be shared.
-    let pre_shared = file.with_extension("psk");
-    for path in [&file, &pre_shared] {
+    let secrets = ["psk", "invitation"].map(|kind| file.with_extension(kind));
+    for path in [&file].into_iter().chain(&secrets) {
         match fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(CommandError::Write { path: path.clone(), source });
@@ -163,21 +221,22 @@ pub(crate) fn remove(config: &Path, name: &ClientName, cut: bool) -> Done {
         }
     }
     eprintln!("client {name} is removed");
-    locked_out(config, key.as_ref())
+    locked_out(config, &keys)
 }
 
 /// `spa-server client disable`.
 pub(crate) fn disable(config: &Path, name: &ClientName, cut: bool) -> Done {
-    let key = if cut { Some(key_of(config, &existing(config, name)?)?) } else { None };
+    let keys = if cut { keys_of(config, &existing(config, name)?)? } else { Vec::new() };
     set_enabled(config, name, false)?;
-    locked_out(config, key.as_ref())
+    locked_out(config, &keys)
 }
 
-/// Has the daemon take it up, and ends the connections of the client with this key, one whatever
+/// Has the daemon take it up, and ends the connections of the client with these keys, one whatever
 /// became of the other.
-fn locked_out(config: &Path, key: Option<&PublicKey>) -> Done {
+fn locked_out(config: &Path, keys: &[PublicKey]) -> Done {
     let taken_up = take_up(config);
-    match (taken_up, key.map_or(Ok(()), |key| cut_off(config, key))) {
+    let cut = keys.iter().map(|key| cut_off(config, key)).fold(Ok(()), Result::and);
+    match (taken_up, cut) {
         (Err(error), Err(also)) => {
             eprintln!("spa-server: {error}");
             Err(also)
@@ -192,15 +251,21 @@ pub(crate) fn enable(config: &Path, name: &ClientName) -> Done {
     take_up(config)
 }
 
-/// The key in a client's file, whatever else is wrong with that file.
-fn key_of(config: &Path, file: &Path) -> Result<PublicKey, CommandError> {
-    if let Ok(client) = Settings::load(config).and_then(|settings| load(file, &settings)) {
-        return Ok(client.public_key);
+/// The keys of a client, whatever else is wrong with its file.
+fn keys_of(config: &Path, file: &Path) -> Result<Vec<PublicKey>, CommandError> {
+    let settings = Settings::load(config);
+    if let Ok((client, settings)) =
+        settings.and_then(|settings| Ok((load(file, &settings)?, settings)))
+    {
+        let (present, pending) = client
+            .keys(&enrolments(&settings)?)
+            .map_err(|error| CommandError::Failed(error.to_string()))?;
+        return Ok([present, pending].into_iter().flatten().collect());
     }
     let text = fs::read_to_string(file).unwrap_or_default();
     let document = text.parse::<DocumentMut>().ok();
     let key = document.as_ref().and_then(|document| document.get("public-key")?.as_str());
-    key.and_then(|key| key.parse().ok()).ok_or_else(|| {
+    key.and_then(|key| key.parse().ok()).map(|key| vec![key]).ok_or_else(|| {
         CommandError::Failed(format!(
             "{} has no public key that could be read, so nothing was changed: whose connections to end is not known without it. Leave --cut out",
             file.display()
@@ -225,7 +290,7 @@ fn set_enabled(config: &Path, name: &ClientName, enabled: bool) -> Done {
     // It may be wrong in other respects, and locking out has to work all the same.
     let settings = Settings::load(config);
     let client = settings.and_then(|settings| load(&file, &settings));
-    match client.map(|client| ClientView::new(client, now()).state) {
+    match client.map(|client| ClientView::new(client, &Enrolments::default(), now()).state) {
         Ok("expired" | "not yet valid") if enabled => {
             eprintln!(
                 "note: it stays locked out by its dates; see `spa-server client show {name}`"

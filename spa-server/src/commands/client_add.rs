@@ -3,11 +3,12 @@
 use super::daemon::take_up;
 use super::output::{print, print_json};
 use super::{CommandError, Done, client, host, write};
-use crate::cli::AddArgs;
+use crate::cli::{AddArgs, RuleArgs};
 use crate::config::{
     self, ClientSettings, ConfigError, Settings, client_file, client_files, clients_directory,
     format_duration, format_timestamp, parse_duration, parse_duration_or_seconds,
 };
+use crate::enrolment::Enrolments;
 use crate::service::Connections;
 use ring::rand::SystemRandom;
 use serde::Serialize;
@@ -73,7 +74,7 @@ pub(crate) fn run(config: &Path, args: &AddArgs) -> Done {
     // Refuses low-order keys, and the server's own.
     spa_keys::pair_secret_for_server(&server, &public_key, pre_shared.as_ref())
         .map_err(|error| CommandError::Usage(format!("--public-key: {error}")))?;
-    refuse_same_key(config, &public_key)?;
+    refuse_same_key(config, &super::client::enrolments(&settings)?, &public_key)?;
 
     write::directory(&clients_directory(config))?;
     let private_key_file = private.as_ref().map(|_| {
@@ -112,7 +113,7 @@ pub(crate) fn run(config: &Path, args: &AddArgs) -> Done {
 }
 
 /// Removes what was written when the rest could not be.
-struct Written<'a>(Vec<&'a PathBuf>);
+pub(super) struct Written<'a>(pub(super) Vec<&'a PathBuf>);
 
 impl Drop for Written<'_> {
     fn drop(&mut self) {
@@ -125,20 +126,11 @@ impl Drop for Written<'_> {
 
 /// The client's file.
 fn text(args: &AddArgs, public_key: &PublicKey, pre_shared_file: Option<&Path>) -> String {
-    let list = |items: &[String]| items.iter().map(String::as_str).collect::<Value>().to_string();
     let mut lines = vec![
         format!("# Added by `spa-server client add` on {}.", format_timestamp(client::now())),
         format!("public-key = \"{public_key}\""),
-        format!("allow = {}", list(&args.allow)),
     ];
-    if let Some(lifetime) = &args.max_lifetime {
-        let lifetime =
-            parse_duration_or_seconds(lifetime).map_or_else(|_| lifetime.clone(), format_duration);
-        lines.push(format!("max-lifetime = {}", Value::from(lifetime)));
-    }
-    if !args.sources.is_empty() {
-        lines.push(format!("sources = {}", list(&args.sources)));
-    }
+    lines.extend(rule_lines(&args.rules));
     if let Some(when) = &args.expires {
         // No plain number of seconds here: a year, or days, may be meant.
         let expires = match parse_duration(when) {
@@ -146,9 +138,6 @@ fn text(args: &AddArgs, public_key: &PublicKey, pre_shared_file: Option<&Path>) 
             Err(_) => when.clone(),
         };
         lines.push(format!("expires = {}", Value::from(expires)));
-    }
-    if args.require_bound_source {
-        lines.push("require-bound-source = true".into());
     }
     if let Some(path) = pre_shared_file {
         let path = path.to_string_lossy();
@@ -158,16 +147,38 @@ fn text(args: &AddArgs, public_key: &PublicKey, pre_shared_file: Option<&Path>) 
     lines.join("\n")
 }
 
+/// The lines of a client's file that say what it may do.
+pub(super) fn rule_lines(args: &RuleArgs) -> Vec<String> {
+    let list = |items: &[String]| items.iter().map(String::as_str).collect::<Value>().to_string();
+    let mut lines = vec![format!("allow = {}", list(&args.allow))];
+    if let Some(lifetime) = &args.max_lifetime {
+        let lifetime =
+            parse_duration_or_seconds(lifetime).map_or_else(|_| lifetime.clone(), format_duration);
+        lines.push(format!("max-lifetime = {}", Value::from(lifetime)));
+    }
+    if !args.sources.is_empty() {
+        lines.push(format!("sources = {}", list(&args.sources)));
+    }
+    if args.require_bound_source {
+        lines.push("require-bound-source = true".into());
+    }
+    lines
+}
+
 /// What is wrong with the file that would have been written is wrong with the command line.
-fn usage(error: &ConfigError) -> CommandError {
+pub(super) fn usage(error: &ConfigError) -> CommandError {
     let faults: Vec<_> = error.problems.iter().map(|problem| problem.fault.to_string()).collect();
     CommandError::Usage(faults.join("\n"))
 }
 
-fn refuse_same_key(config: &Path, public_key: &PublicKey) -> Done {
+fn refuse_same_key(config: &Path, enrolments: &Enrolments, public_key: &PublicKey) -> Done {
+    let has_key = |other: &ClientSettings| {
+        let known = other.keys(enrolments).map_or([None; 2], |(present, next)| [present, next]);
+        known.contains(&Some(*public_key)) || other.public_key() == Some(*public_key)
+    };
     for file in client_files(config).map_err(ConfigError::from)? {
         match ClientSettings::load(&file) {
-            Ok(other) if other.public_key == *public_key => {
+            Ok(other) if has_key(&other) => {
                 return Err(CommandError::Failed(format!(
                     "client {other} has this public key already; a key identifies one client, so make each its own (see `spa-server client show {other}`)",
                     other = other.rules.name

@@ -11,6 +11,7 @@ pub(crate) mod daemon;
 pub(crate) mod gate;
 mod host;
 pub(crate) mod init;
+pub(crate) mod invite;
 mod order;
 mod output;
 pub(crate) mod trial;

@@ -2,14 +2,13 @@
 
 use super::error::{ConfigError, Fault, Problem, ValueError};
 use super::file;
-use super::raw::{RawClient, RawPrefixes, RawRate};
-use super::settings::{Settings, lifetime, number};
-use super::time::parse_timestamp;
+use super::raw::{RawClient, RawInvitation, RawPrefixes, RawRate};
+use super::settings::{Settings, lifetime, number, timestamp};
 use crate::policy::{ClientRules, Prefixes, Rate, Services};
 use crate::service::Connections;
 use ipnet::IpNet;
-use spa_keys::{PrivateKey, PublicKey};
-use spa_proto::{ClientId, ServiceName, UnixMicros};
+use spa_keys::PublicKey;
+use spa_proto::{ServiceName, UnixMicros};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -23,26 +22,46 @@ const MAX_SOURCES: i64 = 65_536;
 /// Wider networks than these are other people's.
 const WIDEST_PREFIXES: Prefixes = Prefixes { v4: 16, v6: 32 };
 
-/// A client, and the secret that the server shares with it.
-#[derive(Debug)]
-pub struct Client {
-    /// What its file says.
-    pub settings: ClientSettings,
-    /// What its knocks are sealed with.
-    pub secret: spa_proto::PairSecret,
-}
-
 /// What a client's file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientSettings {
     /// The file.
     pub file: PathBuf,
-    /// The client's identity.
-    pub public_key: PublicKey,
-    /// The file with the pre-shared key, if there is one.
-    pub pre_shared_key_file: Option<PathBuf>,
+    /// How the server comes to know it.
+    pub introduced: Introduced,
     /// What it may do.
     pub rules: ClientRules,
+}
+
+/// How the server comes to know a client at first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Introduced {
+    /// By its public key.
+    ByKey {
+        /// The client's identity.
+        public_key: PublicKey,
+        /// The file with the pre-shared key, if there is one.
+        pre_shared_key_file: Option<PathBuf>,
+    },
+    /// By an invitation: the client brings its key.
+    ByInvitation {
+        /// The file with the secret.
+        secret_file: PathBuf,
+        /// When it was made.
+        issued: UnixMicros,
+        /// From when on it can't be used.
+        expires: UnixMicros,
+    },
+}
+
+impl ClientSettings {
+    /// The public key in the file, if there is one.
+    pub const fn public_key(&self) -> Option<PublicKey> {
+        match self.introduced {
+            Introduced::ByKey { public_key, .. } => Some(public_key),
+            Introduced::ByInvitation { .. } => None,
+        }
+    }
 }
 
 /// What a client's file refers to. What is not known, since `server.toml` is wrong, is not held
@@ -59,33 +78,6 @@ impl<'a> Surroundings<'a> {
             services: Some(&settings.services),
             default_lifetime: Some(settings.default_lifetime),
         }
-    }
-}
-
-impl Client {
-    /// The client's identity, as the protocol has it.
-    pub fn id(&self) -> ClientId {
-        self.settings.public_key.into()
-    }
-
-    /// The client's name.
-    pub fn name(&self) -> &str {
-        &self.settings.rules.name
-    }
-
-    /// Derives the secret that the server with the key `server` shares with a client.
-    pub(super) fn derive(settings: ClientSettings, server: &PrivateKey) -> Result<Self, Problem> {
-        let problem = |fault| Problem { path: settings.file.clone(), fault };
-        let pre_shared = settings
-            .pre_shared_key_file
-            .as_ref()
-            .map(spa_keys::read_pre_shared_key)
-            .transpose()
-            .map_err(|error| problem(Fault::value("pre-shared-key-file", error)))?;
-        let secret =
-            spa_keys::pair_secret_for_server(server, &settings.public_key, pre_shared.as_ref())
-                .map_err(|error| problem(Fault::value("public-key", error)))?;
-        Ok(Self { settings, secret })
     }
 }
 
@@ -140,8 +132,7 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn client(&mut self, path: &Path, name: &ClientName, raw: RawClient) -> Option<ClientSettings> {
-        let public_key = raw.public_key.parse::<PublicKey>();
-        let public_key = public_key.map_err(|error| self.fault("public-key", error)).ok();
+        let introduced = self.introduced(raw.public_key, raw.invitation, raw.pre_shared_key_file);
         let max_lifetime = lifetime("max-lifetime", raw.max_lifetime, &mut self.faults)
             .unwrap_or(Duration::from_secs(3600));
         let default_lifetime = self.default_lifetime(raw.default_lifetime, max_lifetime);
@@ -151,11 +142,6 @@ impl Judge<'_> {
             && expires <= not_before
         {
             self.fault("expires", ValueError::ExpiresFirst);
-        }
-        if let Some(file) = &raw.pre_shared_key_file
-            && !file.is_absolute()
-        {
-            self.fault("pre-shared-key-file", ValueError::RelativePath(file.clone()));
         }
         let rules = ClientRules {
             name: name.as_str().into(),
@@ -173,13 +159,49 @@ impl Judge<'_> {
                 .unwrap_or(16),
         };
         self.no_network_for_one_connection(&rules);
-        let pre_shared_key_file = raw.pre_shared_key_file;
-        Some(ClientSettings {
-            file: path.into(),
-            public_key: public_key?,
-            pre_shared_key_file,
-            rules,
-        })
+        Some(ClientSettings { file: path.into(), introduced: introduced?, rules })
+    }
+
+    fn introduced(
+        &mut self,
+        public_key: Option<String>,
+        invitation: Option<RawInvitation>,
+        pre_shared_key_file: Option<PathBuf>,
+    ) -> Option<Introduced> {
+        if let Some(file) = &pre_shared_key_file {
+            self.absolute("pre-shared-key-file", file);
+        }
+        match (public_key, invitation) {
+            (None, None) => {
+                self.fault("public-key", ValueError::NoKey);
+                None
+            }
+            (Some(_), Some(_)) => {
+                self.fault("invitation", ValueError::KeyAndInvitation);
+                None
+            }
+            (Some(text), None) => {
+                let parsed = text.parse::<PublicKey>();
+                let public_key = parsed.map_err(|error| self.fault("public-key", error)).ok()?;
+                Some(Introduced::ByKey { public_key, pre_shared_key_file })
+            }
+            (None, Some(RawInvitation { secret_file, issued, expires })) => {
+                if pre_shared_key_file.is_some() {
+                    // It makes one of its own.
+                    self.fault("pre-shared-key-file", ValueError::Needs("a public-key"));
+                }
+                self.absolute("invitation.secret-file", &secret_file);
+                let issued = self.timestamp("invitation.issued", Some(issued));
+                let expires = self.timestamp("invitation.expires", Some(expires));
+                Some(Introduced::ByInvitation { secret_file, issued: issued?, expires: expires? })
+            }
+        }
+    }
+
+    fn absolute(&mut self, key: &str, file: &Path) {
+        if !file.is_absolute() {
+            self.fault(key, ValueError::RelativePath(file.into()));
+        }
     }
 
     fn fault(&mut self, key: &str, error: impl Into<ValueError>) {
@@ -229,11 +251,7 @@ impl Judge<'_> {
     }
 
     fn timestamp(&mut self, key: &str, raw: Option<toml::Value>) -> Option<UnixMicros> {
-        let text = match raw? {
-            toml::Value::String(text) => text,
-            other => other.to_string(),
-        };
-        parse_timestamp(&text).map_err(|error| self.fault(key, error)).ok()
+        timestamp(raw?).map_err(|error| self.fault(key, error)).ok()
     }
 
     fn allow(&mut self, names: &[String]) -> BTreeSet<ServiceName> {

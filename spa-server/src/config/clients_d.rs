@@ -1,9 +1,11 @@
 //! The directory of the clients' files.
 
-use super::client::{Client, ClientName, ClientSettings, Surroundings};
+use super::client::{ClientName, ClientSettings, Introduced, Surroundings};
 use super::error::{Fault, Problem, ValueError};
 use super::file;
-use spa_keys::{PrivateKey, PublicKey};
+use super::keys::{Client, ServerKeys};
+use crate::enrolment::{Enrolments, Introduction};
+use spa_keys::PublicKey;
 use spa_proto::ClientId;
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -51,10 +53,10 @@ pub fn client_files(server_toml: &Path) -> Result<Vec<PathBuf>, Problem> {
 /// or is gone from its directory.
 ///
 /// What may be half written locks nobody out by what it lacks: then all other files have to be
-/// whole, and none of them may have the client's key by another name.
+/// whole, and none of them may have the client's key, or any invitation, by another name.
 pub fn locked_out<'a>(
     server_toml: &Path,
-    clients: impl Iterator<Item = (ClientId, &'a str)>,
+    clients: impl Iterator<Item = (ClientId, &'a Introduction, &'a str)>,
 ) -> Vec<ClientId> {
     let Ok(files) = client_files(server_toml) else { return Vec::new() };
     let mut present = HashMap::new();
@@ -65,29 +67,52 @@ pub fn locked_out<'a>(
             None => is_whole = false,
         }
     }
-    let admitted: HashSet<_> =
-        present.values().filter(|file| file.enabled).map(|file| file.client).collect();
-    let is_locked_out = |client: &ClientId, name: &str| {
-        let file = clients_directory(server_toml).join(format!("{name}.toml"));
-        let is_gone = || is_whole && !files.contains(&file);
-        let is_disabled = present.get(&file).map(|file| !file.enabled && file.client == *client);
-        !admitted.contains(client) && is_disabled.unwrap_or_else(is_gone)
+    let file_of = |name: &str| clients_directory(server_toml).join(format!("{name}.toml"));
+    let clients: Vec<_> = clients.collect();
+    let known: HashSet<_> = clients.iter().map(|(_, _, name)| file_of(name)).collect();
+    // Which one an invitation is for is not known without the server's key: a file of a new name
+    // may be anybody's.
+    let admits = |file: &Path, outline: &Outline, introduction: &Introduction| {
+        outline.enabled
+            && match (&outline.client, introduction) {
+                (Some(key), Introduction::Key(own)) => key == own,
+                (None, Introduction::Invitation(_)) => !known.contains(file),
+                _ => false,
+            }
     };
-    clients.filter(|(client, name)| is_locked_out(client, name)).map(|(client, _)| client).collect()
+    let is_about = |outline: &Outline, introduction: &Introduction| match introduction {
+        Introduction::Key(own) => outline.client.as_ref() == Some(own),
+        Introduction::Invitation(_) => outline.client.is_none(),
+    };
+    let is_locked_out = |introduction: &Introduction, name: &str| {
+        let file = file_of(name);
+        let is_gone = || is_whole && !files.contains(&file);
+        let is_disabled =
+            present.get(&file).map(|file| !file.enabled && is_about(file, introduction));
+        let is_admitted = || present.iter().any(|(file, it)| admits(file, it, introduction));
+        is_disabled.unwrap_or_else(is_gone) && !is_admitted()
+    };
+    let out = clients.iter().filter(|(_, introduction, name)| is_locked_out(introduction, name));
+    out.map(|(client, ..)| *client).collect()
 }
 
 /// Who a client's file is about, and whether he is let in.
 struct Outline {
-    client: ClientId,
+    /// `None`: somebody who is invited.
+    client: Option<PublicKey>,
     enabled: bool,
 }
 
 impl Outline {
     fn read(file: &Path) -> Option<Self> {
         let table = toml::from_str::<toml::Table>(&file::read_unjudged(file).ok()?).ok()?;
-        let key: PublicKey = table.get("public-key")?.as_str()?.parse().ok()?;
         let enabled = table.get("enabled") != Some(&toml::Value::Boolean(false));
-        Some(Self { client: key.into(), enabled })
+        let client = match (table.get("public-key"), table.get("invitation")) {
+            (Some(key), None) => Some(key.as_str()?.parse().ok()?),
+            (None, Some(_)) => None,
+            _ => return None,
+        };
+        Some(Self { client, enabled })
     }
 }
 
@@ -96,12 +121,12 @@ impl Outline {
 pub(super) fn load(
     server_toml: &Path,
     surroundings: &Surroundings<'_>,
-    server_key: Option<&PrivateKey>,
+    known: Option<(&ServerKeys, &Enrolments)>,
 ) -> Result<(Vec<Client>, Vec<Problem>), Problem> {
     let files = client_files(server_toml)?;
     let mut clients = Vec::with_capacity(files.len());
     let mut problems = Vec::new();
-    for loaded in load_all(&files, surroundings, server_key) {
+    for loaded in load_all(&files, surroundings, known) {
         clients.extend(loaded.client);
         problems.extend(loaded.problems);
     }
@@ -118,18 +143,46 @@ pub(super) fn load(
 #[derive(Default)]
 struct Loaded {
     /// The settings as far as two clients are compared by them, and the whole client.
-    client: Option<((PathBuf, PublicKey), Option<Client>)>,
+    client: Option<((PathBuf, Vec<Mark>), Option<Client>)>,
     problems: Vec<Problem>,
+}
+
+/// What no two clients may have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Mark {
+    Key(PublicKey),
+    Secret(PathBuf),
+    Invitation(Introduction),
+}
+
+impl Mark {
+    fn of(settings: &ClientSettings) -> Self {
+        match &settings.introduced {
+            Introduced::ByKey { public_key, .. } => Self::Key(*public_key),
+            Introduced::ByInvitation { secret_file, .. } => Self::Secret(secret_file.clone()),
+        }
+    }
+
+    /// The marks of a whole client: by whatever key it is known now.
+    fn all(client: &Client) -> Vec<Self> {
+        let mut marks = vec![Self::of(&client.settings)];
+        if let Introduction::Invitation(_) = client.introduction {
+            marks.push(Self::Invitation(client.introduction.clone()));
+        }
+        marks.extend(client.keys.iter().map(|known| Self::Key(known.key)));
+        marks.dedup();
+        marks
+    }
 }
 
 /// One X25519 for each client: with 10,000 of them, this is what a start waits for.
 fn load_all(
     files: &[PathBuf],
     surroundings: &Surroundings<'_>,
-    server_key: Option<&PrivateKey>,
+    known: Option<(&ServerKeys, &Enrolments)>,
 ) -> Vec<Loaded> {
     let load_chunk = |files: &[PathBuf]| -> Vec<Loaded> {
-        files.iter().map(|file| load_one(file, surroundings, server_key)).collect()
+        files.iter().map(|file| load_one(file, surroundings, known)).collect()
     };
     let available = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = available.min(MAX_THREADS).min(files.len() / WORTH_A_THREAD);
@@ -154,28 +207,38 @@ fn load_all(
 fn load_one(
     file: &Path,
     surroundings: &Surroundings<'_>,
-    server_key: Option<&PrivateKey>,
+    known: Option<(&ServerKeys, &Enrolments)>,
 ) -> Loaded {
     let settings = match ClientSettings::load_within(file, surroundings) {
         Ok(settings) => settings,
         Err(problems) => return Loaded { client: None, problems },
     };
-    let key = (settings.file.clone(), settings.public_key);
-    match server_key.map(|server| Client::derive(settings, server)).transpose() {
-        Ok(client) => Loaded { client: Some((key, client)), problems: Vec::new() },
-        Err(problem) => Loaded { client: Some((key, None)), problems: vec![problem] },
+    let (file, mark) = (settings.file.clone(), Mark::of(&settings));
+    match known.map(|(keys, enrolled)| Client::derive(settings, keys, enrolled)).transpose() {
+        Ok(client) => {
+            let marks = client.as_ref().map_or_else(|| vec![mark], Mark::all);
+            Loaded { client: Some(((file, marks), client)), problems: Vec::new() }
+        }
+        Err(problem) => {
+            Loaded { client: Some(((file, vec![mark]), None)), problems: vec![problem] }
+        }
     }
 }
 
-fn same_keys(clients: &[((PathBuf, PublicKey), Option<Client>)]) -> Vec<Problem> {
-    let mut seen: HashMap<PublicKey, &Path> = HashMap::with_capacity(clients.len());
+fn same_keys(clients: &[((PathBuf, Vec<Mark>), Option<Client>)]) -> Vec<Problem> {
+    let mut seen: HashMap<&Mark, &Path> = HashMap::with_capacity(clients.len());
     let mut problems = Vec::new();
-    for ((file, public_key), _) in clients {
-        match seen.get(public_key) {
-            None => drop(seen.insert(*public_key, file)),
-            Some(other) => {
+    for ((file, marks), _) in clients {
+        let other = marks.iter().find_map(|mark| Some((mark, *seen.get(mark)?)));
+        match other {
+            None => seen.extend(marks.iter().map(|mark| (mark, file.as_path()))),
+            Some((mark, other)) => {
                 let other = other.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                let fault = Fault::value("public-key", ValueError::SameKey { other });
+                let key = match mark {
+                    Mark::Key(_) => "public-key",
+                    Mark::Secret(_) | Mark::Invitation(_) => "invitation",
+                };
+                let fault = Fault::value(key, ValueError::SameKey { other });
                 problems.push(Problem { path: file.clone(), fault });
             }
         }

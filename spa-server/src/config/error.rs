@@ -117,6 +117,9 @@ pub enum Fault {
     /// The file's name is no client's name.
     #[error("{0}; rename the file, or let its name end in something else than .toml")]
     Name(ClientNameError),
+    /// The keys that clients have announced can't be had.
+    #[error("the keys that clients have brought are not known, so these clients are left out: {0}")]
+    State(String),
     /// There is no service.
     #[error(
         "there is no service, so nothing could ever be opened; add [services.ssh] with ports = [\"tcp/22\"]"
@@ -135,7 +138,10 @@ impl Fault {
         let start = error.span().map_or(0, |span| span.start);
         let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count().saturating_add(1);
         let message = error.message().trim_end();
-        let message = if message.contains("spa-private-") || message.contains("spa-psk-") {
+        let message = if ["spa-private-", "spa-psk-", "spa-invitation-"]
+            .iter()
+            .any(|it| message.contains(it))
+        {
             "a secret key stands where it does not belong"
         } else {
             message
@@ -293,6 +299,17 @@ pub enum ValueError {
         /// What there is.
         known_services: Vec<ServiceName>,
     },
+    /// Nothing by which the client could be known.
+    #[error(
+        "is missing; write the client's public key, or let it bring one: spa-server invite NAME"
+    )]
+    NoKey,
+    /// A key and an invitation to bring one.
+    #[error("stands beside public-key; a client is known by one of the two")]
+    KeyAndInvitation,
+    /// A previous key without an end, or an end without one.
+    #[error("needs {0} beside it")]
+    Needs(&'static str),
     /// No public key.
     #[error(transparent)]
     Key(#[from] KeyTextError),
@@ -303,7 +320,9 @@ pub enum ValueError {
     #[error(transparent)]
     KeyFile(#[from] KeyFileError),
     /// Two clients with one key.
-    #[error("client {other} has the same key; a key identifies one client, so give each its own")]
+    #[error(
+        "client {other} has the same one; a key or an invitation is for one client, so give each its own"
+    )]
     SameKey {
         /// The other client.
         other: String,

@@ -14,6 +14,8 @@ pub(super) struct RawSettings {
     pub(super) plaintext_length: Option<i64>,
     pub(super) freshness: Option<String>,
     pub(super) private_key_file: Option<PathBuf>,
+    pub(super) previous_private_key_file: Option<PathBuf>,
+    pub(super) previous_key_until: Option<toml::Value>,
     pub(super) state_directory: Option<PathBuf>,
     pub(super) control_socket: Option<PathBuf>,
     pub(super) default_lifetime: Option<String>,
@@ -67,7 +69,8 @@ pub(super) struct RawService {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct RawClient {
-    pub(super) public_key: String,
+    pub(super) public_key: Option<String>,
+    pub(super) invitation: Option<RawInvitation>,
     pub(super) allow: Vec<String>,
     pub(super) max_lifetime: Option<String>,
     pub(super) default_lifetime: Option<String>,
@@ -80,6 +83,15 @@ pub(super) struct RawClient {
     pub(super) rate: Option<RawRate>,
     pub(super) max_sources: Option<i64>,
     pub(super) source_prefix: Option<RawPrefixes>,
+}
+
+/// `[invitation]`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct RawInvitation {
+    pub(super) secret_file: PathBuf,
+    pub(super) issued: toml::Value,
+    pub(super) expires: toml::Value,
 }
 
 /// `source-prefix = { … }`.

@@ -3,6 +3,7 @@
 use super::error::{ConfigError, Fault, Problem, ValueError};
 use super::file;
 use super::raw::{RawGate, RawHook, RawService, RawSettings};
+use super::time::{TimestampError, parse_timestamp};
 use crate::capture::Interfaces;
 use crate::capture::filter::MAX_PORTS;
 use crate::gate::{
@@ -12,7 +13,9 @@ use crate::policy::Services;
 use crate::service::{Connections, Forward, ForwardTo, Service, Target};
 use crate::source::Source;
 use ipnet::IpNet;
-use spa_proto::{Freshness, PacketLength, PortRange, ServiceName, Transport, parse_duration};
+use spa_proto::{
+    Freshness, PacketLength, PortRange, ServiceName, Transport, UnixMicros, parse_duration,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -49,6 +52,8 @@ pub struct Settings {
     pub freshness: Freshness,
     /// The file with the server's private key.
     pub private_key_file: PathBuf,
+    /// The key that the server had before, for as long as clients may use it.
+    pub previous_key: Option<PreviousKey>,
     /// Where the replay store and the grants are kept.
     pub state_directory: PathBuf,
     /// Where the commands reach the daemon.
@@ -61,6 +66,15 @@ pub struct Settings {
     pub gate: GateSettings,
     /// What can be opened; at least one service, each with at least one port.
     pub services: Services,
+}
+
+/// The key that a server had before the one that it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreviousKey {
+    /// The file with the private key.
+    pub private_key_file: PathBuf,
+    /// From when on nothing is accepted under it.
+    pub until: UnixMicros,
 }
 
 /// How the ports are guarded.
@@ -192,6 +206,7 @@ impl Judge {
                 "private-key-file",
                 raw.private_key_file.unwrap_or_else(|| beside.join("server.key")),
             ),
+            previous_key: self.previous_key(raw.previous_private_key_file, raw.previous_key_until),
             control_socket: self.path(
                 "control-socket",
                 raw.control_socket.unwrap_or_else(|| CONTROL_SOCKET.into()),
@@ -208,6 +223,31 @@ impl Judge {
 
     fn fault(&mut self, key: impl Into<String>, error: impl Into<ValueError>) {
         self.faults.push(Fault::value(key, error));
+    }
+
+    fn previous_key(
+        &mut self,
+        file: Option<PathBuf>,
+        until: Option<toml::Value>,
+    ) -> Option<PreviousKey> {
+        const FILE: &str = "previous-private-key-file";
+        const UNTIL: &str = "previous-key-until";
+        match (file, until) {
+            (None, None) => None,
+            (Some(_), None) => {
+                self.fault(FILE, ValueError::Needs(UNTIL));
+                None
+            }
+            (None, Some(_)) => {
+                self.fault(UNTIL, ValueError::Needs(FILE));
+                None
+            }
+            (Some(file), Some(until)) => {
+                let private_key_file = self.path(FILE, file);
+                let until = timestamp(until).map_err(|error| self.fault(UNTIL, error)).ok()?;
+                Some(PreviousKey { private_key_file, until })
+            }
+        }
     }
 
     fn interfaces(&mut self, raw: Option<Vec<String>>) -> Interfaces {
@@ -511,6 +551,13 @@ fn duration(
     };
     faults.push(Fault::value(key, error));
     None
+}
+/// Reads a point in time, as TOML writes it or as a text.
+pub(super) fn timestamp(raw: toml::Value) -> Result<UnixMicros, TimestampError> {
+    match raw {
+        toml::Value::String(text) => parse_timestamp(&text),
+        other => parse_timestamp(&other.to_string()),
+    }
 }
 
 pub(super) fn number(

@@ -2,12 +2,14 @@
 
 use super::*;
 use crate::capture::Interfaces;
+use crate::enrolment::Introduction;
 use crate::gate::{Backend, Mode, Refusal, ToolOverrides};
 use crate::policy::Rate;
 use crate::service::Service;
 use ring::rand::SystemRandom;
 use spa_keys::{Overwrite, PreSharedKey, write_pre_shared_key, write_private_key};
 use spa_proto::{PacketLength, UnixMicros};
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
@@ -145,7 +147,7 @@ fn the_shipped_client_example_is_right_and_shows_the_defaults() {
     assert_eq!(full.rules.sources.len(), 2);
     assert!(full.rules.not_before.is_some() && full.rules.expires.is_some());
     let mut same = full.clone();
-    same.pre_shared_key_file = None;
+    same.introduced = Introduced::ByKey { public_key: key(1), pre_shared_key_file: None };
     same.rules.sources.clear();
     (same.rules.not_before, same.rules.expires) = (None, None);
     assert_eq!(same, plain);
@@ -162,6 +164,7 @@ fn what_is_not_said_has_a_default() {
             packet_length: PacketLength::default(),
             freshness: Duration::from_secs(60).try_into().unwrap(),
             private_key_file: "/srv/spa/server.key".into(),
+            previous_key: None,
             state_directory: "/var/lib/spa".into(),
             control_socket: "/run/spa/control.sock".into(),
             default_lifetime: Duration::from_secs(30),
@@ -231,11 +234,11 @@ fn what_is_said_is_read() {
     assert_eq!((plan.mode, plan.refusal), (Mode::Open, Refusal::Reject));
     assert_eq!(plan.max_elements, 200);
 
-    assert_eq!(config.server_key, host.server.public());
+    assert_eq!(config.server_key(), host.server.public());
     let names: Vec<_> = config.clients.iter().map(Client::name).collect();
     assert_eq!(names, ["laptop", "tablet"]);
     let laptop = &config.client("laptop").unwrap().settings;
-    assert_eq!(laptop.public_key, key(1));
+    assert_eq!(laptop.public_key(), Some(key(1)));
     let rules = &laptop.rules;
     assert_eq!(rules.max_lifetime, Duration::from_secs(20));
     assert_eq!(rules.default_lifetime, Duration::from_secs(20), "cut to the client's maximum");
@@ -248,7 +251,7 @@ fn what_is_said_is_read() {
     let tablet = &config.client("tablet").unwrap().settings.rules;
     assert_eq!(tablet.default_lifetime, Duration::from_secs(300));
     assert!(!tablet.enabled);
-    assert_eq!(config.pair_secrets().count(), 2);
+    assert_eq!(config.senders(spa_proto::ServerKey::Present).count(), 2);
     assert_eq!(config.policy().client(&key(1).into()), Some(rules));
     assert!(config.client("phone").is_none());
 }
@@ -329,7 +332,7 @@ fn errors_of_the_syntax_name_the_line_and_keep_secrets() {
         (
             "# x\n\nknock-port = [1]\n",
             "line 3: unknown field `knock-port`, expected one of `interfaces`, `knock-ports`, \
-            `plaintext-length`, `freshness`, `private-key-file`, `state-directory`, \
+            `plaintext-length`, `freshness`, `private-key-file`, `previous-private-key-file`, `previous-key-until`, `state-directory`, \
             `control-socket`, `default-lifetime`, `max-grants`, `gate`, `services`",
         ),
         (
@@ -411,7 +414,7 @@ fn errors_of_a_client() {
         ),
         (
             "expire = 2027-01-01",
-            "line 3: unknown field `expire`, expected one of `public-key`, `allow`, `max-lifetime`, `default-lifetime`, `sources`, `not-before`, `expires`, `enabled`, `require-bound-source`, `pre-shared-key-file`, `rate`, `max-sources`, `source-prefix`",
+            "line 3: unknown field `expire`, expected one of `public-key`, `invitation`, `allow`, `max-lifetime`, `default-lifetime`, `sources`, `not-before`, `expires`, `enabled`, `require-bound-source`, `pre-shared-key-file`, `rate`, `max-sources`, `source-prefix`",
         ),
     ] {
         assert_eq!(client_error_of(line), error);
@@ -441,8 +444,8 @@ fn errors_of_keys() {
     host.client("twin-a", &key(1), allow).client("twin-b", &key(1), allow);
     assert_eq!(
         host.error(),
-        "DIR/clients.d/twin-b.toml: public-key: client twin-a has the same key; a key identifies \
-        one client, so give each its own"
+        "DIR/clients.d/twin-b.toml: public-key: client twin-a has the same one; a key or an \
+        invitation is for one client, so give each its own"
     );
 
     let host = Host::new(SSH);
@@ -576,12 +579,15 @@ fn who_is_locked_out_by_a_configuration_that_is_wrong() {
     let keys = [1, 2, 3].map(|byte| spa_keys::PrivateKey::from_bytes([byte; 32].into()).public());
     let ids: Vec<(spa_proto::ClientId, &str)> =
         keys.iter().map(|key| (*key).into()).zip(["one", "two", "three"]).collect();
+    let introductions: BTreeMap<_, _> =
+        ids.iter().map(|(id, _)| (*id, Introduction::Key((*id).into()))).collect();
     let path = |name: &str| clients.join(format!("{name}.toml"));
     let write = |name: &str, key: usize, rest: &str| {
         std::fs::write(path(name), format!("public-key = \"{}\"\n{rest}", keys[key])).unwrap();
     };
     let out = || -> Vec<&str> {
-        let out = locked_out(&server_toml, ids.iter().copied());
+        let clients = ids.iter().map(|(id, name)| (*id, &introductions[id], *name));
+        let out = locked_out(&server_toml, clients);
         ids.iter().filter(|(id, _)| out.contains(id)).map(|(_, name)| *name).collect()
     };
     write("one", 0, "");

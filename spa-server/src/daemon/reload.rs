@@ -3,11 +3,12 @@
 use super::{Daemon, start, status};
 use crate::causes::with_causes;
 use crate::clock::Now;
-use crate::config::{Config, GateSettings, Settings, locked_out};
+use crate::config::{Config, GateSettings, ServerKeys, Settings, locked_out};
 use crate::control::{ControlResponse, Reloaded};
 use crate::gate::InstallReport;
 use crate::policy::Policy;
 use spa_proto::ClientId;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -16,8 +17,13 @@ use tokio::task::JoinHandle;
 /// A configuration that is being read, off the runtime's thread.
 pub(super) struct Reload {
     reading: JoinHandle<Result<Config, Refused>>,
-    orders: Vec<(Order, Option<oneshot::Sender<ControlResponse>>)>,
+    orders: Orders,
+    /// How many records of announced keys there were when the reading began.
+    enrolment_records: usize,
 }
+
+/// Who has ordered what, in the order in which they came.
+type Orders = Vec<(Order, Option<oneshot::Sender<ControlResponse>>)>;
 
 /// A configuration with which something is wrong.
 #[derive(Debug)]
@@ -57,10 +63,16 @@ impl Daemon {
         order: Order,
         asked_by: Option<oneshot::Sender<ControlResponse>>,
     ) {
-        if let Some(reload) = &mut self.reload {
+        let mut orders = self.reload.take().map(|reload| {
             // What is being read may be older than the change that this is about.
             reload.reading.abort();
-        }
+            reload.orders
+        });
+        orders.get_or_insert_default().push((order, asked_by));
+        self.begin_reading(orders.unwrap_or_default());
+    }
+
+    fn begin_reading(&mut self, orders: Orders) {
         let path = self.config_path.clone();
         let configured = Arc::clone(&self.configured);
         let reading = tokio::task::spawn_blocking(move || {
@@ -69,12 +81,31 @@ impl Daemon {
                 locked_out: locked_out(&path, configured.enabled()),
             })
         });
-        let mut orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
-        orders.push((order, asked_by));
-        self.reload = Some(Reload { reading, orders });
+        let enrolment_records = self.keys.store.enrolments().records;
+        self.reload = Some(Reload { reading, orders, enrolment_records });
+    }
+
+    /// Another key than the present one is taken only with the present one beside it: who puts a
+    /// wrong file in its place would lock everybody out.
+    fn judge_server_keys(&self, new: &ServerKeys) -> Result<(), String> {
+        let present = self.keys.server.present.public();
+        if new.has(&present) {
+            return Ok(());
+        }
+        Err(format!(
+            "the server's private key is another one, and the one that clients know ({present}) is not there as previous-private-key-file; change it with `spa-server key rotate`, or restart the server to do without the old one"
+        ))
     }
 
     pub(super) async fn reloaded(&mut self, config: Result<Config, Refused>) {
+        if let Some(reload) = &self.reload
+            && reload.enrolment_records != self.keys.store.enrolments().records
+        {
+            // A client has brought a key meanwhile, which this configuration may not know.
+            let orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
+            self.begin_reading(orders);
+            return;
+        }
         let orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
         // The last word on the gate holds.
         let last = orders.iter().rev().find(|(order, _)| *order != Order::Reload);
@@ -119,8 +150,8 @@ impl Daemon {
     }
 
     fn locked_out_by(&self, policy: &Policy) -> Vec<ClientId> {
-        let clients = self.configured.enabled().map(|(client, _)| client);
-        clients.filter(|client| policy.client(client).is_none_or(|rules| !rules.enabled)).collect()
+        let clients = self.configured.enabled().map(|(client, ..)| client);
+        clients.filter(|client| !policy.is_enabled(client)).collect()
     }
 
     /// Nothing else of a configuration is in force, but whoever is to be locked out is: that can't
@@ -131,8 +162,9 @@ impl Daemon {
         if clients.is_empty() {
             return String::new();
         }
-        let named = |client| self.configured.client(client).map(|rules| &*rules.name);
-        let names = clients.iter().filter_map(named).collect::<Vec<_>>().join(", ");
+        let names: BTreeSet<_> =
+            clients.iter().filter_map(|client| self.configured.name(client)).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
         let trouble = match self.authorizer.enforce_policy(Now::read().realtime).await {
             Ok(_) => String::new(),
             Err(error) => format!(
@@ -149,9 +181,7 @@ impl Daemon {
         config: Config,
         order: Order,
     ) -> Result<(Reloaded, InstallReport), String> {
-        if config.server_key != self.server_key {
-            return Err("the server's private key has changed; restart the server to use it".into());
-        }
+        self.judge_server_keys(&config.keys)?;
         let restart_needed = status::fixed_settings_that_differ(&self.settings, &config.settings);
         // Those keep their old values until then.
         let settings = Settings {
@@ -159,7 +189,6 @@ impl Daemon {
             knock_ports: self.settings.knock_ports.clone(),
             packet_length: self.settings.packet_length,
             freshness: self.settings.freshness,
-            private_key_file: self.settings.private_key_file.clone(),
             state_directory: self.settings.state_directory.clone(),
             control_socket: self.settings.control_socket.clone(),
             gate: GateSettings {
@@ -176,9 +205,12 @@ impl Daemon {
             let mut judge = self.judge.lock();
             judge.policy = Arc::new(config.policy());
             self.configured = Arc::clone(&judge.policy);
-            judge.receiver.set_clients(config.pair_secrets());
+            config.instruct(&mut judge.receiver);
             judge.receiver.roll(now.realtime);
         }
+        self.keys.roster = config.roster();
+        self.keys.server = config.keys.clone();
+        self.end_previous_key(now.realtime);
         self.authorizer.set_max_grants(usize::try_from(settings.max_grants).unwrap_or(usize::MAX));
         let boottime = now.boottime;
         let mut warnings = start::warnings(&report);
@@ -243,7 +275,7 @@ mod tests {
                     ((order, Some(asked_by)), answer)
                 })
                 .unzip();
-        let mut reload = Reload { reading, orders };
+        let mut reload = Reload { reading, orders, enrolment_records: 0 };
         reload.drop_installs();
         assert!(matches!(reload.orders[..], [(Order::Reload, Some(_))]));
         assert!(answers.remove(1).try_recv().is_err());
@@ -282,7 +314,7 @@ mod tests {
     #[tokio::test]
     async fn a_reading_that_panicked_is_a_reload_that_is_refused() {
         let reading = tokio::task::spawn_blocking(|| panic!("a bug"));
-        let mut reload = Some(Reload { reading, orders: Vec::new() });
+        let mut reload = Some(Reload { reading, orders: Vec::new(), enrolment_records: 0 });
         let refused = super::reading(&mut reload).await.unwrap_err();
         assert!(refused.why.contains("panicked"), "{refused:?}");
     }

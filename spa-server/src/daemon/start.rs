@@ -1,9 +1,10 @@
 //! From a configuration to a server that captures.
 
+use super::announce::{self, Keys};
 use super::cutter::Cutter;
 use super::standing::{LeftBehind, Restorations, Standing};
 use super::watch::Watch;
-use super::{Command, Daemon, QUEUE, status};
+use super::{ANNOUNCEMENTS, Command, Daemon, QUEUE, status};
 use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
@@ -55,9 +56,11 @@ impl Daemon {
                 freshness: settings.freshness,
                 ..ReceiverSettings::default()
             },
-            config.mask.clone(),
+            config.mask(),
         );
-        receiver.set_clients(config.pair_secrets());
+        config.instruct(&mut receiver);
+        let roster = config.roster();
+        let store = announce::open_store(&settings.state_directory, now.realtime)?;
         let replay = load_replay_store(&settings, boot, &mut receiver, now);
         receiver.roll(now.realtime);
 
@@ -67,6 +70,7 @@ impl Daemon {
         let judge = SharedJudge::new(Judge::new(receiver, policy, settings.freshness, now));
 
         let (queue, knocks) = mpsc::channel(QUEUE);
+        let (announced, announcements) = mpsc::channel(ANNOUNCEMENTS);
         let capture_settings = CaptureSettings {
             interfaces: settings.interfaces.clone(),
             ports: settings.knock_ports.clone(),
@@ -74,7 +78,8 @@ impl Daemon {
             buffer_bytes: CaptureSettings::BUFFER_BYTES,
         };
         let capture = Capture::start(&capture_settings, |_| {
-            Pipeline::new(judge.clone(), Arc::clone(&counters), queue.clone())
+            let (judge, counters) = (judge.clone(), Arc::clone(&counters));
+            Pipeline::new(judge, counters, queue.clone(), announced.clone())
         })?;
 
         let listener = control::bind(&settings.control_socket)?;
@@ -164,7 +169,7 @@ impl Daemon {
             clients: status::ClientCount::of(&config),
             config_path: config.path,
             settings,
-            server_key: config.server_key,
+            keys: Keys { server: config.keys.clone(), roster, store },
             started: (now.realtime, Instant::now()),
             judge,
             configured,
@@ -173,6 +178,7 @@ impl Daemon {
             backend,
             capture,
             knocks,
+            announcements,
             commands,
             control,
             reload: None,

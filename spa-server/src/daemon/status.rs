@@ -93,14 +93,14 @@ impl Daemon {
         }
     }
 
-    /// The key of the client of that name, or with those digits; `None` for none.
-    pub(super) fn client_id(&self, name: Option<&str>) -> Result<Option<ClientId>, String> {
+    /// The keys of the client of that name, or with those digits; `None` for none.
+    pub(super) fn client_ids(&self, name: Option<&str>) -> Result<Option<Vec<ClientId>>, String> {
         let Some(name) = name else { return Ok(None) };
         if let Some(client) = client_of_digits(name) {
-            return Ok(Some(client));
+            return Ok(Some(vec![client]));
         }
         let judge = self.judge.lock();
-        judge.policy.client_named(name).map(Some).ok_or_else(|| {
+        judge.policy.clients_named(name).map(Some).ok_or_else(|| {
             format!("there is no client {name:?}; `spa-server client list` shows all")
         })
     }
@@ -113,7 +113,6 @@ pub(super) fn fixed_settings_that_differ(old: &Settings, new: &Settings) -> Vec<
         ("knock-ports", old.knock_ports != new.knock_ports),
         ("plaintext-length", old.packet_length != new.packet_length),
         ("freshness", old.freshness != new.freshness),
-        ("private-key-file", old.private_key_file != new.private_key_file),
         ("state-directory", old.state_directory != new.state_directory),
         ("control-socket", old.control_socket != new.control_socket),
         ("gate.backend", old.gate.backend != new.gate.backend),

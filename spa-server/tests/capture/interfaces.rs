@@ -80,7 +80,7 @@ fn an_interface_that_is_missing_at_the_start_keeps_nobody_out_at_the_others() {
         }
         Sender::on("latefar").send(&knock(2));
         assert_eq!(next_mark(&events), 2);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -99,7 +99,7 @@ fn an_interface_that_is_deleted_and_made_anew_is_captured_again() {
         add_veth(namespace);
         wait_for(&capture, "recovered", is_running);
         arrives(&events, 2);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -113,7 +113,7 @@ fn an_interface_that_is_replaced_at_once_is_captured_again() {
         namespace.ip("link del near");
         add_veth(namespace);
         arrives(&events, 2);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -134,7 +134,7 @@ fn when_another_interface_gets_the_name_that_one_is_captured() {
         // Were it still captured, it would come first, and be one too many.
         Sender::on("former-far").send(&knock(9));
         arrives(&events, 3);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -148,7 +148,7 @@ fn an_interface_that_goes_down_and_up_is_captured_again() {
             namespace.ip("link set near up");
         }
         arrives(&events, 4);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -162,7 +162,7 @@ fn an_interface_that_is_down_at_the_start_is_waited_for() {
         namespace.ip("link set near up");
         wait_for(&capture, "running", is_running);
         arrives(&events, 1);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -177,7 +177,7 @@ fn any_survives_that_all_interfaces_are_deleted_and_made_anew() {
             add_veth(namespace);
         }
         arrives(&events, 4);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -195,7 +195,7 @@ fn two_interfaces_have_a_thread_each_and_a_name_given_twice_has_one() {
         assert_eq!(next_mark(&events), 1);
         Sender::on("near").send(&knock(2));
         assert_eq!(next_mark(&events), 2);
-        capture.stop();
+        drop(capture);
         assert!(events.recv_timeout(PATIENCE).is_err(), "each came once");
     });
 }

@@ -82,7 +82,7 @@ fn ethernet_delivers_knocks_untagged_and_behind_one_or_two_vlan_tags() {
             }
         }
         assert_kernel_filters(LinkType::Ethernet, namespace);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -104,7 +104,7 @@ fn any_delivers_knocks_with_the_index_of_their_interface() {
             assert_eq!(found, payload(1));
         }
         assert_kernel_filters(LinkType::LinuxSll2, namespace);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -123,7 +123,7 @@ fn any_delivers_knocks_behind_a_vlan_tag_too() {
             assert_eq!((interface, from), (index("near"), source(&packet)));
             assert_eq!(found, payload(1));
         }
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -147,7 +147,7 @@ fn tun_delivers_knocks_as_raw_ip() {
             assert_eq!(found, payload(1));
         }
         assert_kernel_filters(LinkType::RawIp, &namespace);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -171,7 +171,7 @@ fn loopback_delivers_each_datagram_once_on_lo_and_on_any() {
                     assert_eq!((interface, from, found), (index("lo"), to.0, payload(mark)));
                 }
             }
-            capture.stop();
+            drop(capture);
             assert_eq!(events.recv_timeout(PATIENCE).ok(), None, "nothing came twice");
         });
     }
@@ -190,7 +190,7 @@ fn what_passes_the_filter_and_is_no_datagram_is_told_as_malformed() {
         packet[43] = 0;
         far.send(&ethernet(&[], IPV6, &packet));
         assert_eq!(next_mark(&events), 1);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -211,7 +211,7 @@ fn what_the_host_sends_itself_is_not_captured() {
             }
             Sender::on("far").send(&frame(2));
             assert_eq!(next_mark(&events), 2);
-            capture.stop();
+            drop(capture);
         });
     }
 }

@@ -82,7 +82,7 @@ fn stop_returns_quickly_under_a_flood_that_never_lets_the_buffer_run_empty() {
             assert!(heartbeat.elapsed() < Duration::from_secs(5));
 
             let before = Instant::now();
-            capture.stop();
+            drop(capture);
             let took = before.elapsed();
             assert!(!flood.is_finished(), "the flood went on meanwhile");
             ends.store(true, Ordering::Relaxed);
@@ -101,7 +101,7 @@ fn stop_wakes_a_thread_that_waits_for_frames() {
                 let (capture, _events) = start(interfaces.clone()).unwrap();
                 std::thread::sleep(Duration::from_millis(50));
                 let before = Instant::now();
-                capture.stop();
+                drop(capture);
                 before.elapsed()
             });
             let quickest = quickest.min().unwrap();
@@ -116,7 +116,7 @@ fn stop_returns_while_the_interface_is_gone() {
         let (capture, _events) = start(named("near")).unwrap();
         namespace.ip("link del near");
         wait_for(&capture, "noticed", crate::is_retrying);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -137,7 +137,7 @@ fn the_heart_beats_while_nothing_arrives_and_while_the_interface_is_gone() {
         wait_for(&capture, "noticed", crate::is_retrying);
         beats();
         beats();
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -159,7 +159,7 @@ fn a_sink_that_panics_shows_in_the_health_and_stop_still_returns() {
         Sender::on("far").send(&knock());
         called.recv_timeout(PATIENCE).unwrap();
         wait_for(&capture, "stopped", |state| *state == InterfaceState::Stopped);
-        capture.stop();
+        drop(capture);
     });
 }
 
@@ -207,7 +207,7 @@ fn flood_a_busy_thread(
     far.send(&marked(2));
     let_go.send(()).unwrap();
     then(&mut far, events);
-    capture.stop();
+    drop(capture);
 }
 
 /// The filter is in the kernel: what it refuses takes no place in the buffer. With as many ports as

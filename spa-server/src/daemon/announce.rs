@@ -1,0 +1,272 @@
+//! Keys that clients announce: an invited client's first one, and a client's next one
+//! (`docs/protocol.md`, section 9).
+
+use super::Daemon;
+use crate::audit::{self, KeyEvent};
+use crate::authorizer::{NotAccepted, Selection};
+use crate::causes::with_causes;
+use crate::clock::Now;
+use crate::config::ServerKeys;
+use crate::counters::Dropped;
+use crate::enrolment::{
+    Effect, EnrolmentStore, Found, Introduction, Member, Record, Rejection, Roster,
+};
+use crate::grants::RequestId;
+use crate::pipeline::Candidate;
+use crate::policy::{Rate, Refusal};
+use spa_keys::{AnnouncementSecret, PreSharedKey, PublicKey, open_announcement};
+use spa_proto::{Announced, ClientId, Sender, ServerKey, UnixMicros};
+use std::path::Path;
+use std::sync::Arc;
+
+/// How often one invitation may be tried: its holder sends a few packets, and each costs two key
+/// agreements.
+const INVITATION_RATE: Rate = Rate { per_minute: 12, burst: 12 };
+
+/// What the daemon knows of keys, beside what receiver and policy do.
+pub(super) struct Keys {
+    pub(super) server: ServerKeys,
+    pub(super) roster: Roster,
+    pub(super) store: EnrolmentStore,
+}
+
+/// An announcement that nothing speaks against.
+struct Proved {
+    introduction: Introduction,
+    key: PublicKey,
+    pre_shared: Arc<PreSharedKey>,
+    effect: Effect,
+}
+
+impl Keys {
+    /// Judges what a sender says of himself: the invitation, the proof, the key.
+    fn judge(&self, announced: &Announced, now: UnixMicros) -> Result<Proved, Dropped> {
+        let unknown = || Dropped::Policy(Refusal::UnknownClient);
+        let private = self.server.private(announced.server_key).ok_or_else(unknown)?;
+        let id = announced.sender.id();
+        let (introduction, secret) = match announced.sender {
+            Sender::Invitation(_) => {
+                let invited = self.roster.invitations.get(&id).ok_or_else(unknown)?;
+                let since = self.store.enrolments().since;
+                let is_used = self.store.enrolments().of(&invited.introduction).is_some();
+                // Who has enrolled may repeat it: it has no effect.
+                if !is_used && now >= invited.expires {
+                    return Err(Dropped::Announcement(Rejection::InvitationExpired));
+                }
+                if !is_used && invited.issued < since {
+                    return Err(Dropped::Announcement(Rejection::InvitationVoid));
+                }
+                let secret = AnnouncementSecret::of_invitation(&invited.secret);
+                (&invited.introduction, secret)
+            }
+            Sender::Client(_) => {
+                let member = self.roster.members.get(&id).ok_or_else(unknown)?;
+                if announced.server_key == ServerKey::Previous {
+                    // Whoever has stolen that could outlive its end by a key of his own.
+                    return Err(Dropped::Announcement(Rejection::PreviousServerKey));
+                }
+                let key = PublicKey::from(id);
+                let secret =
+                    AnnouncementSecret::of_server(private, &key, member.pre_shared.as_deref());
+                (&member.introduction, secret.map_err(|_| unknown())?)
+            }
+        };
+        let rejected = Dropped::Announcement;
+        let opened = open_announcement(&secret, private, &announced.announcement)
+            .map_err(|error| rejected(Rejection::Proof(error)))?;
+        let enrolments = self.store.enrolments();
+        let is_known = |key: &PublicKey| {
+            self.server.has(key) || self.roster.members.contains_key(&ClientId::from(*key))
+        };
+        let effect = match announced.sender {
+            Sender::Invitation(_) => {
+                enrolments.judge_enrolment(introduction, &opened.key, &opened.pre_shared, is_known)
+            }
+            Sender::Client(_) => {
+                enrolments.judge_rotation(introduction, &opened.key, &opened.pre_shared, is_known)
+            }
+        };
+        Ok(Proved {
+            introduction: introduction.clone(),
+            key: opened.key,
+            pre_shared: Arc::new(opened.pre_shared),
+            effect: effect.map_err(rejected)?,
+        })
+    }
+}
+
+impl Daemon {
+    /// Judges an announcement, and takes the key in if nothing speaks against it.
+    pub(super) fn announced(&mut self, announced: &Announced) {
+        let now = Now::read();
+        if let Err(dropped) = self.take_in(announced, now) {
+            self.counters.dropped_one(&dropped);
+            let detail = || match &dropped {
+                Dropped::Policy(refusal) => refusal.to_string(),
+                Dropped::Announcement(rejection) => rejection.to_string(),
+                _ => String::new(),
+            };
+            let (id, source) = (announced.sender.id(), announced.source);
+            let refusals = &mut self.judge.lock().refusals;
+            refusals.note(now.boottime, id, dropped.as_str(), source, detail);
+        }
+    }
+
+    fn take_in(&mut self, announced: &Announced, now: Now) -> Result<(), Dropped> {
+        let id = announced.sender.id();
+        let (name, rate) = {
+            let judge = self.judge.lock();
+            let rules = judge
+                .policy
+                .judge_announcement(&id, announced.source, now.realtime)
+                .map_err(Dropped::Policy)?;
+            (Arc::clone(&rules.name), rules.rate)
+        };
+        let rate = match announced.sender {
+            Sender::Invitation(_) => INVITATION_RATE,
+            Sender::Client(_) => rate,
+        };
+        self.authorizer.take_announcement(announced, rate, now)?;
+        let proved = self.keys.judge(announced, now.realtime)?;
+        let request = RequestId::from(announced.nonce);
+        let failed = |why: &str| {
+            audit::write_key_failed(&name, announced.source, &proved.key, why, request);
+        };
+        match self.authorizer.accept_announced(announced) {
+            Ok(()) => {}
+            Err(NotAccepted::Dropped(dropped)) => return Err(dropped),
+            Err(NotAccepted::Failed(why)) => {
+                failed(&why);
+                return Ok(());
+            }
+        }
+        if proved.effect == Effect::Known {
+            tracing::debug!(client = &*name, "this key was announced before");
+            return Ok(());
+        }
+        let (introduction, key) = (proved.introduction.clone(), proved.key);
+        let (pre_shared, at) = (Arc::clone(&proved.pre_shared), now.realtime);
+        let record = match announced.sender {
+            Sender::Invitation(_) => Record::Enrolled { introduction, key, pre_shared, at },
+            Sender::Client(_) => Record::Announced { introduction, key, pre_shared, at },
+        };
+        let secrets = match self.keys.server.pair_secrets(&key, Some(&proved.pre_shared)) {
+            Ok(secrets) => secrets,
+            Err(error) => {
+                failed(&error.to_string());
+                return Ok(());
+            }
+        };
+        if let Err(error) = self.keys.store.append(&record) {
+            failed(&with_causes(&error));
+            return Ok(());
+        }
+        {
+            let mut judge = self.judge.lock();
+            for which in [ServerKey::Present, ServerKey::Previous] {
+                if let Some(secret) = secrets.get(which) {
+                    judge.receiver.add_client(key.into(), which, secret.clone());
+                }
+            }
+            judge.policy = Arc::new(judge.policy.with_key(key.into(), &id));
+        }
+        self.configured = Arc::new(self.configured.with_key(key.into(), &id));
+        let is_pending = matches!(announced.sender, Sender::Client(_));
+        let pre_shared = Some(proved.pre_shared);
+        let member = Member { introduction: proved.introduction, pre_shared, is_pending };
+        self.keys.roster.members.insert(key.into(), member);
+        let event = match announced.sender {
+            Sender::Invitation(_) => KeyEvent::Enrolled,
+            Sender::Client(id) => KeyEvent::RotationAnnounced { old: id.into() },
+        };
+        audit::write_key(event, &name, announced.source, &key, request);
+        Ok(())
+    }
+
+    /// Of these accepted knocks, takes those under a key that is pending: the first one makes it
+    /// the client's key, before anything opens. Hands back those that may open something.
+    pub(super) async fn replace_keys(&mut self, accepted: Vec<Candidate>) -> Vec<Candidate> {
+        let mut kept = Vec::with_capacity(accepted.len());
+        for candidate in accepted {
+            let id = candidate.knock.client;
+            let pending = self.keys.roster.members.get(&id).filter(|member| member.is_pending);
+            let Some(introduction) = pending.map(|member| member.introduction.clone()) else {
+                kept.push(candidate);
+                continue;
+            };
+            let (key, at) = (PublicKey::from(id), Now::read().realtime);
+            let record = Record::Replaced { introduction: introduction.clone(), key, at };
+            if let Err(error) = self.keys.store.append(&record) {
+                self.authorizer.failed(&candidate, &with_causes(&error));
+                continue;
+            }
+            self.replaced(&introduction, &candidate).await;
+            kept.push(candidate);
+        }
+        kept
+    }
+
+    /// From now on the client has this key alone.
+    async fn replaced(&mut self, introduction: &Introduction, candidate: &Candidate) {
+        let key = candidate.knock.client;
+        let members = &mut self.keys.roster.members;
+        let old: Vec<ClientId> = members
+            .iter()
+            .filter(|(id, member)| member.introduction == *introduction && **id != key)
+            .map(|(id, _)| *id)
+            .collect();
+        if let Some(member) = members.get_mut(&key) {
+            member.is_pending = false;
+        }
+        for id in &old {
+            members.remove(id);
+            let mut judge = self.judge.lock();
+            judge.receiver.remove_client(*id);
+            judge.policy = Arc::new(judge.policy.without_key(id));
+            self.configured = Arc::new(self.configured.without_key(id));
+        }
+        for id in &old {
+            let event = KeyEvent::Rotated { old: (*id).into() };
+            let request = RequestId::from(candidate.knock.nonce);
+            let name = &candidate.permit.client;
+            audit::write_key(event, name, candidate.knock.source, &key.into(), request);
+        }
+        // Whoever has stolen the old key has nothing of it any more.
+        let grants = Selection { client: Some(old), ..Selection::default() };
+        if let Err(error) = self.authorizer.revoke(&grants, "its key was replaced").await {
+            tracing::error!(
+                "grants of a key that was replaced can't be withdrawn yet, which is tried every second: {}",
+                with_causes(&error)
+            );
+        }
+    }
+
+    /// The previous identity of the server ends with its time.
+    pub(super) fn end_previous_key(&mut self, now: UnixMicros) {
+        let until = self.keys.server.previous.as_ref().map(|(_, until)| *until);
+        if until.is_some_and(|until| now >= until) {
+            self.keys.server.previous = None;
+            self.judge.lock().receiver.forget_previous();
+            tracing::info!(
+                "the time of the server's previous key is over: nothing is accepted under it any more; its file can be destroyed, and its settings removed"
+            );
+        }
+    }
+}
+
+/// Opens what is known of keys, or begins it.
+pub(super) fn open_store(directory: &Path, now: UnixMicros) -> anyhow::Result<EnrolmentStore> {
+    let (store, found) = EnrolmentStore::open(directory, now)?;
+    match found {
+        Found::Whole => {}
+        Found::Missing => tracing::info!(
+            "{} is new: invitations from before can't be used any more",
+            store.path().display()
+        ),
+        Found::Damaged(lines) => tracing::error!(
+            "{} was damaged, {lines} of its lines are lost: clients whose keys stood there are not known any more, and invitations that were not used until now can't be used any more; invite those clients again",
+            store.path().display()
+        ),
+    }
+    Ok(store)
+}

@@ -1,0 +1,231 @@
+//! The file that keeps what has happened to clients' keys, apart from the replay store: it is
+//! written rarely, has to last, and must not be lost with a replay store that is started anew.
+//!
+//! A record counts when it is on the disk. Nothing is ever taken out: who has enrolled once has
+//! used his invitation for ever.
+
+use super::{Enrolments, Record};
+use nix::fcntl::OFlag;
+use spa_proto::UnixMicros;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+const FILE: &str = "enrolments";
+/// A larger one was not written by us: it holds some 300 bytes a key.
+const MAX_BYTES: u64 = 256 * 1024 * 1024;
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct EnrolmentStore {
+    path: PathBuf,
+    file: File,
+    enrolments: Enrolments,
+    /// How much of the file is whole; `None`: a write failed and could not be undone.
+    length: Option<u64>,
+}
+
+/// Why the file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolmentStoreError {
+    /// A file operation failed.
+    #[error("cannot {doing} {}; is the disk full, or the state directory not ours?", .path.display())]
+    File {
+        /// What was tried.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The file is no regular file, or far too large.
+    #[error("{} is not a file that this program wrote ({what}); move it away", .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A record could not be put into words.
+    #[error("cannot write a record as JSON")]
+    Json(#[from] serde_json::Error),
+    /// Half a record stands at the end of the file.
+    #[error("{} ends with half a record since a write failed; restart the server", .0.display())]
+    Torn(PathBuf),
+}
+
+/// What was found when a store was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// All of it.
+    Whole,
+    /// Nothing: it was made.
+    Missing,
+    /// So many lines that made no sense, and were left out.
+    Damaged(usize),
+}
+
+impl EnrolmentStore {
+    /// Opens the store in a state directory, or makes it. After damage, and where there was none,
+    /// what happened before `now` counts as not known.
+    pub fn open(directory: &Path, now: UnixMicros) -> Result<(Self, Found), EnrolmentStoreError> {
+        let path = directory.join(FILE);
+        let since = Record::Since { instant: now };
+        let (enrolments, found) = match read(&path)? {
+            None => {
+                make(directory, now)?;
+                (load(since.line()?.as_bytes()).0, Found::Missing)
+            }
+            Some(bytes) => match load(&bytes) {
+                (enrolments, 0) => (enrolments, Found::Whole),
+                (mut enrolments, damaged) => {
+                    let mut whole = whole_lines(&bytes);
+                    whole.extend_from_slice(since.line()?.as_bytes());
+                    write_anew(directory, &whole, |new| fs::rename(new, &path))?;
+                    enrolments.apply(&since);
+                    (enrolments, Found::Damaged(damaged))
+                }
+            },
+        };
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let mut file = OpenOptions::new()
+            .append(true)
+            .custom_flags(flags.bits())
+            .open(&path)
+            .map_err(at("open", &path))?;
+        let length = file.seek(SeekFrom::End(0)).map_err(at("look at", &path))?;
+        Ok((Self { path, file, enrolments, length: Some(length) }, found))
+    }
+
+    /// Makes the store of a state directory where there is none: what happens from `now` on is
+    /// known.
+    pub fn ensure(directory: &Path, now: UnixMicros) -> Result<(), EnrolmentStoreError> {
+        match fs::symlink_metadata(directory.join(FILE)) {
+            Ok(_) => Ok(()),
+            Err(_) => make(directory, now),
+        }
+    }
+
+    /// What the store of a state directory holds; `None` if there is none. The number is that of
+    /// the lines that make no sense.
+    pub fn read(directory: &Path) -> Result<Option<(Enrolments, usize)>, EnrolmentStoreError> {
+        Ok(read(&directory.join(FILE))?.map(|bytes| load(&bytes)))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it holds.
+    pub const fn enrolments(&self) -> &Enrolments {
+        &self.enrolments
+    }
+
+    /// Writes down what has happened. It is on the disk when this returns, or has not happened.
+    pub fn append(&mut self, record: &Record) -> Result<(), EnrolmentStoreError> {
+        let length = self.length.ok_or_else(|| EnrolmentStoreError::Torn(self.path.clone()))?;
+        let line = record.line()?;
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            // Half a line would spoil the next one; a whole one that is not on the disk would
+            // come back.
+            self.length = self.file.set_len(length).ok().map(|()| length);
+            return Err(at("append to", &self.path)(error));
+        }
+        let added = u64::try_from(line.len()).unwrap_or(u64::MAX);
+        self.length = Some(length.saturating_add(added));
+        self.enrolments.apply(record);
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, EnrolmentStoreError> {
+    // Never through a link, and never waiting for a writer of a pipe.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at("open", path)(error)),
+    };
+    let foreign = |what| EnrolmentStoreError::Foreign { path: path.into(), what };
+    let metadata = file.metadata().map_err(at("look at", path))?;
+    if !metadata.is_file() {
+        return Err(foreign("it is not a regular file"));
+    }
+    if metadata.len() > MAX_BYTES {
+        return Err(foreign("it is far too large"));
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(at("read", path))?;
+    Ok(Some(bytes))
+}
+
+/// The records, and how many lines make no sense. A damaged line may have been the use of an
+/// invitation; so may one that is not whole, as long as nobody has seen it fail.
+fn load(bytes: &[u8]) -> (Enrolments, usize) {
+    let mut enrolments = Enrolments::default();
+    let mut damaged = 0;
+    for line in lines(bytes) {
+        match record(line) {
+            Some(record) => enrolments.apply(&record),
+            None => damaged += 1,
+        }
+    }
+    (enrolments, damaged)
+}
+
+fn whole_lines(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
+    let whole = lines(bytes).filter(|line| record(line).is_some());
+    Zeroizing::new(whole.flat_map(|line| line.iter().copied().chain([b'\n'])).collect())
+}
+
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+}
+
+fn record(line: &[u8]) -> Option<Record> {
+    core::str::from_utf8(line).ok().and_then(Record::parse)
+}
+
+/// Makes the file with its first line in one step; leaves one that is there alone.
+fn make(directory: &Path, now: UnixMicros) -> Result<(), EnrolmentStoreError> {
+    let line = Record::Since { instant: now }.line()?;
+    let path = directory.join(FILE);
+    write_anew(directory, line.as_bytes(), |new| match fs::hard_link(new, &path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    })
+}
+
+/// Writes a file beside the one there is, and publishes it.
+fn write_anew(
+    directory: &Path,
+    content: &[u8],
+    publish: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<(), EnrolmentStoreError> {
+    let new = directory.join(format!("{FILE}.new.{}", std::process::id()));
+    // A leftover of another process of this number.
+    drop(fs::remove_file(&new));
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(&new)
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|()| publish(&new))
+        .and_then(|()| File::open(directory)?.sync_all())
+        .map_err(at("make", &directory.join(FILE)));
+    // Gone already after a rename.
+    drop(fs::remove_file(&new));
+    made
+}
+
+fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EnrolmentStoreError {
+    let path = path.to_path_buf();
+    move |source| EnrolmentStoreError::File { doing, path, source }
+}
