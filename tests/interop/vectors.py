@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write or check the test vectors of docs/protocol.md, section 8.
+"""Write or check the test vectors of docs/protocol.md, section 11.
 
     vectors.py write DIR    make positive.json, negative.json and keys.json
     vectors.py check DIR    recompute each field of these files and compare
