@@ -245,7 +245,7 @@ class Receiver(spa.Receiver):
             if present == new:
                 return None
             return "invitation-used" if enrolment else "rotation-pending"
-        if new in self.clients or new in self.former or new == self.public:
+        if new in self.clients or new in self.former:
             return "key-known"
         self._opened = (new, psk)
         return None

@@ -506,7 +506,8 @@ def main(argv=None):
             for test, results in control(p, spoil, tests):
                 noticed = [r for r in results if r.noticed]
                 missed += not noticed
-                print(f"{spoil.__name__}: {noticed[0] if noticed else 'MISSED by ' + test.__name__}")
+                said = noticed[0] if noticed else f"MISSED by {test.__name__}"
+                print(f"{spoil.__name__}: {said}")
         return 1 if missed else 0
     except RandomnessError as e:
         print(f"randomness.py: {e}", file=sys.stderr)
