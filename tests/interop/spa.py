@@ -76,6 +76,11 @@ def x25519(private, public):
     return shared
 
 
+def is_canonical(public):
+    """Section 3.1: the u-coordinate is below 2^255 - 19."""
+    return int.from_bytes(public, "little") < 2**255 - 19
+
+
 def hkdf(salt, ikm, info, length):
     return HKDF(algorithm=hashes.SHA256(), length=length, salt=salt, info=info).derive(ikm)
 
@@ -147,7 +152,8 @@ def xor(a, b):
 
 # --- keys as text (3.1) ----------------------------------------------------------------
 
-PREFIXES = {"private": "spa-private-", "public": "spa-public-", "psk": "spa-psk-"}
+PREFIXES = {"private": "spa-private-", "public": "spa-public-", "psk": "spa-psk-",
+            "invitation": "spa-invitation-"}
 _BODY = re.compile(r"[A-Za-z0-9_-]{48}")
 
 
@@ -203,9 +209,13 @@ class PairSecret:
 
 
 def pair_secret(own_private, other_public, client_public, server_public, psk=None):
-    for key in (own_private, other_public, client_public, server_public):
+    if len(own_private) != 32:
+        raise SpaError("a key has 32 bytes")
+    for key in (other_public, client_public, server_public):
         if len(key) != 32:
             raise SpaError("a key has 32 bytes")
+        if not is_canonical(key):
+            raise SpaError("the public key is not canonical")
     if client_public == server_public:
         raise SpaError("client and server have the same key")
     if psk is not None:
@@ -429,6 +439,8 @@ class Window:
 
 @dataclass
 class Client:
+    """Whom a tag leads to. `public` names it: a client's public key, an invitation's I_id."""
+
     public: bytes
     secret: PairSecret
     closed: dict = field(default_factory=dict)
@@ -539,7 +551,7 @@ class Receiver:
         if plaintext is None:
             return drop("decrypt")
         try:
-            request = decode_plaintext(plaintext)
+            request = self._decode(plaintext, client)
         except SpaError:
             return drop("layout")
         at = request.timestamp_us
@@ -556,10 +568,9 @@ class Receiver:
         if request.bound_source is not None:
             if address_bytes(request.bound_source) != address_bytes(source):
                 return drop("bound-source", request)
-        ports = self.resolve(request.items)
-        if request.message_type == OPEN:
-            if any(client.closed.get(port, -1) >= at for port in ports):
-                return drop("superseded", request)
+        refusal = self._judge(request, client, nonce, now_us)
+        if refusal is not None:
+            return drop(refusal, request)
 
         highest = at if window.highest is None else max(window.highest, at)
         floor = highest - 2 * self.w
@@ -570,7 +581,24 @@ class Receiver:
             return drop("window-full", request)
         kept[nonce] = at
         window.seen, window.highest, window.floor = kept, highest, floor
-        if request.message_type == CLOSE:
-            for port in ports:
-                client.closed[port] = max(at, client.closed.get(port, -1))
+        self._take_effect(request, client)
         return Verdict(None, client.public, request, nonce)
+
+    # What section 9 does otherwise (announcement.py).
+
+    def _decode(self, plaintext, client):
+        return decode_plaintext(plaintext)
+
+    def _judge(self, request, client, nonce, now_us):
+        """The drop reason of the checks after 12, or None."""
+        if request.message_type == OPEN:
+            at = request.timestamp_us
+            if any(client.closed.get(port, -1) >= at for port in self.resolve(request.items)):
+                return "superseded"
+        return None
+
+    def _take_effect(self, request, client):
+        if request.message_type == CLOSE:
+            at = request.timestamp_us
+            for port in self.resolve(request.items):
+                client.closed[port] = max(at, client.closed.get(port, -1))

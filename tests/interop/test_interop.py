@@ -10,6 +10,10 @@ import time
 import unittest
 from contextlib import redirect_stderr, redirect_stdout
 
+import announcement
+import announcement_vectors
+import invitation
+import invitation_vectors
 import knock
 import spa
 import vectors
@@ -296,6 +300,164 @@ class Vectors(unittest.TestCase):
                                           "psk": None}]},
         ):
             self.assertNotEqual(vectors.run_keys(v), [])
+
+
+class Announcements(unittest.TestCase):
+    """Section 9: the vectors, and that they show what they say."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.file = json.loads((VECTORS / "announcements.json").read_text())
+        cls.negative = cls.file["negative"]
+
+    def test_each_drop_reason_is_there(self):
+        wanted = {"length", "unknown-tag", "skew-unexamined", "mac", "replay", "decrypt",
+                  "layout", "epoch", "too-old", "too-new", "barrier", "floor", "bound-source",
+                  "window-full", "invitation-expired", "invitation-void", "proof",
+                  "invitation-used", "rotation-pending", "key-known"}
+        self.assertEqual({v["drop_reason"] for v in self.negative}, wanted)
+        for kind in announcement_vectors.KINDS:
+            self.assertTrue(any(v["name"].startswith(kind) for v in self.file["positive"]))
+
+    def test_each_refused_proof_has_one_fault(self):
+        """What is wrong is what the name says; without that check, the announcement verifies."""
+        faults = {"ephemeral-low-order": "low order", "new-low-order": "low order",
+                  "ephemeral-not-canonical": "not canonical", "new-not-canonical": "not canonical",
+                  "ephemeral-is-server": "server's own", "new-is-server": "server's own",
+                  "sealed-key": "does not open"}
+        seen = set()
+        for v in self.negative:
+            kind, _, rest = v["name"].partition("-proof-")
+            if not rest:
+                continue
+            with self.subTest(v["name"]):
+                fault = next((f for f in faults if rest.startswith(f)), None)
+                other_key = rest == "other-label" or (
+                    rest.startswith("x-") and not rest.endswith("-in-proof"))
+                message = faults.get(fault) or (
+                    "does not open" if other_key else "proof does not hold")
+                seen.add(message)
+                with self.assertRaisesRegex(spa.SpaError, message):
+                    self.verify(v, kind)
+                if fault and fault != "sealed-key":
+                    usable, x25519 = announcement.require_usable, spa.x25519
+                    announcement.require_usable = lambda *_: None
+                    spa.x25519 = lambda *keys: self.or_zero(x25519, *keys)
+                    try:
+                        self.verify(v, kind)
+                    finally:
+                        announcement.require_usable, spa.x25519 = usable, x25519
+        self.assertEqual(len(seen), 5)
+
+    @staticmethod
+    def or_zero(x25519, private, public):
+        try:
+            return x25519(private, public)
+        except spa.SpaError:
+            return bytes(32)
+
+    @staticmethod
+    def verify(v, kind):
+        server = h(v["server_private"])
+        if kind == "enrolment":
+            x = announcement_vectors.INVITATION
+            keys = announcement.invitation_secret(x, vectors.SERVER_PUBLIC)
+        else:
+            keys = vectors.BOB.secret()
+            x = announcement.rotation_x(keys, vectors.BOB.public, vectors.SERVER_PUBLIC)
+        packet = h(v["packet"])
+        plaintext = spa.xchacha20poly1305_open(keys.k_enc, packet[16:40], packet[40:168],
+                                               packet[168:184], packet[:16])
+        return announcement.verify(server, x, announcement.decode(plaintext), packet[16:40])
+
+    def test_positive_notices_each_changed_field(self):
+        for v in (self.file["positive"][0], self.file["positive"][-1]):
+            for key in v.keys() - {"name"}:
+                with self.subTest(key):
+                    changed, value = copy.deepcopy(v), v[key]
+                    if key == "message_type":
+                        changed[key] = {"enrolment": "rotation", "rotation": "enrolment"}[value]
+                    elif key == "bound_source":
+                        changed[key] = "192.0.2.1"
+                    elif value is None:
+                        changed[key] = "01" * 32
+                    elif isinstance(value, int):
+                        changed[key] = value + 1
+                    else:
+                        changed[key] = value[:-1] + ("0" if value[-1] != "0" else "1")
+                    self.assertNotEqual(self.check(positive=[changed]), [])
+                with self.subTest(missing=key):
+                    changed = copy.deepcopy(v)
+                    del changed[key]
+                    self.assertNotEqual(self.check(positive=[changed]), [])
+
+    @staticmethod
+    def check(positive=(), negative=()):
+        return vectors.check_announcements({"positive": positive, "negative": negative})
+
+    def test_negative_notices(self):
+        for v in self.negative:
+            with self.subTest(v["name"]):
+                other = "mac" if v["drop_reason"] != "mac" else "length"
+                self.assertNotEqual(self.check(negative=[{**v, "drop_reason": other}]), [])
+                self.assertTrue(v["controls"], "a control is missing")
+                for c in v["controls"]:
+                    self.assertNotEqual(self.check(negative=[{**v, **c}]), [])
+                bad = {key: v[key] for key in ("now_us", "source", "packet", "ports")}
+                self.assertNotEqual(self.check(negative=[{**v, "controls": [bad]}]), [])
+                for i in range(len(v["history"])):
+                    changed = copy.deepcopy(v)
+                    changed["history"][i]["accept"] = not changed["history"][i]["accept"]
+                    self.assertNotEqual(self.check(negative=[changed]), [])
+
+    def test_a_packet_of_one_kind_repeats_nothing(self):
+        """Two packets of one announcement: no 4 bytes of one are in the other."""
+        for kind in announcement_vectors.KINDS:
+            a, b = (h(v["packet"]) for v in self.file["positive"]
+                    if v["name"] in (f"{kind}-minimal", f"{kind}-again"))
+            parts = {a[i:i + 4] for i in range(len(a) - 3)}
+            self.assertFalse(any(b[i:i + 4] in parts for i in range(len(b) - 3)))
+
+
+class Invitations(unittest.TestCase):
+    def test_each_changed_character_is_noticed(self):
+        text = invitation.to_text(invitation_vectors.USUAL)
+        for i in range(len(text)):
+            changed = text[:i] + ("A" if text[i] != "A" else "B") + text[i + 1:]
+            with self.assertRaises(spa.SpaError):
+                invitation.from_text(changed)
+
+    def test_messages_keep_the_secret(self):
+        text = invitation.to_text(invitation_vectors.USUAL)
+        for bad in (text[:-1], text + "=", "spa2:" + text[5:], text[:60] + "A" + text[61:]):
+            with self.assertRaises(spa.SpaError) as e:
+                invitation.from_text(bad)
+            self.assertNotIn(text[12:40], str(e.exception))
+
+    def test_a_body_of_any_bytes_is_decoded_or_refused(self):
+        """Each byte of a good body changed to each value; what is read is written the same."""
+        body = invitation.encode_body(invitation_vectors.USUAL)
+        for at in range(len(body)):
+            for value in range(256):
+                changed = body[:at] + bytes([value]) + body[at + 1:]
+                try:
+                    i = invitation.decode_body(changed)
+                except spa.SpaError:
+                    continue
+                self.assertEqual(invitation.encode_body(i), changed)
+
+    def test_the_vectors_notice(self):
+        v = json.loads((VECTORS / "invitations.json").read_text())
+        for i, good in enumerate(v["valid"]):
+            self.assertNotEqual(
+                invitation_vectors.run({**v, "invalid": [{"why": "", "text": good["text"]}]}), [])
+            for key in good.keys() - {"id"}:
+                changed = copy.deepcopy(v)
+                value = good[key]
+                changed["valid"][i][key] = (
+                    value + 1 if isinstance(value, int) else
+                    value + [1] if isinstance(value, list) else value[:-1] + "!")
+                self.assertNotEqual(invitation_vectors.run(changed), [], (good["id"], key))
 
 
 class Command(unittest.TestCase):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write or check the test vectors of docs/protocol.md, section 8.
+"""Write or check the test vectors of docs/protocol.md, section 11.
 
-    vectors.py write DIR    make positive.json, negative.json and keys.json
+    vectors.py write DIR    make the files
     vectors.py check DIR    recompute each field of these files and compare
 
 Everything is deterministic: keys and nonces are SHA-256 of labels. `check` does two things: it
@@ -16,63 +16,13 @@ import pathlib
 import struct
 import sys
 
+import announcement
+import announcement_vectors
+import invitation_vectors
 import spa
-
-W = 60
-SECOND = spa.SECOND
-# 2026-01-01T00:00:17.123456Z: inside its epoch, so that now - W and now + W are as well.
-T = 1_767_225_617_123_456
-# The first microsecond of that epoch.
-EPOCH_START = T // spa.EPOCH_US * spa.EPOCH_US
-SRC = "2001:db8::7"
-OTHER_SRC = "2001:db8::8"
-SRC4 = "192.0.2.7"
-OTHER_SRC4 = "192.0.2.8"
-SERVICES = {"ssh": ["tcp/22"], "web": ["tcp/80", "tcp/443"], "dns": ["tcp/53", "udp/53"]}
-CAPACITY = 1024
-
-
-def digest(label):
-    return hashlib.sha256(b"spa test vector: " + label.encode()).digest()
-
-
-SERVER = digest("server 1 private")
-OTHER_SERVER = digest("server 2 private")
-SERVER_PUBLIC = spa.x25519_public(SERVER)
-
-
-class Party:
-    """A client of the vectors."""
-
-    def __init__(self, name, psk=False):
-        self.private = digest(f"{name} private")
-        self.public = spa.x25519_public(self.private)
-        self.psk = digest(f"{name} psk") if psk else None
-
-    def json(self):
-        return {"client_public": self.public.hex(), "psk": hexed(self.psk)}
-
-    def secret(self, server_public=SERVER_PUBLIC, psk="own"):
-        psk = self.psk if psk == "own" else psk
-        return spa.pair_secret(self.private, server_public, self.public, server_public, psk)
-
-
-ALICE = Party("client 1")
-BOB = Party("client 2", psk=True)
-STRANGER = Party("client 3")
-
-
-def hexed(b):
-    return None if b is None else b.hex()
-
-
-def nonce(label):
-    return digest(f"nonce {label}")[: spa.NONCE_LEN]
-
-
-def request(*items, at=T, close=False, bound=None, lifetime=0):
-    return spa.Request(spa.CLOSE if close else spa.OPEN, at, items or ("ssh",), bound, lifetime)
-
+from cases import (ALICE, BOB, CAPACITY, EPOCH_START, OTHER_SERVER, OTHER_SRC, OTHER_SRC4, SECOND,
+                   SERVER, SERVER_PUBLIC, SERVICES, SRC, SRC4, STRANGER, T, W, Knock, digest,
+                   dropped, hexed, nonce, request, resolve)
 
 # --- positive --------------------------------------------------------------------------
 
@@ -199,82 +149,6 @@ def build_positive():
 
 
 # --- negative --------------------------------------------------------------------------
-
-
-def resolve(services):
-    """Section 5.2: a service stands for its ports; a port must be in some service."""
-    known = {port for ports in services.values() for port in ports}
-
-    def ports_of(items):
-        out = []
-        for item in items:
-            for port in services.get(item, [item] if item in known else []):
-                if port not in out:
-                    out.append(port)
-        return out
-
-    return ports_of
-
-
-class Knock:
-    """One datagram of a negative vector: the packet, and how it gets to the server."""
-
-    def __init__(self, label, req=None, *, party=ALICE, source=SRC, now=T, length=128,
-                 server_public=SERVER_PUBLIC, psk="own", epoch=None, edit=None, plaintext=None,
-                 packet=None):
-        self.source = source
-        self.now = now
-        self.ports = []
-        req = req or request()
-        if packet is None:
-            if plaintext is None:
-                plaintext = bytearray(spa.encode_plaintext(req, length))
-                for at, value in (edit or {}).items():
-                    plaintext[at:at + len(value)] = value
-                plaintext = bytes(plaintext)
-                assert len(plaintext) == length, label
-            self.epoch = spa.epoch_of(req.timestamp_us) if epoch is None else epoch
-            self.secret = party.secret(server_public, psk)
-            self.server_public = server_public
-            self.sealed = spa.seal_plaintext(self.secret, server_public, nonce(label), plaintext,
-                                             self.epoch)
-            self.nonce = nonce(label)
-            packet = self.sealed.packet
-            try:
-                self.ports = resolve(SERVICES)(spa.decode_plaintext(plaintext).items)
-            except spa.SpaError:
-                pass
-        self.packet = packet
-
-    def sent(self, *, source=None, now=None, packet=None):
-        """The same packet, or a changed one, sent again or otherwise."""
-        k = Knock("", packet=self.packet if packet is None else packet,
-                  source=source or self.source, now=self.now if now is None else now)
-        k.ports = self.ports
-        return k
-
-    def flipped(self, at, bit=0):
-        b = bytearray(self.packet)
-        b[at] ^= 1 << bit
-        return self.sent(packet=bytes(b))
-
-    def remade(self, *, masked_tag=None, ciphertext=None, aead_tag=None):
-        """Fields replaced, and a right MAC over the result."""
-        s = self.sealed
-        body = ((masked_tag or s.masked_tag) + self.nonce + (ciphertext or s.ciphertext)
-                + (aead_tag or s.aead_tag))
-        return self.sent(packet=body + spa.hmac_sha256(self.secret.k_mac, body))
-
-    def masked_tag_of(self, epoch):
-        return spa.xor(spa.epoch_tag(self.secret.k_tag, epoch), self.sealed.mask)
-
-    def json(self):
-        return {"now_us": self.now, "source": self.source, "packet": self.packet.hex(),
-                "ports": self.ports}
-
-
-def dropped(knock):
-    return (knock, False)
 
 
 class Negatives:
@@ -825,8 +699,12 @@ def run_negative(v):
     server_private = bytes.fromhex(v["server_private"])
 
     def receiver():
-        r = spa.Receiver(server_private, v["freshness_s"], v["plaintext_length"],
-                         v["window_capacity"], v["barrier_us"], resolve(v["services"]))
+        kind = announcement.Receiver if "invitations" in v else spa.Receiver
+        r = kind(server_private, freshness_s=v["freshness_s"],
+                 plaintext_length=v["plaintext_length"], window_capacity=v["window_capacity"],
+                 barrier_us=v["barrier_us"], resolve=resolve(v["services"]))
+        for i in v.get("invitations", []):
+            r.invite(bytes.fromhex(i["secret"]), i["expiry_s"], i["void"])
         for c in v["clients"]:
             r.add_client(bytes.fromhex(c["client_public"]),
                          None if c["psk"] is None else bytes.fromhex(c["psk"]))
@@ -834,7 +712,7 @@ def run_negative(v):
 
     def feed(r, x):
         got = r.receive(bytes.fromhex(x["packet"]), x["source"], x["now_us"])
-        if got.request is not None:
+        if isinstance(got.request, spa.Request):
             ports = resolve(v["services"])(got.request.items)
             if ports != x["ports"]:
                 complaints.append(f"{v['name']}: ports: {x['ports']}, computed {ports}")
@@ -870,11 +748,16 @@ def build_keys():
              for kind, key in (("private", ALICE.private), ("public", ALICE.public),
                                ("psk", BOB.psk), ("private", SERVER), ("public", SERVER_PUBLIC),
                                ("public", ALICE.private), ("psk", b"\xff" * 32),
-                               ("private", b"\xfb" * 32))]
+                               ("private", b"\xfb" * 32),
+                               ("invitation", announcement_vectors.INVITATION),
+                               ("invitation", b"\xff" * 32),
+                               ("invitation", bytes(31) + b"\x01"))]
     text = spa.key_to_text("public", b"\xfb\xef" * 16)
     prefix, body = text[:11], text[11:]
     raw = base64.urlsafe_b64decode(body)
     psk = spa.key_to_text("psk", BOB.psk)
+    invitation = spa.key_to_text("invitation", announcement_vectors.INVITATION)
+    invitation_prefix, invitation_body = invitation[:15], invitation[15:]
     invalid = [
         ("public", "empty", ""),
         ("public", "the prefix only", prefix),
@@ -896,6 +779,20 @@ def build_keys():
         ("public", "a checksum without the prefix in it",
          prefix + base64.urlsafe_b64encode(
              raw[:32] + hashlib.sha256(b"spa key v1" + raw[:32]).digest()[:4]).decode()),
+        ("invitation", "the prefix only", invitation_prefix),
+        ("invitation", "no prefix", invitation_body),
+        ("invitation", "another kind of key", psk),
+        ("invitation", "another kind's checksum under this prefix",
+         invitation_prefix + psk[len("spa-psk-"):]),
+        ("psk", "another kind of key", invitation),
+        ("psk", "another kind's checksum under this prefix", "spa-psk-" + invitation_body),
+        ("invitation", "the prefix of an invitation's text", "spa1:" + invitation_body),
+        ("invitation", "the prefix in upper case", invitation_prefix.upper() + invitation_body),
+        ("invitation", "one character short", invitation[:-1]),
+        ("invitation", "one character long", invitation + "A"),
+        ("invitation", "padding", invitation + "===="),
+        ("invitation", "the last character is another",
+         invitation[:-1] + ("A" if invitation[-1] != "A" else "B")),
     ]
     p = 2**255 - 19
     order_8 = 325606250916557431795983626356110631294008115727848805560023387167927233504
@@ -905,6 +802,8 @@ def build_keys():
                 "psk": None} for why, u in points]
     refused.append({"why": "a point of low order: u = 0 with the unused bit set",
                     "client_public": (1 << 255).to_bytes(32, "little").hex(), "psk": None})
+    refused += [{"why": f"not canonical: {name}", "client_public": u.hex(), "psk": None}
+                for name, u in announcement_vectors.non_canonical(BOB.public)]
     refused.append({"why": "the server's own key", "client_public": SERVER_PUBLIC.hex(),
                     "psk": None})
     refused.append({"why": "a pre-shared key of zeros", "client_public": BOB.public.hex(),
@@ -951,7 +850,8 @@ def run_keys(v):
 # --- files -----------------------------------------------------------------------------
 
 FILES = {"positive.json": build_positive, "negative.json": build_negative,
-         "keys.json": build_keys}
+         "keys.json": build_keys, "announcements.json": announcement_vectors.build,
+         "invitations.json": invitation_vectors.build}
 
 
 def differences(found, wanted, path):
@@ -978,27 +878,33 @@ def differences(found, wanted, path):
     return []
 
 
-def check_positive(vectors):
+def check_list(vectors, what, complaints_of):
     complaints = []
     for v in vectors:
         try:
-            complaints += differences(v, compute_positive(v), f"positive[{v['name']}]")
+            complaints += complaints_of(v)
         except (KeyError, TypeError, ValueError) as e:
-            complaints.append(f"positive[{v.get('name')}]: {type(e).__name__}: {e}")
+            complaints.append(f"{what}[{v.get('name')}]: {type(e).__name__}: {e}")
     return complaints
+
+
+def check_positive(vectors):
+    return check_list(vectors, "positive", lambda v: differences(
+        v, compute_positive(v), f"positive[{v['name']}]"))
 
 
 def check_negative(vectors):
-    complaints = []
-    for v in vectors:
-        try:
-            complaints += run_negative(v)
-        except (KeyError, TypeError, ValueError) as e:
-            complaints.append(f"negative[{v.get('name')}]: {type(e).__name__}: {e}")
-    return complaints
+    return check_list(vectors, "negative", run_negative)
 
 
-RUN = {"positive.json": check_positive, "negative.json": check_negative, "keys.json": run_keys}
+def check_announcements(v):
+    return (check_list(v["positive"], "announcements", lambda x: differences(
+                x, announcement_vectors.compute_positive(x), f"announcements[{x['name']}]"))
+            + check_list(v["negative"], "announcements", run_negative))
+
+
+RUN = {"positive.json": check_positive, "negative.json": check_negative, "keys.json": run_keys,
+       "announcements.json": check_announcements, "invitations.json": invitation_vectors.run}
 
 
 def dump(value):
