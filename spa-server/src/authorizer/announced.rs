@@ -20,13 +20,19 @@ pub enum NotAccepted {
 }
 
 impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
-    /// Whether its sender may announce anything now: judged before anything costly is done.
-    pub fn may_announce(&self, announced: &Announced, rate: Rate, now: Now) -> Result<(), Dropped> {
+    /// Takes what an announcement costs of its sender's limit, whatever becomes of it: what comes
+    /// next costs two key agreements.
+    pub fn take_announcement(
+        &mut self,
+        announced: &Announced,
+        rate: Rate,
+        now: Now,
+    ) -> Result<(), Dropped> {
         let oldest = self.judge.lock().receiver.settings().freshness.get() + super::LONGEST_WAIT;
         if announced.stamp < now.realtime.saturating_sub(oldest) {
             return Err(Dropped::Protocol(DropReason::TooOld));
         }
-        if self.limits.available(&announced.sender.id(), rate, uptime(now)) {
+        if self.limits.take(&announced.sender.id(), rate, uptime(now)) {
             Ok(())
         } else {
             Err(Dropped::Policy(Refusal::Rate))
@@ -34,17 +40,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     }
 
     /// Enters it into the replay window, durably: the last check.
-    pub fn accept_announced(
-        &mut self,
-        announced: &Announced,
-        rate: Rate,
-        now: Now,
-    ) -> Result<(), NotAccepted> {
+    pub fn accept_announced(&mut self, announced: &Announced) -> Result<(), NotAccepted> {
         let committed = self.judge.lock().receiver.commit_announced(announced);
         let accepted =
             committed.map_err(|reason| NotAccepted::Dropped(Dropped::Protocol(reason)))?;
-        // It was there a moment ago; nobody else takes any.
-        let _ = self.limits.take(&announced.sender.id(), rate, uptime(now));
         count(&self.counters.accepted);
         self.replay.append(&[accepted]).map_err(|error| {
             let error = with_causes(&error);
