@@ -19,15 +19,27 @@
 //! A server never answers. To learn whether the port opened, [prepare](Knocker::prepare) a
 //! [`Knocker`] and give it to [`until_open`], which probes the port and knocks again as needed.
 
+mod asking;
+mod carry;
 pub mod cli;
 mod config;
 mod duration;
 mod knock;
+#[cfg(not(unix))]
+mod portable;
 mod probe;
+mod record;
 mod schedule;
 mod server;
 mod source;
 mod target;
+#[cfg(unix)]
+mod unix;
+
+#[cfg(not(unix))]
+use portable as system;
+#[cfg(unix)]
+use unix as system;
 
 pub use config::{Config, ConfigError};
 pub use duration::{Lifetime, LifetimeError};
