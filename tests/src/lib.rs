@@ -20,6 +20,7 @@ mod capture;
 mod cgroup;
 mod command;
 mod config;
+mod desk;
 mod device;
 mod firewalls;
 mod frames;
@@ -45,6 +46,7 @@ pub use breakable::BreakableTool;
 pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_within};
 pub use config::{Client, Configuration, Gate, Hook, Rate, Service, SourcePrefix};
+pub use desk::{Desk, Knocks};
 pub use device::{Ask, Device, Identity, now};
 pub use firewalls::{
     ALLOWED_PORT, CONTAINER_PORT, Docker, Firewalld, Neighbour, NftablesService, Podman, Room,

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 /// Which Debian package has a program.
 const PACKAGES: &[(&str, &str)] = &[
+    ("ansible", "ansible-core"),
     ("busybox", "busybox-static"),
     ("cat", "coreutils"),
     ("conntrack", "conntrack"),
@@ -18,6 +19,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dockerd", "docker.io"),
     ("firewall-cmd", "firewalld"),
     ("firewalld", "firewalld"),
+    ("git", "git"),
     ("ip", "iproute2"),
     ("ip6tables", "iptables"),
     ("ip6tables-legacy-save", "iptables"),
@@ -39,6 +41,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("podman", "podman"),
     ("prlimit", "util-linux"),
     ("python3", "python3"),
+    ("rsync", "rsync"),
+    ("scp", "openssh-client"),
+    ("sftp", "openssh-client"),
     ("sh", "dash"),
     ("ss", "iproute2"),
     ("ssh", "openssh-client"),
