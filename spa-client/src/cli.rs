@@ -10,6 +10,7 @@ mod open;
 mod proxy;
 mod report;
 mod servers;
+mod setup;
 mod ssh;
 mod status;
 
@@ -59,6 +60,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
             open::run(&directory, MessageType::Close, &args.common, &open::Settings::default())
         }
         Command::Proxy(args) => proxy::run(&directory, &args),
+        Command::Setup(command) => setup::run(&directory, command),
         Command::Status(args) => status::run(&args),
         Command::List(args) => servers::list(&directory, &args),
         Command::Server(ServerCommand::Add(args)) => servers::add(&directory, args),

@@ -73,6 +73,16 @@ impl Entry {
         self.server == server.name.as_str() && self.key == server.public_key.to_string()
     }
 
+    /// A refresh never shortens what was granted before, which was if it was seen open.
+    fn outlive(&mut self, old: &Self) {
+        let is_same = self.key == old.key && self.from == old.from;
+        let left = old.left(self.asked).filter(|_| is_same && old.seen_open.is_some());
+        if let Some(left) = left.filter(|left| left.as_secs() > self.lifetime_seconds) {
+            self.lifetime_seconds = left.as_secs();
+            self.lifetime_asked = old.lifetime_asked;
+        }
+    }
+
     /// Whether the other one is about the same, so that the later of them counts.
     fn is_like(&self, other: &Self) -> bool {
         (&self.server, &self.item, self.to) == (&other.server, &other.item, other.to)
@@ -178,8 +188,13 @@ impl Held<'_> {
     }
 
     /// Adds entries, each in the place of an older one about the same.
-    pub(crate) fn add(&self, new: Vec<Entry>) {
+    pub(crate) fn add(&self, mut new: Vec<Entry>) {
         self.change(|entries| {
+            for new in &mut new {
+                if let Some(old) = entries.iter().find(|old| old.is_like(new)) {
+                    new.outlive(old);
+                }
+            }
             entries.retain(|old| !new.iter().any(|new| new.is_like(old)));
             entries.extend(new);
         });

@@ -3,6 +3,7 @@
 use super::keep::Meanwhile;
 use super::open::Settings;
 use super::proxy::ProxyArgs;
+use super::setup::SetupCommand;
 use super::ssh::SshArgs;
 use super::status::StatusArgs;
 use crate::duration::{Lifetime, LifetimeError};
@@ -48,6 +49,9 @@ pub(super) enum Command {
     Proxy(ProxyArgs),
     /// Run ssh to a server, knocking first.
     Ssh(SshArgs),
+    /// Have other programs knock by themselves.
+    #[command(subcommand)]
+    Setup(SetupCommand),
     /// Show what this client has asked for, and until when.
     Status(StatusArgs),
     /// Show the servers and services known here.

@@ -56,9 +56,16 @@ fn what_was_added_is_there_and_the_later_one_counts() {
     let [first, second] = ["ssh", "web"].map(|item| entry(item, Moment::now()));
     record.lock().unwrap().add(vec![first.clone(), second.clone()]);
     assert_eq!(record.entries(), [first.clone(), second.clone()]);
-    let later = Entry { lifetime_seconds: 60, ..first };
+    let mut later = Entry { lifetime_seconds: 60, ..first.clone() };
     record.lock().unwrap().add(vec![later.clone()]);
-    assert_eq!(record.entries(), [second, later]);
+    assert_eq!(record.entries(), [second.clone(), later.clone()]);
+    // What nobody saw open may have been refused. What was open is not shortened.
+    record.lock().unwrap().add(vec![first.clone()]);
+    assert_eq!(record.entries(), [second.clone(), first.clone()]);
+    later.seen_open = Some(later.asked);
+    record.lock().unwrap().add(vec![later.clone()]);
+    record.lock().unwrap().add(vec![first.clone()]);
+    assert_eq!(record.entries(), [second, Entry { lifetime_seconds: 60, ..first }]);
     record.lock().unwrap().change(Vec::clear);
     assert_eq!(record.entries(), []);
 }
