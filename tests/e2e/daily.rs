@@ -5,6 +5,7 @@ use spa_tests::{Desk, Family, PortState, SSH_PORT, at_once, finish};
 use std::fs;
 use std::io::{Read, Write};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 /// What is closed by the administrator, and not by the laptop: its record knows nothing of it.
 fn shut(desk: &Desk) -> Result<()> {
@@ -175,6 +176,147 @@ fn a_service_for_one_connection_takes_that_of_the_proxy() -> Result<()> {
     }
     for family in Family::BOTH {
         desk.scene.ensure_sees(desk.owner(), family, SSH_PORT, PortState::Filtered)?;
+    }
+    Ok(())
+}
+
+/// Writes ssh's configuration by the real command, below which stands what every login needs.
+fn set_up(desk: &Desk, words: &[&str]) -> Result<String> {
+    let config = desk.ssh_config("# mine")?;
+    let config = config.to_str().context("a path")?.to_owned();
+    let words = [&["setup", "ssh", "--yes", "--file", &config], words].concat();
+    desk.laptop.run(&words)?.ok()?;
+    Ok(config)
+}
+
+#[test]
+fn what_setup_writes_has_ssh_get_in_by_both_ways() -> Result<()> {
+    let desk = Desk::new()?;
+    desk.add_server("other", "10.66.0.3", &[])?;
+    for (words, probes) in [(&[][..], 0), (&["--match-exec"], 1)] {
+        let config = set_up(&desk, words)?;
+        let knocks = desk.knocks()?;
+        let before = desk.connections()?;
+        at_once(0..10, |_| {
+            for host in ["work", "gateway"] {
+                let answer = desk.run("ssh", &["-F", &config, host, "echo in"])?;
+                ensure!(answer.clone().ok()? == "in\n", "{answer}");
+            }
+            Ok(())
+        })?;
+        ensure!(knocks.count(2)? == 1, "{words:?}: {} knocks", knocks.count(2)?);
+        // Twenty sessions, and for all of them one look whether the port is open, or none.
+        let connections = desk.connections()? - before;
+        ensure!(connections == 20 + probes, "{words:?}: {connections} connections");
+        // Other hosts are left alone, and so is what stood there before.
+        let other = desk.run("ssh", &["-F", &config, "-G", "elsewhere"])?.ok()?;
+        ensure!(!other.contains("proxycommand") && other.contains("hostkeyalias gateway"));
+        desk.laptop.run(&["close", "ssh"])?.ok()?;
+        desk.scene.await_shut(Duration::ZERO)?;
+    }
+    let config = desk.scene.lab.directory().join("ssh_config");
+    let words = ["setup", "ssh", "--remove", "--yes", "--file", config.to_str().context("a path")?];
+    desk.laptop.run(&words)?.ok()?;
+    ensure!(fs::read_to_string(&config)?.starts_with("# mine\n"));
+    Ok(())
+}
+
+#[test]
+fn ansible_works_through_it_by_one_knock() -> Result<()> {
+    let desk = Desk::new()?;
+    let config = set_up(&desk, &[])?;
+    let home = desk.scene.lab.directory().join("ansible");
+    fs::create_dir(&home)?;
+    let host = |number| format!("host{number} ansible_host=gateway ansible_user=root");
+    let hosts: Vec<String> = (0..5).map(host).collect();
+    fs::write(home.join("inventory"), hosts.join("\n"))?;
+    let knocks = desk.knocks()?;
+    let mut ansible = desk.command("ansible")?;
+    // Each task with connections of its own: no session that stays is to hide them.
+    ansible
+        .env("HOME", &home)
+        .env("ANSIBLE_LOCAL_TEMP", home.join("tmp"))
+        .env("ANSIBLE_SSH_ARGS", format!("-F {config} -o ControlMaster=no"))
+        .env("ANSIBLE_HOST_KEY_CHECKING", "True")
+        .args(["-i", &home.join("inventory").display().to_string(), "all", "-m", "ping"]);
+    let said = finish(&mut ansible)?;
+    ensure!(said.stdout.matches("\"ping\": \"pong\"").count() == 5, "{said}");
+    ensure!(knocks.count(2)? <= 2, "{} knocks", knocks.count(2)?);
+    ensure!(desk.connections()? >= 10, "{}", desk.scene.sshd.log()?);
+    Ok(())
+}
+
+#[test]
+fn waiting_makes_one_connection_and_only_where_a_port_is_to_be_looked_at() -> Result<()> {
+    let desk = Desk::new()?;
+    // sshd takes a moment to note a connection; a later one that it has noted shows that all are.
+    let connections = || {
+        desk.scene.sshd.login(desk.owner(), Family::V4, "true")?.ok()?;
+        desk.connections()
+    };
+    desk.laptop.run(&["open", "ssh", "--wait"])?.ok()?;
+    ensure!(connections()? == 1 + 1, "{}", desk.scene.sshd.log()?);
+    // By the favourite family, which the other one did not race.
+    ensure!(desk.scene.sshd.log()?.contains("Connection from fd66::2 port "));
+    for _ in 0..5 {
+        desk.laptop.run(&["open", "ssh", "--wait"])?.ok()?;
+    }
+    ensure!(connections()? == 1 + 2, "{}", desk.scene.sshd.log()?);
+    desk.laptop.run(&["open", "ssh", "--wait", "--fresh"])?.ok()?;
+    ensure!(connections()? == 2 + 3, "{}", desk.scene.sshd.log()?);
+    Ok(())
+}
+
+#[test]
+fn each_address_family_will_do_and_a_dead_one_costs_little() -> Result<()> {
+    let desk = Desk::new()?;
+    desk.add_server("four", "10.66.0.1", &[])?;
+    desk.add_server("six", "fd66::1", &[])?;
+    let config = desk.ssh_config("")?;
+    let config = config.to_str().context("a path")?;
+    let ways = [
+        (&["four"][..], Family::V4),
+        (&["six"], Family::V6),
+        (&["-4", "work"], Family::V4),
+        (&["-6", "work"], Family::V6),
+        (&["work"], Family::V6),
+    ];
+    let came_by = |words: &[&str], family: Family| -> Result<()> {
+        let words = [&["ssh", "-F", config], words, &["echo $SSH_CONNECTION"]].concat();
+        let answer = desk.laptop.run(&words)?.ok()?;
+        let from = desk.owner().address(family).to_string();
+        ensure!(answer.starts_with(&format!("{from} ")), "{words:?}: {answer}");
+        Ok(())
+    };
+    for (words, family) in ways {
+        came_by(words, family)?;
+    }
+    // IPv6 leads nowhere: no answer, and then no route.
+    desk.scene.lab.server().sh("ip6tables -I INPUT -j DROP")?;
+    came_by(&["work"], Family::V4)?;
+    desk.owner().sh("ip -6 addr flush dev eth0")?;
+    came_by(&["work"], Family::V4)?;
+    desk.laptop.run(&["open", "ssh", "--wait", "--fresh"])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn a_server_that_is_down_is_told_in_time() -> Result<()> {
+    let desk = Desk::new()?;
+    desk.scene.lab.server().sh("ip link set eth0 down")?;
+    for words in [
+        &["open", "ssh", "--wait", "--timeout", "2s"][..],
+        &["proxy", "gateway", "22", "--timeout", "2s"],
+        // The second one finds what the first ones have asked for, and does not rely on it.
+        &["open", "ssh", "--wait", "--timeout", "2s"],
+    ] {
+        let began = Instant::now();
+        let failed = desk.laptop.run(words)?;
+        ensure!(failed.status.code() == Some(1) && failed.stdout.is_empty(), "{failed}");
+        ensure!(failed.stderr.contains("did not open within 2 s"), "{failed}");
+        ensure!(failed.stderr.contains("10.66.0.1: no answer"), "{failed}");
+        ensure!(began.elapsed() >= Duration::from_secs(2), "{failed}");
+        ensure!(began.elapsed() < Duration::from_secs(10), "{failed} took {:?}", began.elapsed());
     }
     Ok(())
 }

@@ -40,6 +40,7 @@ mod talk;
 mod talker;
 mod wait;
 mod watch;
+mod weather;
 
 pub use backend::Backend;
 pub use breakable::BreakableTool;
@@ -69,3 +70,4 @@ pub use talk::{Heard, Talks};
 pub use talker::{Hearer, Talker};
 pub use wait::{DEADLINE, at_once, eventually, eventually_within};
 pub use watch::Watch;
+pub use weather::Weather;

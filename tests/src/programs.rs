@@ -17,6 +17,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dbus-daemon", "dbus"),
     ("docker", "docker.io"),
     ("dockerd", "docker.io"),
+    ("ethtool", "ethtool"),
     ("firewall-cmd", "firewalld"),
     ("firewalld", "firewalld"),
     ("git", "git"),
