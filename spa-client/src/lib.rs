@@ -25,21 +25,15 @@ pub mod cli;
 mod config;
 mod duration;
 mod knock;
-#[cfg(not(unix))]
-mod portable;
 mod probe;
 mod record;
 mod schedule;
 mod server;
 mod source;
+#[cfg_attr(unix, path = "unix.rs")]
+#[cfg_attr(not(unix), path = "portable.rs")]
+mod system;
 mod target;
-#[cfg(unix)]
-mod unix;
-
-#[cfg(not(unix))]
-use portable as system;
-#[cfg(unix)]
-use unix as system;
 
 pub use config::{Config, ConfigError};
 pub use duration::{Lifetime, LifetimeError};
