@@ -38,8 +38,8 @@ impl Weather {
             hub.sh(line)?;
         }
         let mut ways = [
-            Way { from: open(hub, "p2")?, to: open(hub, "weather0")?, under_way: VecDeque::new() },
-            Way { from: open(hub, "weather0")?, to: open(hub, "p2")?, under_way: VecDeque::new() },
+            Way { from: open(hub, "p2")?, to: open(hub, "weather0")?, coming: VecDeque::new() },
+            Way { from: open(hub, "weather0")?, to: open(hub, "p2")?, coming: VecDeque::new() },
         ];
         let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (stop.clone(), lost.clone());
@@ -73,7 +73,7 @@ impl Drop for Weather {
 struct Way {
     from: Capture<Active>,
     to: Capture<Active>,
-    under_way: VecDeque<(Instant, Vec<u8>)>,
+    coming: VecDeque<(Instant, Vec<u8>)>,
 }
 
 impl Way {
@@ -82,10 +82,10 @@ impl Way {
             if u16::from(byte()) * 100 < u16::from(percent_lost) * 256 {
                 lost.fetch_add(1, Ordering::Relaxed);
             } else {
-                self.under_way.push_back((Instant::now() + delay, frame.data.to_vec()));
+                self.coming.push_back((Instant::now() + delay, frame.data.to_vec()));
             }
         }
-        while let Some((_, frame)) = self.under_way.pop_front_if(|(at, _)| *at <= Instant::now()) {
+        while let Some((_, frame)) = self.coming.pop_front_if(|(at, _)| *at <= Instant::now()) {
             // A link that is gone loses all.
             let _ = self.to.sendpacket(frame);
         }
