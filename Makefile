@@ -73,6 +73,14 @@ bench: needs ## What a grant and a packet cost, beside other programs. Minutes, 
 	$(SUDO) $(TARGET)/release/spa-bench --json $(TARGET)/bench/gate.json --page $(TARGET)/bench/benchmarks.md
 	cp $(TARGET)/bench/benchmarks.md docs/benchmarks.md
 
+.PHONY: bench-client
+bench-client: needs ## What the client costs: its proxy, its knock beside others'. Minutes, likewise.
+	@tests/install-needs fwknop-client knockd
+	cargo build --locked --release -p spa-tests -p spa-server -p spa-client --bin spa-client-bench --bin spa-server --bin spa-client
+	@mkdir -p $(TARGET)/bench
+	$(SUDO) env SPA_TESTS_BUILT=1 $(TARGET)/release/spa-client-bench --page $(TARGET)/bench/benchmarks-client.md
+	cp $(TARGET)/bench/benchmarks-client.md docs/benchmarks-client.md
+
 .PHONY: deny
 deny: $(CARGO_DENY) ## Licences, sources and known faults of what we depend on.
 	PATH="$(abspath $(TOOLS))/bin:$$PATH" cargo deny --locked check bans licenses sources

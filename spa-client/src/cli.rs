@@ -4,10 +4,15 @@
 //! 2 usage, 78 configuration.
 
 mod args;
+mod keep;
 mod keygen;
 mod open;
+mod proxy;
 mod report;
 mod servers;
+mod setup;
+mod ssh;
+mod status;
 
 use crate::config::{Config, ConfigError};
 use crate::knock::KnockError;
@@ -28,29 +33,41 @@ pub fn main() -> ExitCode {
         }
     };
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {error}");
+            complain(&error);
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn run(command: Command) -> Result<(), CliError> {
+fn complain(error: &CliError) {
+    let _ = writeln!(io::stderr(), "error: {error}");
+}
+
+fn run(command: Command) -> Result<ExitCode, CliError> {
     let directory = Config::directory()?;
-    match command {
+    let done = match command {
+        Command::Ssh(args) => return ssh::run(&args),
         Command::Open(args) => {
             let settings = args.settings();
+            if let Some(meanwhile) = args.meanwhile() {
+                return keep::run(&directory, &args.common, &settings, &meanwhile);
+            }
             open::run(&directory, MessageType::Open, &args.common, &settings)
         }
         Command::Close(args) => {
             open::run(&directory, MessageType::Close, &args.common, &open::Settings::default())
         }
+        Command::Proxy(args) => proxy::run(&directory, &args),
+        Command::Setup(command) => setup::run(&directory, command),
+        Command::Status(args) => status::run(&args),
         Command::List(args) => servers::list(&directory, &args),
         Command::Server(ServerCommand::Add(args)) => servers::add(&directory, args),
         Command::Server(ServerCommand::Remove(args)) => servers::remove(&directory, &args),
         Command::Keygen(args) => keygen::run(&directory, args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Writes data to standard output. A reader that has seen enough (`| head`) is no failure.

@@ -184,11 +184,19 @@ impl<'a> Knocker<'a> {
     ///
     /// When none left this machine.
     pub fn send(&mut self) -> Result<Vec<Sent>, KnockError> {
+        self.send_to(|_| true)
+    }
+
+    /// The same for some of the addresses.
+    pub(crate) fn send_to(
+        &mut self,
+        is_meant: impl Fn(&SocketAddr) -> bool,
+    ) -> Result<Vec<Sent>, KnockError> {
         let port = rotated(&self.server.knock_ports, self.round).unwrap_or(DEFAULT_KNOCK_PORT);
         self.round = self.round.saturating_add(1);
         self.first_sent.get_or_insert_with(Instant::now);
         let mut sent = Vec::with_capacity(self.addresses.len());
-        for address in &self.addresses {
+        for address in self.addresses.iter().filter(|address| is_meant(address)) {
             let mut to = *address;
             to.set_port(port.get());
             let bound_source = self.source.bound(own_address(to));
@@ -259,7 +267,7 @@ fn stamp(clock: SystemTime) -> Result<UnixMicros, KnockError> {
 }
 
 /// The address that this machine would send from. Connecting a UDP socket sends nothing.
-fn own_address(to: SocketAddr) -> Option<IpAddr> {
+pub(crate) fn own_address(to: SocketAddr) -> Option<IpAddr> {
     let socket = UdpSocket::bind(any(to)).ok()?;
     socket.connect(to).ok()?;
     Some(socket.local_addr().ok()?.ip().to_canonical())

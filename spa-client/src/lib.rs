@@ -19,14 +19,20 @@
 //! A server never answers. To learn whether the port opened, [prepare](Knocker::prepare) a
 //! [`Knocker`] and give it to [`until_open`], which probes the port and knocks again as needed.
 
+mod asking;
+mod carry;
 pub mod cli;
 mod config;
 mod duration;
 mod knock;
 mod probe;
+mod record;
 mod schedule;
 mod server;
 mod source;
+#[cfg_attr(unix, path = "unix.rs")]
+#[cfg_attr(not(unix), path = "portable.rs")]
+mod system;
 mod target;
 
 pub use config::{Config, ConfigError};

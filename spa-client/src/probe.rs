@@ -1,11 +1,11 @@
 //! Finding out whether a port opened: TCP connections, and fresh knocks in between.
 //!
-//! One thread, no runtime: all attempts at all addresses wait together. As soon as one succeeds,
-//! the others are dropped before their handshakes end, so that the service sees no more
-//! connections than it must.
+//! One thread, no runtime: all attempts at all addresses wait together. The addresses begin one
+//! after the other (RFC 8305). As soon as one attempt succeeds, the others are dropped before
+//! their handshakes end: a service sees one connection, and counts no more against the client.
 
 use crate::knock::{KnockError, Knocker, Sent, plain};
-use crate::schedule::{ProbeGaps, knock_at};
+use crate::schedule::{FIRST_ATTEMPT, ProbeGaps, address_at, in_turn, knock_at};
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU16;
@@ -17,8 +17,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Instant;
 
-/// Attempts at one address that wait for an answer at the same time; one more drops the oldest.
-const MAX_PENDING: usize = 8;
+/// Attempts at one address that wait for an answer at the same time; one more drops the oldest,
+/// which has then waited for seconds.
+const MAX_PENDING: usize = 32;
 
 /// A TCP port to probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,9 +103,6 @@ pub fn until_open(
     timeout: Duration,
     mut progress: impl FnMut(Progress<'_>),
 ) -> Result<Vec<Probed>, KnockError> {
-    let mut poll = Poll::new().map_err(KnockError::Wait)?;
-    let mut events = Events::with_capacity(64);
-    let mut next_token: usize = 0;
     let start = if let Some(start) = knocker.first_sent() {
         start
     } else {
@@ -112,38 +110,78 @@ pub fn until_open(
         knocker.send()?;
         start
     };
-    let mut doors: Vec<Door<'_>> = probes
-        .iter()
-        .map(|probe| {
-            let lines = knocker.sockets().iter().map(|socket| Line::new(*socket, probe.port));
-            Door { probe, opened: None, lines: lines.collect() }
-        })
-        .collect();
+    let wait = Wait { start, timeout, rounds: knocker.rounds(), first: FIRST_ATTEMPT };
+    let doors = probes.iter().map(|probe| Door::new(probe, knocker.sockets())).collect();
+    let ended = watch(&mut |_| knocker.send(), doors, wait, &mut progress)?;
+    Ok(ended.into_iter().map(|door| door.end().0).collect())
+}
+
+/// How to wait.
+#[derive(Clone, Copy)]
+pub(crate) struct Wait {
+    /// When the first knock was sent, or would have been.
+    pub(crate) start: Instant,
+    pub(crate) timeout: Duration,
+    /// How many knocks are behind us. With none, each address has its own when it is tried first.
+    pub(crate) rounds: u32,
+    /// When the first attempt is made.
+    pub(crate) first: Duration,
+}
+
+/// Sends knocks: to all addresses, or to this one.
+pub(crate) type Knock<'k> = dyn FnMut(Option<SocketAddr>) -> Result<Vec<Sent>, KnockError> + 'k;
+
+/// Tries all doors until they are open, or until the time is over.
+pub(crate) fn watch<'p>(
+    knock: &mut Knock<'_>,
+    mut doors: Vec<Door<'p>>,
+    wait: Wait,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Vec<Door<'p>>, KnockError> {
+    let Wait { start, timeout, mut rounds, first } = wait;
+    let mut poll = Poll::new().map_err(KnockError::Wait)?;
+    let mut events = Events::with_capacity(64);
+    let mut next_token: usize = 0;
+    let singly = rounds == 0;
+    for line in doors.iter_mut().flat_map(|door| &mut door.lines) {
+        line.next = line.next.saturating_add(first);
+    }
     loop {
         let now = start.elapsed();
         if now >= timeout || doors.iter().all(|door| door.opened.is_some()) {
             break;
         }
-        if now >= knock_at(knocker.rounds()) {
+        if rounds > 0 && now >= knock_at(rounds) {
+            rounds = rounds.saturating_add(1);
             // A failure is not the end: the knock before may open, the network may come back.
-            if let Ok(sent) = knocker.send() {
+            if let Ok(sent) = knock(None) {
                 progress(Progress::KnockedAgain { sent: &sent });
             }
-            for line in closed(&mut doors) {
-                line.probe_soon(now);
+            for line in closed(&mut doors).filter(|line| line.has_begun()) {
+                line.probe_soon(start.elapsed());
             }
         }
         for line in closed(&mut doors) {
             if now >= line.next {
+                if singly && !line.has_begun() {
+                    let sent = knock(Some(line.to));
+                    if rounds == 0 {
+                        sent?;
+                        rounds = 1;
+                    }
+                    line.probe_soon(start.elapsed());
+                    continue;
+                }
                 line.attempt(now, Token(next_token), &poll);
                 next_token = next_token.wrapping_add(1);
             }
         }
-        let wake = closed(&mut doors)
-            .map(|line| line.next)
-            .chain([timeout, knock_at(knocker.rounds())])
-            .min()
-            .unwrap_or(timeout);
+        for door in doors.iter_mut().filter(|door| door.opened.is_none()) {
+            door.begin_after_failure(now);
+        }
+        let again = if rounds > 0 { knock_at(rounds) } else { timeout };
+        let wake =
+            closed(&mut doors).map(|line| line.next).chain([timeout, again]).min().unwrap_or(now);
         match poll.poll(&mut events, Some(wake.saturating_sub(start.elapsed()))) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                 return Err(KnockError::Wait(error));
@@ -152,38 +190,61 @@ pub fn until_open(
         }
         for event in &events {
             for door in doors.iter_mut().filter(|door| door.opened.is_none()) {
-                if let Some(address) = door.answer(event.token()) {
+                if let Some((address, stream)) = door.answer(event.token()) {
                     let after = start.elapsed();
-                    door.open(address, after);
+                    door.open(address, after, stream);
                     progress(Progress::Opened { probe: door.probe, address, after });
                 }
             }
         }
     }
-    Ok(doors.into_iter().map(Door::end).collect())
+    Ok(doors)
 }
 
 /// A probe, and the way to it by each address.
-struct Door<'a> {
+pub(crate) struct Door<'a> {
     probe: &'a Probe,
-    opened: Option<(IpAddr, Duration)>,
+    opened: Option<(IpAddr, Duration, TcpStream)>,
     lines: Vec<Line>,
 }
 
-impl Door<'_> {
-    /// The address at which the attempt `token` got through.
-    fn answer(&mut self, token: Token) -> Option<IpAddr> {
-        self.lines.iter_mut().find_map(|line| line.answer(token).then(|| line.to.ip()))
+impl<'a> Door<'a> {
+    pub(crate) fn new(probe: &'a Probe, addresses: &[SocketAddr]) -> Self {
+        let lines = in_turn(addresses.iter().copied()).into_iter().enumerate();
+        let line = |(place, address)| Line::new(address, probe.port, address_at(place));
+        Self { probe, opened: None, lines: lines.map(line).collect() }
     }
 
-    fn open(&mut self, address: IpAddr, after: Duration) {
-        self.opened = Some((address, after));
+    /// The address at which the attempt `token` got through, and its connection.
+    fn answer(&mut self, token: Token) -> Option<(IpAddr, TcpStream)> {
+        self.lines.iter_mut().find_map(|line| Some((line.to.ip(), line.answer(token)?)))
+    }
+
+    fn open(&mut self, address: IpAddr, after: Duration, stream: TcpStream) {
+        self.opened = Some((address, after, stream));
         self.lines.iter_mut().for_each(|line| line.pending.clear());
     }
 
-    fn end(self) -> Probed {
-        let failures = || self.lines.into_iter().map(|line| (line.to.ip(), line.last)).collect();
-        Probed { probe: self.probe.clone(), result: self.opened.ok_or_else(failures) }
+    /// Whoever can't even send (no route, say) holds up nobody. A refusal is none of that: closed
+    /// ports may look so until the knock has come.
+    fn begin_after_failure(&mut self, now: Duration) {
+        let goes_nowhere = |line: &Line| line.has_begun() && matches!(line.last, Failure::Other(_));
+        let begun = self.lines.iter().take_while(|line| line.has_begun()).count();
+        if self.lines.iter().take(begun).all(goes_nowhere)
+            && let Some(next) = self.lines.get_mut(begun)
+        {
+            next.next = next.next.min(now);
+        }
+    }
+
+    /// What came of it, and the connection.
+    pub(crate) fn end(self) -> (Probed, Option<TcpStream>) {
+        let probe = self.probe.clone();
+        if let Some((address, after, stream)) = self.opened {
+            return (Probed { probe, result: Ok((address, after)) }, Some(stream));
+        }
+        let failures = self.lines.into_iter().map(|line| (line.to.ip(), line.last));
+        (Probed { probe, result: Err(failures.collect()) }, None)
     }
 }
 
@@ -196,30 +257,30 @@ fn closed<'d>(doors: &'d mut [Door<'_>]) -> impl Iterator<Item = &'d mut Line> {
 struct Line {
     to: SocketAddr,
     next: Duration,
-    gaps: ProbeGaps,
+    /// Not there before the first attempt.
+    gaps: Option<ProbeGaps>,
     pending: VecDeque<(Token, TcpStream)>,
     last: Failure,
 }
 
 impl Line {
-    fn new(mut to: SocketAddr, port: NonZeroU16) -> Self {
+    fn new(mut to: SocketAddr, port: NonZeroU16, begins: Duration) -> Self {
         to.set_port(port.get());
-        Self {
-            to,
-            next: Duration::ZERO,
-            gaps: ProbeGaps::default(),
-            pending: VecDeque::new(),
-            last: Failure::NoAnswer,
-        }
+        Self { to, next: begins, gaps: None, pending: VecDeque::new(), last: Failure::NoAnswer }
     }
 
+    const fn has_begun(&self) -> bool {
+        self.gaps.is_some()
+    }
+
+    /// After a knock.
     fn probe_soon(&mut self, now: Duration) {
-        self.next = now;
-        self.gaps = ProbeGaps::default();
+        self.next = now.saturating_add(FIRST_ATTEMPT);
+        self.gaps = Some(ProbeGaps::default());
     }
 
     fn attempt(&mut self, now: Duration, token: Token, poll: &Poll) {
-        self.next = now.saturating_add(self.gaps.next_gap());
+        self.next = now.saturating_add(self.gaps.get_or_insert_default().next_gap());
         let connected = TcpStream::connect(self.to).and_then(|mut stream| {
             poll.registry().register(&mut stream, token, Interest::WRITABLE)?;
             Ok(stream)
@@ -233,25 +294,23 @@ impl Line {
         }
     }
 
-    /// Whether the attempt `token` is one of this line and got through.
-    fn answer(&mut self, token: Token) -> bool {
-        let Some(at) = self.pending.iter().position(|(pending, _)| *pending == token) else {
-            return false;
-        };
-        let Some((_, stream)) = self.pending.get(at) else { return false };
+    /// The connection of the attempt `token`, if it is one of this line and got through.
+    fn answer(&mut self, token: Token) -> Option<TcpStream> {
+        let at = self.pending.iter().position(|(pending, _)| *pending == token)?;
+        let (_, stream) = self.pending.get(at)?;
         let failure = match stream.take_error() {
             Ok(Some(error)) | Err(error) => error.into(),
             Ok(None) => match (stream.local_addr(), stream.peer_addr()) {
                 // A port of this very machine, chosen for the attempt by chance: TCP's
                 // simultaneous open with itself.
                 (Ok(own), Ok(peer)) if own == peer => Failure::Refused,
-                (_, Ok(_)) => return true,
-                (_, Err(error)) if error.kind() == io::ErrorKind::NotConnected => return false,
+                (_, Ok(_)) => return self.pending.remove(at).map(|(_, stream)| stream),
+                (_, Err(error)) if error.kind() == io::ErrorKind::NotConnected => return None,
                 (_, Err(error)) => error.into(),
             },
         };
         self.last = failure;
         self.pending.remove(at);
-        false
+        None
     }
 }

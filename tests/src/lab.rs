@@ -229,6 +229,11 @@ impl Lab {
         &self.other
     }
 
+    /// The switch between them all: the owner is at its port `p2`.
+    pub(crate) fn hub(&self) -> &Host {
+        &self.hub
+    }
+
     /// Another stranger: 10.66.0.4 and fd66::4.
     pub fn third(&self) -> &Host {
         &self.third

@@ -39,8 +39,20 @@ impl Laptop {
     /// `spa-client` with these arguments, not started yet.
     pub fn command(&self, words: &[&str]) -> Result<Command> {
         let mut command = self.host.command(our_binary("spa-client")?)?;
-        command.args(words).env("SPA_CONFIG_DIR", &self.configuration).env("HOME", "/nonexistent");
+        command.args(words);
+        for (variable, value) in self.environment() {
+            command.env(variable, value);
+        }
         Ok(command)
+    }
+
+    /// The variables that make a `spa-client` this laptop's, also one that another program starts.
+    pub fn environment(&self) -> [(&'static str, PathBuf); 3] {
+        [
+            ("SPA_CONFIG_DIR", self.configuration.clone()),
+            ("SPA_STATE_DIR", self.configuration.join("state")),
+            ("HOME", "/nonexistent".into()),
+        ]
     }
 
     /// Runs `spa-client` to its end.

@@ -20,6 +20,7 @@ mod capture;
 mod cgroup;
 mod command;
 mod config;
+mod desk;
 mod device;
 mod firewalls;
 mod frames;
@@ -39,12 +40,14 @@ mod talk;
 mod talker;
 mod wait;
 mod watch;
+mod weather;
 
 pub use backend::Backend;
 pub use breakable::BreakableTool;
 pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_within};
 pub use config::{Client, Configuration, Gate, Hook, Rate, Service, SourcePrefix};
+pub use desk::{Desk, Knocks};
 pub use device::{Ask, Device, Identity, now};
 pub use firewalls::{
     ALLOWED_PORT, CONTAINER_PORT, Docker, Firewalld, Neighbour, NftablesService, Podman, Room,
@@ -67,3 +70,4 @@ pub use talk::{Heard, Talks};
 pub use talker::{Hearer, Talker};
 pub use wait::{DEADLINE, at_once, eventually, eventually_within};
 pub use watch::Watch;
+pub use weather::Weather;

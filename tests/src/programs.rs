@@ -10,14 +10,17 @@ use std::sync::OnceLock;
 
 /// Which Debian package has a program.
 const PACKAGES: &[(&str, &str)] = &[
+    ("ansible", "ansible-core"),
     ("busybox", "busybox-static"),
     ("cat", "coreutils"),
     ("conntrack", "conntrack"),
     ("dbus-daemon", "dbus"),
     ("docker", "docker.io"),
     ("dockerd", "docker.io"),
+    ("ethtool", "ethtool"),
     ("firewall-cmd", "firewalld"),
     ("firewalld", "firewalld"),
+    ("git", "git"),
     ("ip", "iproute2"),
     ("ip6tables", "iptables"),
     ("ip6tables-legacy-save", "iptables"),
@@ -39,6 +42,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("podman", "podman"),
     ("prlimit", "util-linux"),
     ("python3", "python3"),
+    ("rsync", "rsync"),
+    ("scp", "openssh-client"),
+    ("sftp", "openssh-client"),
     ("sh", "dash"),
     ("ss", "iproute2"),
     ("ssh", "openssh-client"),

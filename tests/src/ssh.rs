@@ -53,6 +53,7 @@ impl Sshd {
              PasswordAuthentication no\n\
              KbdInteractiveAuthentication no\n\
              UseDNS no\n\
+             Subsystem sftp internal-sftp\n\
              LogLevel VERBOSE\n\
              MaxStartups 500\n",
             path("host_key"),
@@ -83,6 +84,18 @@ impl Sshd {
     /// What sshd logged.
     pub fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(self.directory.join("sshd.log"))?)
+    }
+
+    /// The lines of a configuration of ssh that every login here needs.
+    pub fn client_lines(&self) -> String {
+        format!(
+            "    User root\n    Port {}\n    IdentityFile {}\n    UserKnownHostsFile {}\n    \
+             HostKeyAlias gateway\n    StrictHostKeyChecking yes\n    IdentitiesOnly yes\n    \
+             BatchMode yes\n    LogLevel ERROR\n",
+            self.port,
+            self.directory.join("user_key").display(),
+            self.directory.join("known_hosts").display()
+        )
     }
 
     /// Runs `command` over a new ssh connection from `host`.

@@ -1,6 +1,11 @@
 //! The words of the command line.
 
+use super::keep::Meanwhile;
 use super::open::Settings;
+use super::proxy::ProxyArgs;
+use super::setup::SetupCommand;
+use super::ssh::SshArgs;
+use super::status::StatusArgs;
 use crate::duration::{Lifetime, LifetimeError};
 use crate::knock::Family;
 use crate::server::{Connections, Host, ServerName, Service};
@@ -10,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use core::num::NonZeroU16;
 use core::time::Duration;
 use spa_proto::{DurationError, ItemError, PacketLength, ServiceName, parse_duration_or_seconds};
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 
@@ -39,6 +45,15 @@ pub(super) enum Command {
     Open(OpenArgs),
     /// Close what this machine had opened, before its time is over.
     Close(CloseArgs),
+    /// Connect to a server's port, for ssh's ProxyCommand.
+    Proxy(ProxyArgs),
+    /// Run ssh to a server, knocking first.
+    Ssh(SshArgs),
+    /// Have other programs knock by themselves.
+    #[command(subcommand)]
+    Setup(SetupCommand),
+    /// Show what this client has asked for, and until when.
+    Status(StatusArgs),
     /// Show the servers and services known here.
     List(ListArgs),
     /// Add or remove a server.
@@ -93,7 +108,7 @@ impl CommonArgs {
 Examples:
   spa-client open ssh                        at the default server
   spa-client open ssh@work tcp/8443@home     at two servers at once
-  spa-client open ssh --lifetime 5m --no-wait
+  spa-client open web --while -- curl -fO http://gw.example.org/file
 
 A server never answers a knock. --wait probes the services' TCP ports (those in the
 configuration; ssh, http and https are known) until they are open, and knocks again
@@ -113,15 +128,38 @@ pub(super) struct OpenArgs {
     /// How long to wait.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
     timeout: Duration,
+    /// Knock also where a knock of before still holds.
+    #[arg(long)]
+    fresh: bool,
+    /// Run COMMAND, keep it open meanwhile, and end as COMMAND does.
+    #[arg(long = "while", requires = "command", conflicts_with = "json")]
+    is_while: bool,
+    /// Close when COMMAND has ended.
+    #[arg(long, requires = "is_while")]
+    close_after: bool,
+    /// What --while runs.
+    #[arg(last = true, requires = "is_while", value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
 
 impl OpenArgs {
+    /// What is to run once it is open.
+    pub(super) fn meanwhile(&self) -> Option<Meanwhile> {
+        let Self { command, close_after, .. } = self;
+        self.is_while.then(|| Meanwhile { command: command.clone(), close_after: *close_after })
+    }
+
     pub(super) fn settings(&self) -> Settings {
         // Either one: somebody is there who waits anyway, in `open ssh | ...`, in `open ssh 2>log`
         // and below `ssh`, which hands its terminal on.
         let on_terminal = || io::stdout().is_terminal() || io::stderr().is_terminal();
-        let wait = self.wait || (!self.no_wait && on_terminal());
-        Settings { lifetime: self.lifetime, wait: wait.then_some(self.timeout), insists: self.wait }
+        let wait = self.wait || (!self.no_wait && (self.is_while || on_terminal()));
+        Settings {
+            lifetime: self.lifetime,
+            wait: wait.then_some(self.timeout),
+            insists: self.wait,
+            fresh: self.fresh,
+        }
     }
 }
 
@@ -130,7 +168,7 @@ fn lifetime(text: &str) -> Result<Lifetime, LifetimeError> {
 }
 
 /// A timeout may also be less than a second, as in `500ms`.
-fn timeout(text: &str) -> Result<Duration, DurationError> {
+pub(super) fn timeout(text: &str) -> Result<Duration, DurationError> {
     let is_number = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
     match text.strip_suffix("ms").filter(is_number).and_then(|number| number.parse().ok()) {
         Some(milliseconds) => Ok(Duration::from_millis(milliseconds)),

@@ -4,10 +4,13 @@
 use super::args::CommonArgs;
 use super::report::{self, Report, ServerReport};
 use super::{CliError, print_json};
+use crate::asking::{Asking, First, Reuse, Reused};
 use crate::config::Config;
 use crate::duration::Lifetime;
-use crate::knock::{Asked, KnockError, Knocker, Options};
-use crate::probe::{Probe, Probed, Progress, until_open};
+use crate::knock::{Asked, KnockError, Knocker, Options, Sent};
+use crate::probe::{Door, Probe, Probed, Progress, Wait, watch};
+use crate::record::{Moment, Record};
+use crate::schedule::FIRST_ATTEMPT;
 use crate::server::{Connections, Server, ServerName};
 use crate::target::by_server;
 use core::time::Duration;
@@ -16,6 +19,7 @@ use std::io::{self, Write as _};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
+use std::time::Instant;
 
 /// What only `open` has.
 #[derive(Default)]
@@ -25,6 +29,8 @@ pub(super) struct Settings {
     pub(super) wait: Option<Duration>,
     /// Whether the user has asked for it.
     pub(super) insists: bool,
+    /// Knock in any case.
+    pub(super) fresh: bool,
 }
 
 pub(super) fn run(
@@ -33,10 +39,22 @@ pub(super) fn run(
     args: &CommonArgs,
     settings: &Settings,
 ) -> Result<(), CliError> {
-    let voice = Voice { quiet: args.quiet, verbose: args.verbose };
     let config = Config::load(directory)?;
+    visit_all(&config, message_type, args, settings).map(|_| ())
+}
+
+/// Asks all the servers, and tells what came of it; gives back what goes on asking.
+pub(super) fn visit_all<'a>(
+    config: &'a Config,
+    message_type: MessageType,
+    args: &CommonArgs,
+    settings: &Settings,
+) -> Result<Vec<Asking<'a>>, CliError> {
+    let began = Moment::now();
+    let voice = Voice::of(args);
     let options =
         Options { lifetime: settings.lifetime, source: args.source, family: args.family() };
+    let record = Record::of_user();
     let mut visits = Vec::new();
     let default = args.server.as_ref().or(config.default_server().map(|server| &server.name));
     for (name, items) in by_server(&args.targets, default) {
@@ -45,26 +63,33 @@ pub(super) fn run(
             refuse_to_probe(server, &items)?;
         }
         let asked = Asked::new(message_type, items)?;
-        visits.push(Knocker::prepare(server, &asked, &options)?);
+        let knocker = Knocker::prepare(server, &asked, &options)?;
+        visits.push(Asking::new(knocker, record.clone(), began));
     }
 
+    let settings = &Settings { fresh: settings.fresh || args.source.is_some(), ..*settings };
     // One thread for each server: a slow one keeps nobody waiting.
-    let reports: Vec<ServerReport> = thread::scope(|scope| {
+    let (visits, reports) = thread::scope(|scope| {
         let threads: Vec<_> = visits
             .into_iter()
-            .map(|knocker| scope.spawn(move || visit(knocker, settings, voice)))
+            .map(|mut asking| {
+                scope.spawn(move || {
+                    let report = visit(&mut asking, settings, voice);
+                    (asking, report)
+                })
+            })
             .collect();
-        threads
+        let joined = threads
             .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .collect()
+            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        joined.unzip::<_, _, Vec<_>, Vec<_>>()
     });
 
     let report = Report::new(message_type, reports);
     if args.json {
         print_json(&report)?;
     }
-    report.failure().map_or(Ok(()), |text| Err(CliError::Failed(text)))
+    report.failure().map_or(Ok(visits), |text| Err(CliError::Failed(text)))
 }
 
 /// What lets one connection in can't be waited for: the probe that saw it open would be that one.
@@ -74,51 +99,80 @@ fn refuse_to_probe(server: &Server, items: &[Item]) -> Result<(), CliError> {
     };
     items.iter().find(is_one).map_or(Ok(()), |item| {
         Err(CliError::Usage(format!(
-            "{item} on {} lets one connection in, and --wait would use it up by looking; leave --wait out and connect right away (`spa-client proxy`, which is to come, will do both in one)",
+            "{item} on {} lets one connection in, and --wait would use it up by looking; leave --wait out and connect right away, or let `spa-client proxy` do both in one",
             server.name
         )))
     })
 }
 
-/// Knocks on one server and waits for what was asked of it.
-fn visit(mut knocker: Knocker<'_>, settings: &Settings, voice: Voice) -> ServerReport {
-    let name = knocker.server().name.clone();
-    let sent = match knocker.send() {
-        Ok(sent) => sent,
-        Err(error) => return ServerReport::not_sent(&knocker, &error),
+/// Knocks on one server, where that is needed, and waits for what was asked of it.
+fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> ServerReport {
+    let name = asking.knocker().server().name.clone();
+    let probes = probes(asking.knocker());
+    let wait = settings.wait.filter(|_| !probes.is_empty());
+    let start = Instant::now();
+    let is_probed = |item: &Item| probes.iter().any(|probe| probe.item == *item);
+    let reuse = if settings.fresh {
+        Reuse::Never
+    } else if wait.is_some() && asking.knocker().request().items.iter().all(is_probed) {
+        Reuse::Asked
+    } else {
+        Reuse::Seen
+    };
+    // Whoever names a lifetime is not content with the last seconds of one.
+    let wanted = settings.lifetime.map_or(Duration::ZERO, |lifetime| lifetime.get() / 2);
+    let (sent, reused) = match asking.first(reuse, wanted, wait.is_some()) {
+        Ok(First::Knocked(sent)) => (sent, None),
+        Ok(First::Reused(reused)) => (Vec::new(), Some(reused)),
+        Err(error) => return ServerReport::not_sent(asking.knocker(), &error),
     };
     for datagram in &sent {
         voice.detail(&format!("{name}: {}", report::datagram(datagram)));
     }
-    let Some(timeout) = settings.wait else {
-        voice.say(&report::asked(&knocker, &sent));
-        return ServerReport::new(&knocker, sent, None);
-    };
-    let probes = probes(&knocker);
-    for text in report::not_probed(&knocker) {
-        voice.say(&text);
-    }
-    let probed = if probes.is_empty() {
-        Ok(Vec::new())
+    if settings.wait.is_some() {
+        for text in report::not_probed(asking.knocker()) {
+            voice.say(&text);
+        }
     } else {
-        wait(&mut knocker, &probes, timeout, voice)
+        voice.say(&match &reused {
+            None => report::asked(asking.knocker(), &sent),
+            Some(reused) => report::still(asking.knocker(), reused),
+        });
+    }
+    let Some(timeout) = wait else {
+        let probed = settings.wait.map(|timeout| (timeout, Vec::new()));
+        return ServerReport::new(asking.knocker(), sent, probed).reusing(reused.as_ref());
+    };
+    let mut reused = reused;
+    if let Some(seen) = reused.and_then(|_| asking.await_other()) {
+        reused = Some(seen);
+    }
+    let probed = match reused.and_then(|reused| Some((reused, reused.seen?))) {
+        Some((reused, address)) => {
+            voice.say(&report::still(asking.knocker(), &reused));
+            let seen = |probe: Probe| Probed { probe, result: Ok((address, Duration::ZERO)) };
+            Ok(probes.into_iter().map(seen).collect())
+        }
+        None => await_open(asking, &probes, (start, timeout), reused.as_ref(), voice),
     };
     match probed {
-        Ok(probed) => ServerReport::new(&knocker, sent, Some((timeout, probed))),
-        Err(error) => ServerReport::not_sent(&knocker, &error),
+        Ok(probed) => ServerReport::new(asking.knocker(), sent, Some((timeout, probed)))
+            .reusing(reused.as_ref()),
+        Err(error) => ServerReport::not_sent(asking.knocker(), &error),
     }
 }
 
-fn wait(
-    knocker: &mut Knocker<'_>,
+fn await_open(
+    asking: &mut Asking<'_>,
     probes: &[Probe],
-    timeout: Duration,
+    (start, timeout): (Instant, Duration),
+    reused: Option<&Reused>,
     voice: Voice,
 ) -> Result<Vec<Probed>, KnockError> {
-    let name = &knocker.server().name;
+    let name = &asking.knocker().server().name.clone();
     let mut closed = probes.to_vec();
     let mut told = false;
-    until_open(knocker, probes, timeout, |progress| match progress {
+    let mut progress = |event: Progress<'_>| match event {
         Progress::Opened { probe, address, after } => {
             closed.retain(|other| other != probe);
             if !closed.iter().any(|other| other.item == probe.item) {
@@ -130,11 +184,27 @@ fn wait(
                 told = true;
                 voice.say(&report::not_yet(name, &closed, timeout));
             }
-            for datagram in sent {
-                voice.detail(&format!("{name}: again, {}", report::datagram(datagram)));
-            }
+            tell_again(name, sent, voice);
         }
-    })
+    };
+    let first = if reused.is_some() { Duration::ZERO } else { FIRST_ATTEMPT };
+    let wait = Wait { start, timeout, rounds: 1, first };
+    let doors = probes.iter().map(|probe| Door::new(probe, asking.knocker().sockets())).collect();
+    let ended = watch(&mut |only| asking.again(only), doors, wait, &mut progress)?;
+    let probed: Vec<Probed> = ended.into_iter().map(|door| door.end().0).collect();
+    for Probed { probe, result } in &probed {
+        match result {
+            Ok((address, _)) => asking.seen_open(&probe.item, *address),
+            Err(_) => asking.not_open(&probe.item),
+        }
+    }
+    Ok(probed)
+}
+
+fn tell_again(name: &ServerName, sent: &[Sent], voice: Voice) {
+    for datagram in sent {
+        voice.detail(&format!("{name}: again, {}", report::datagram(datagram)));
+    }
 }
 
 /// The ports behind what was asked for that can be probed.
@@ -154,19 +224,23 @@ fn probes(knocker: &Knocker<'_>) -> Vec<Probe> {
 
 /// How much is said on standard error.
 #[derive(Clone, Copy)]
-struct Voice {
-    quiet: bool,
-    verbose: bool,
+pub(super) struct Voice {
+    pub(super) quiet: bool,
+    pub(super) verbose: bool,
 }
 
 impl Voice {
-    fn say(self, text: &str) {
+    pub(super) const fn of(args: &CommonArgs) -> Self {
+        Self { quiet: args.quiet, verbose: args.verbose }
+    }
+
+    pub(super) fn say(self, text: &str) {
         if !self.quiet {
             let _ = writeln!(io::stderr(), "{text}");
         }
     }
 
-    fn detail(self, text: &str) {
+    pub(super) fn detail(self, text: &str) {
         if self.verbose {
             self.say(text);
         }

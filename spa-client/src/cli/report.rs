@@ -1,6 +1,7 @@
 //! What `open` and `close` say, to people and as JSON. It turns results into text and knows no
 //! socket.
 
+use crate::asking::Reused;
 use crate::config::closest;
 use crate::duration::{Lifetime, spoken};
 use crate::knock::{KnockError, Knocker, Sent, plain};
@@ -31,6 +32,9 @@ pub(super) struct ServerReport {
     lifetime_seconds: Option<u32>,
     items: Vec<ItemReport>,
     knocks: Vec<Datagram>,
+    /// The knock of before that was relied on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reused: Option<ReusedReport>,
     error: Option<String>,
     #[serde(skip)]
     advice: Option<String>,
@@ -62,6 +66,12 @@ struct Datagram {
     to: SocketAddr,
     bound_source: Option<IpAddr>,
     error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ReusedReport {
+    asked_seconds_ago: u64,
+    seconds_left: u64,
 }
 
 impl Report {
@@ -108,6 +118,7 @@ impl ServerReport {
             lifetime_seconds: knocker.request().lifetime.map(core::num::NonZeroU32::get),
             items,
             knocks: sent.into_iter().map(Datagram::of).collect(),
+            reused: None,
             error: None,
             advice: None,
         };
@@ -132,6 +143,15 @@ impl ServerReport {
             report.advice = Some(Advice { knocker, bound, refused, closed: &closed }.to_string());
         }
         report
+    }
+
+    /// The same, where another knock was relied on.
+    pub(super) fn reusing(mut self, reused: Option<&Reused>) -> Self {
+        self.reused = reused.map(|reused| ReusedReport {
+            asked_seconds_ago: reused.asked.as_secs(),
+            seconds_left: reused.left.as_secs(),
+        });
+        self
     }
 
     fn failure(&self) -> Option<String> {
@@ -275,6 +295,26 @@ pub(super) fn asked(knocker: &Knocker<'_>, sent: &[Sent]) -> String {
         request.message_type.as_str(),
         and(&request.items.iter().collect::<Vec<_>>()),
         reached.join(", ")
+    )
+}
+
+/// What is relied on instead of a knock.
+pub(super) fn still(knocker: &Knocker<'_>, reused: &Reused) -> String {
+    let items = and(&knocker.request().items.iter().collect::<Vec<_>>());
+    format!(
+        "{items} on {}: {}; --fresh knocks nevertheless",
+        knocker.server().name,
+        self::reused(reused)
+    )
+}
+
+pub(super) fn reused(reused: &Reused) -> String {
+    let seen = reused.seen.map_or(String::new(), |at| format!(" and was seen open at {at}"));
+    let seconds = |span: Duration| span.as_secs();
+    format!(
+        "asked for {} s ago{seen}, which holds for {} s more",
+        seconds(reused.asked),
+        seconds(reused.left)
     )
 }
 

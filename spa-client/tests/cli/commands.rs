@@ -14,6 +14,10 @@ fn help_shows_all_there_is_with_examples() {
     insta::assert_snapshot!("help", help(&["--help"]));
     insta::assert_snapshot!("help_open", help(&["open", "--help"]));
     insta::assert_snapshot!("help_close", help(&["close", "--help"]));
+    insta::assert_snapshot!("help_proxy", help(&["proxy", "--help"]));
+    insta::assert_snapshot!("help_ssh", help(&["ssh", "--help"]));
+    insta::assert_snapshot!("help_setup_ssh", help(&["setup", "ssh", "--help"]));
+    insta::assert_snapshot!("help_status", help(&["status", "--help"]));
     insta::assert_snapshot!("help_list", help(&["list", "--help"]));
     insta::assert_snapshot!("help_keygen", help(&["keygen", "--help"]));
     insta::assert_snapshot!("help_server", help(&["server", "--help"]));

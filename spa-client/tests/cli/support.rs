@@ -60,6 +60,7 @@ impl Home {
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spa-client"));
         command.args(words).env_clear().env("SPA_CONFIG_DIR", self.path()).stdin(Stdio::null());
+        command.env("SPA_STATE_DIR", self.path().join("state"));
         command
     }
 

@@ -7,6 +7,7 @@
 
 mod backends;
 mod bars;
+mod client;
 mod contenders;
 mod elements;
 mod figures;
@@ -22,6 +23,7 @@ mod station;
 mod volley;
 
 pub use bars::{Bar, Verdict, bars};
+pub use client::client_page;
 pub use figures::Figure;
 pub use report::{markdown, table};
 pub use results::{Outcome, Results};

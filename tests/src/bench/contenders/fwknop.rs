@@ -181,7 +181,7 @@ impl Contender for Fwknopd {
 }
 
 /// The standard alphabet with padding (RFC 4648, section 4).
-fn base64(bytes: &[u8]) -> String {
+pub(in crate::bench) fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {

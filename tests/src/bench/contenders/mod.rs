@@ -6,6 +6,8 @@ mod knockd;
 mod process;
 mod spa;
 
+pub(super) use fwknop::base64;
+
 use super::backends::CANDIDATES;
 use crate::frames::Frame;
 use crate::lab::Host;

@@ -1,0 +1,53 @@
+//! What stands in for `unix.rs` where the system is no Unix.
+
+#![expect(
+    clippy::unnecessary_wraps,
+    clippy::unused_self,
+    reason = "the signatures are those of unix.rs, where these can fail and are used"
+)]
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+/// None that two processes share.
+pub(crate) const fn steady_clock() -> Option<Duration> {
+    None
+}
+
+/// The user's own directories are that already.
+pub(crate) const fn for_owner_only(_: &mut OpenOptions) {}
+
+/// Standard input and output; whoever writes flushes.
+pub(crate) fn raw_streams() -> io::Result<(impl Read + Send, impl Write)> {
+    Ok((io::stdin(), io::stdout()))
+}
+
+/// Not while the program goes on.
+pub(crate) fn end_output() -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Runs that program in place of this one.
+pub(crate) fn become_program(command: &mut Command) -> io::Result<ExitStatus> {
+    command.status()
+}
+
+/// The exit code of a program that ended like this.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
+    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// The console tells all its programs, and each does what it likes.
+pub(crate) struct SignalsOfChild;
+
+impl SignalsOfChild {
+    pub(crate) const fn taken() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    pub(crate) fn wait(&self, child: &mut Child) -> io::Result<ExitStatus> {
+        child.wait()
+    }
+}

@@ -1,0 +1,253 @@
+//! `proxy`, `status`, `--while`, and what a knock of before is good for, on loopback.
+
+use crate::support::{Ear, Home, Ran};
+use socket2::{Domain, Socket, Type};
+use spa_proto::MessageType;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::Stdio;
+
+fn home(ear: &Ear, lines: &str) -> Home {
+    Home::with_server(&format!("host = \"127.0.0.1\"\nknock-ports = [{}]\n{lines}", ear.port()))
+}
+
+/// A server whose `ssh` is this listener.
+fn listening(ear: &Ear) -> (Home, TcpListener) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (home(ear, &format!("services.ssh = [\"tcp/{port}\"]")), listener)
+}
+
+/// How many connections came to it.
+fn accepted(listener: &TcpListener) -> usize {
+    listener.set_nonblocking(true).unwrap();
+    std::iter::from_fn(|| listener.accept().ok()).count()
+}
+
+#[test]
+fn what_was_seen_open_is_neither_knocked_at_nor_probed_again() {
+    let ear = Ear::v4();
+    let (home, listener) = listening(&ear);
+    let open = |words: &[&str]| {
+        let ran = home.run(&[&["open", "ssh"], words].concat());
+        assert_eq!(ran.status, 0, "{}", ran.stderr);
+        ran.stderr
+    };
+    open(&["--wait"]);
+    ear.hear();
+    assert_eq!(accepted(&listener), 1);
+    for words in [&["--wait"][..], &["--no-wait"], &[]] {
+        let told = open(words);
+        assert!(told.starts_with("ssh on work: asked for 0 s ago and was seen open at 127.0.0.1"));
+        assert!(told.ends_with("--fresh knocks nevertheless\n"), "{told}");
+    }
+    assert!(!ear.has_more() && accepted(&listener) == 0);
+    let report = home.run(&["open", "ssh", "--wait", "--json"]).stdout;
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let server = &report["servers"][0];
+    assert_eq!(
+        (&server["items"][0]["state"], &server["knocks"]),
+        (&"open".into(), &[(); 0].as_slice().into())
+    );
+    assert!(server["reused"]["seconds_left"].as_u64().unwrap() >= 28, "{server}");
+
+    // Whoever wants it otherwise gets a knock.
+    for words in [
+        &["--fresh"][..],
+        &["--source", "127.0.0.1"],
+        &["--lifetime", "5m"],
+        &["tcp/1", "--no-wait"],
+    ] {
+        open(words);
+        assert_eq!(ear.knock().request.message_type, MessageType::Open);
+        assert!(!ear.has_more(), "{words:?}");
+    }
+    home.run(&["close", "ssh"]);
+    ear.knock();
+    open(&["--wait", "--lifetime", "5m"]);
+    ear.knock();
+    // Of these five minutes, enough is left for as much again, but not for an hour.
+    open(&["--lifetime", "5m"]);
+    assert!(!ear.has_more());
+    open(&["--lifetime", "1h"]);
+    ear.knock();
+
+    home.run(&["close", "ssh"]);
+    assert_eq!(ear.knock().request.message_type, MessageType::Close);
+    open(&[]);
+    ear.knock();
+}
+
+#[test]
+fn what_nobody_has_seen_open_is_knocked_at_again_where_nobody_waits() {
+    let ear = Ear::v4();
+    let home = home(&ear, "");
+    for _ in 0..3 {
+        assert_eq!(home.run(&["open", "ssh", "udp/53"]).status, 0);
+        ear.knock();
+    }
+    assert!(!ear.has_more());
+}
+
+#[test]
+fn another_server_of_the_name_and_a_damaged_record_are_knocked_at() {
+    let ear = Ear::v4();
+    let (home, _listener) = listening(&ear);
+    let open = || assert_eq!(home.run(&["open", "ssh", "--wait"]).status, 0);
+    open();
+    ear.knock();
+    open();
+    assert!(!ear.has_more(), "the control");
+    let record = home.file("state/asked.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let key = crate::support::client_key().to_string();
+    let other = text.replace(&crate::support::server_key().to_string(), &key);
+    assert_ne!(text, other);
+    for damaged in [other, text.replace("127.0.0.1", "127.0.0.2"), "{".into(), String::new()] {
+        std::fs::write(&record, damaged).unwrap();
+        open();
+        ear.knock();
+        open();
+        assert!(!ear.has_more());
+    }
+}
+
+#[test]
+fn status_shows_what_was_asked_for_until_it_is_closed() {
+    let ear = Ear::v4();
+    let (home, _listener) = listening(&ear);
+    let nothing = Ran::said(0, "this client has asked for nothing that still holds");
+    assert_eq!(home.run(&["status"]), nothing);
+    home.run(&["open", "ssh", "--wait", "--lifetime", "5m"]);
+    home.run(&["open", "udp/53"]);
+    let mut shown = home.run(&["status"]);
+    for (from, to) in [("299", "300"), ("29 s", "30 s"), ("1 s ago", "0 s ago")] {
+        shown.stdout = shown.stdout.replace(from, to);
+    }
+    assert_eq!(
+        (shown.stdout.as_str(), shown.stderr.as_str()),
+        (
+            "\
+ssh on work (127.0.0.1 from 127.0.0.1): asked for, for 300 s more at least; seen open 0 s ago
+udp/53 on work (127.0.0.1 from 127.0.0.1): asked for, for 30 s more at least if the server's lifetime is the usual one
+",
+            "a server never answers: this was asked for, not what is open\n"
+        )
+    );
+    let json = home.run(&["status", "--json"]).stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let asked = &json["asked"];
+    assert_eq!((&asked[0]["item"], &asked[1]["item"]), (&"ssh".into(), &"udp/53".into()));
+    assert_eq!(asked[0]["lifetime_known"], true);
+    assert!(asked[0]["until_at_least"].as_str() > asked[0]["asked_at"].as_str(), "{json}");
+    home.run(&["close", "ssh", "udp/53"]);
+    assert_eq!(home.run(&["status"]), nothing);
+}
+
+#[test]
+fn the_proxy_tells_which_servers_there_are() {
+    let home = Home::with_server("host = \"gw.example.org\"");
+    let ran = home.run(&["proxy", "gw.example.com", "22"]);
+    assert_eq!(
+        ran,
+        Ran::said(
+            2,
+            "error: no server has the host or the name \"gw.example.com\"; known are: work (gw.example.org); name the one to knock on with --server NAME, or add it: spa-client server add NAME --host gw.example.com --public-key KEY"
+        )
+    );
+    home.add_server("twin", "host = \"gw.example.org\"");
+    let ran = home.run(&["proxy", "gw.example.org", "22"]);
+    let told = "error: twin and work all have the host gw.example.org; name the one to knock on with --server NAME";
+    assert_eq!(ran, Ran::said(2, told));
+    assert_eq!(home.run(&["proxy", "gw.example.org", "0"]).status, 2);
+}
+
+#[test]
+fn a_proxy_to_a_shut_port_ends_in_time_and_says_why() {
+    let ear = Ear::v4();
+    let shut = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    shut.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let port = shut.local_addr().unwrap().as_socket().unwrap().port().to_string();
+    let ran = home(&ear, "").run(&["proxy", "127.0.0.1", &port, "--timeout", "1300ms"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""));
+    let told = format!(
+        "error: tcp/{port} on work did not open within 1.3 s (127.0.0.1: connection refused)\n\
+         knocks were sent 2 times; "
+    );
+    assert!(ran.stderr.starts_with(&told), "{}", ran.stderr);
+    ear.knock();
+    ear.knock();
+    assert!(!ear.has_more());
+}
+
+#[test]
+fn a_command_runs_while_it_is_open_and_its_end_is_the_result() {
+    let ear = Ear::v4();
+    let (home, _listener) = listening(&ear);
+    let home_run = |words: &[&str]| {
+        let mut command = home.command(&[&["open", "ssh", "--lifetime", "1s"], words].concat());
+        command.env("PATH", "/usr/bin:/bin");
+        Ran::of(&command.stdout(Stdio::piped()).output().unwrap(), home.path())
+    };
+    let script = "echo in; sleep 2; exit 7";
+    let ran = home_run(&["--while", "--close-after", "--", "sh", "-c", script]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (7, "in\n"), "{}", ran.stderr);
+    let mut types = Vec::new();
+    while ear.has_more() {
+        types.push(ear.knock().request.message_type);
+    }
+    assert_eq!(types.pop(), Some(MessageType::Close));
+    // For one second each, and asked for anew after less than half of it.
+    assert!(types.len() >= 4 && types.len() <= 8, "{types:?}");
+    assert!(types.iter().all(|message_type| *message_type == MessageType::Open));
+
+    let ran = home_run(&["--while", "--", "sh", "-c", "kill -9 $$"]);
+    assert_eq!(ran.status, 128 + 9);
+    let ran = home_run(&["--while", "--", "no-such-command"]);
+    assert_eq!(ran.status, 127, "{}", ran.stderr);
+    for words in [&["--while"][..], &["--", "true"], &["--close-after"]] {
+        assert_eq!(home_run(words).status, 2, "{words:?}");
+    }
+}
+
+/// Nothing runs where nothing opened.
+#[test]
+fn a_command_does_not_run_when_the_port_stays_shut() {
+    let ear = Ear::v4();
+    let shut = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    shut.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let target = format!("tcp/{}", shut.local_addr().unwrap().as_socket().unwrap().port());
+    let home = home(&ear, "");
+    let words = ["open", &target, "--timeout", "100ms", "--while", "--", "/bin/echo", "in"];
+    let ran = home.run(&words);
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""));
+    // The control: what can't be probed can't be waited for, and it runs at once.
+    let ran = home.run(&["open", "udp/53", "--while", "--", "/bin/echo", "in"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, "in\n"), "{}", ran.stderr);
+}
+
+/// The terminal's Ctrl-C is for the command; what is sent to us alone is handed on.
+#[cfg(unix)]
+#[test]
+fn signals_reach_the_command() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use std::io::{BufRead as _, BufReader};
+    let ear = Ear::v4();
+    let home = home(&ear, "");
+    let script = "trap 'echo INT' INT; trap 'echo TERM; exit 5' TERM; echo ready; \
+                  while :; do sleep 0.05; done";
+    let mut command = home.command(&["open", "udp/53", "-q", "--while", "--", "sh", "-c", script]);
+    command.env("PATH", "/usr/bin:/bin").stdout(Stdio::piped());
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut client = command.spawn().unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut line = || lines.next().unwrap().unwrap();
+    assert_eq!(line(), "ready");
+    let pid = Pid::from_raw(i32::try_from(client.id()).unwrap());
+    // As the terminal does, to all of the process group.
+    nix::sys::signal::killpg(pid, Signal::SIGINT).unwrap();
+    assert_eq!(line(), "INT");
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(line(), "TERM");
+    assert_eq!(client.wait().unwrap().code(), Some(5));
+}
