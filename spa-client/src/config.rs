@@ -282,11 +282,7 @@ fn resolve(directory: &Path, file: PathBuf) -> PathBuf {
 
 /// Makes the configuration directory, readable for its owner only: private keys lie in it.
 pub(crate) fn make_directory(directory: &Path) -> io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory)
+    crate::system::private_directory().recursive(true).create(directory)
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a ServerName>) -> String {

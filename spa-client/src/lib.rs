@@ -27,6 +27,9 @@ mod probe;
 mod schedule;
 mod server;
 mod source;
+#[cfg_attr(unix, path = "unix.rs")]
+#[cfg_attr(not(unix), path = "portable.rs")]
+mod system;
 mod target;
 
 pub use config::{Config, ConfigError};

@@ -1,0 +1,8 @@
+//! What `unix.rs` has, for systems that are not Unix: as much of it as `std` can do everywhere.
+
+use std::fs::DirBuilder;
+
+/// What guards the directory here is that it lies in the user's own.
+pub(crate) fn private_directory() -> DirBuilder {
+    DirBuilder::new()
+}
