@@ -342,7 +342,8 @@ fn verbose_says_what_is_sent_where() {
         Ran::said(
             0,
             &format!(
-                "work: knock of 216 bytes sent to 127.0.0.1 port {}, source as observed\n\
+                "work: knock of 216 bytes sent to 127.0.0.1 port {}, source as observed, \
+                 because the own address 127.0.0.1 is not a global one\n\
                  asked work to open ssh (127.0.0.1)",
                 ear.port()
             )
