@@ -4,6 +4,7 @@
 //! 2 usage, 78 configuration.
 
 mod args;
+mod doctor;
 mod keygen;
 mod open;
 mod report;
@@ -29,6 +30,8 @@ pub fn main() -> ExitCode {
     };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
+        // Standard output has said it all.
+        Err(CliError::Told) => ExitCode::FAILURE,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {error}");
             ExitCode::from(error.exit_code())
@@ -50,6 +53,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Server(ServerCommand::Add(args)) => servers::add(&directory, args),
         Command::Server(ServerCommand::Remove(args)) => servers::remove(&directory, &args),
         Command::Keygen(args) => keygen::run(&directory, args),
+        Command::Doctor(args) => doctor::run(&directory, &args),
     }
 }
 
@@ -88,6 +92,9 @@ enum CliError {
     /// What did not open, or could not be asked for; each on a line, then what to look at.
     #[error("{0}")]
     Failed(String),
+    /// What the result itself says already.
+    #[error("failed")]
+    Told,
 }
 
 impl CliError {
@@ -111,7 +118,8 @@ impl CliError {
             | Self::KeyFile(_)
             | Self::NoRandomness(_)
             | Self::Output(_)
-            | Self::Failed(_) => FAILED,
+            | Self::Failed(_)
+            | Self::Told => FAILED,
         }
     }
 }
