@@ -71,7 +71,7 @@ impl<'a> Asking<'a> {
             let mut to = *socket;
             // Any will do, but none: not every system connects to that.
             to.set_port(DISCARD);
-            (to.ip(), own_address(to))
+            (to.ip(), own_address(to).ok())
         };
         let own = knocker.sockets().iter().map(own).collect();
         Self { knocker, record, own, began, last: None, lifetime: Duration::ZERO, watched: false }

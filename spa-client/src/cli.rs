@@ -4,6 +4,7 @@
 //! 2 usage, 78 configuration.
 
 mod args;
+mod doctor;
 mod keep;
 mod keygen;
 mod open;
@@ -34,6 +35,8 @@ pub fn main() -> ExitCode {
     };
     match run(cli.command) {
         Ok(code) => code,
+        // Standard output has said it all.
+        Err(CliError::Told) => ExitCode::FAILURE,
         Err(error) => {
             complain(&error);
             ExitCode::from(error.exit_code())
@@ -66,6 +69,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Server(ServerCommand::Add(args)) => servers::add(&directory, args),
         Command::Server(ServerCommand::Remove(args)) => servers::remove(&directory, &args),
         Command::Keygen(args) => keygen::run(&directory, args),
+        Command::Doctor(args) => doctor::run(&directory, &args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }
@@ -105,6 +109,9 @@ enum CliError {
     /// What did not open, or could not be asked for; each on a line, then what to look at.
     #[error("{0}")]
     Failed(String),
+    /// What the result itself says already.
+    #[error("failed")]
+    Told,
 }
 
 impl CliError {
@@ -128,7 +135,8 @@ impl CliError {
             | Self::KeyFile(_)
             | Self::NoRandomness(_)
             | Self::Output(_)
-            | Self::Failed(_) => FAILED,
+            | Self::Failed(_)
+            | Self::Told => FAILED,
         }
     }
 }

@@ -6,6 +6,7 @@
 mod edit;
 
 use crate::duration::Lifetime;
+use crate::endpoint::Endpoint;
 use crate::server::{Connections, DEFAULT_KNOCK_PORT, Server, ServerName, Service};
 use crate::source::BindSource;
 use core::fmt::Display;
@@ -32,6 +33,7 @@ const DEFAULT_IDENTITY: &str = "identity.key";
 pub struct Config {
     path: PathBuf,
     default: Option<ServerName>,
+    ntp_server: Option<Endpoint>,
     servers: BTreeMap<ServerName, Server>,
 }
 
@@ -83,11 +85,17 @@ impl Config {
         let raw: RawConfig =
             toml::from_str(text).map_err(|error| at(error.span(), error.message().into()))?;
         let directory = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let endpoint = |text: Option<Spanned<String>>| {
+            let endpoint = text.as_ref().map(value::<Endpoint>).transpose();
+            endpoint.map_err(|Bad(span, what)| at(span, what))
+        };
+        let (stun_server, ntp_server) = (endpoint(raw.stun_server)?, endpoint(raw.ntp_server)?);
         let mut servers = BTreeMap::new();
         for (name, server) in raw.server {
             let name: ServerName = value(&name).map_err(|bad| at(bad.0, bad.1))?;
-            let server =
+            let mut server =
                 server.check(name.clone(), &directory).map_err(|Bad(span, what)| at(span, what))?;
+            server.stun_server = server.stun_server.or_else(|| stun_server.clone());
             servers.insert(name, server);
         }
         let default = match raw.default {
@@ -102,7 +110,7 @@ impl Config {
                 Some(default.clone())
             }
         };
-        Ok(Self { path, default, servers })
+        Ok(Self { path, default, ntp_server, servers })
     }
 
     /// The server of this name; without a name the default one, or the only one.
@@ -131,6 +139,11 @@ impl Config {
         self.servers.values()
     }
 
+    /// The NTP server that the clock may be compared with, when the user has named one.
+    pub const fn ntp_server(&self) -> Option<&Endpoint> {
+        self.ntp_server.as_ref()
+    }
+
     /// The server that is meant when none is named.
     pub fn default_server(&self) -> Option<&Server> {
         match (&self.default, self.servers.len()) {
@@ -145,6 +158,8 @@ impl Config {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct RawConfig {
     default: Option<Spanned<String>>,
+    stun_server: Option<Spanned<String>>,
+    ntp_server: Option<Spanned<String>>,
     #[serde(default)]
     server: BTreeMap<Spanned<String>, RawServer>,
 }
@@ -160,6 +175,7 @@ struct RawServer {
     plaintext_length: Option<Spanned<u16>>,
     lifetime: Option<Spanned<String>>,
     bind_source: Option<Spanned<String>>,
+    stun_server: Option<Spanned<String>>,
     #[serde(default)]
     services: BTreeMap<Spanned<String>, RawService>,
 }
@@ -249,6 +265,7 @@ impl RawServer {
             length,
             lifetime: self.lifetime.as_ref().map(value::<Lifetime>).transpose()?,
             bind_source: self.bind_source.as_ref().map_or(Ok(BindSource::default()), value)?,
+            stun_server: self.stun_server.as_ref().map(value::<Endpoint>).transpose()?,
             services,
         })
     }
@@ -282,11 +299,7 @@ fn resolve(directory: &Path, file: PathBuf) -> PathBuf {
 
 /// Makes the configuration directory, readable for its owner only: private keys lie in it.
 pub(crate) fn make_directory(directory: &Path) -> io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory)
+    crate::system::private_directory().recursive(true).create(directory)
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a ServerName>) -> String {

@@ -7,9 +7,11 @@ mod error;
 
 use crate::config::Config;
 use crate::duration::Lifetime;
+use crate::endpoint::Endpoint;
 use crate::schedule::rotated;
 use crate::server::{DEFAULT_KNOCK_PORT, Server};
-use crate::source::BindSource;
+use crate::source::{BindSource, Binding, Seen};
+use crate::stun;
 use address::resolve;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -19,7 +21,9 @@ use spa_proto::{
 };
 use std::io;
 use std::net::UdpSocket;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 pub use address::Family;
@@ -86,6 +90,8 @@ pub struct Sent {
     pub to: SocketAddr,
     /// The address that it is bound to; `None`: as observed.
     pub bound_source: Option<IpAddr>,
+    /// How that came.
+    pub binding: Binding,
     /// Bytes of the datagram, or why it did not leave.
     pub outcome: io::Result<usize>,
 }
@@ -96,6 +102,8 @@ pub struct Knocker<'a> {
     server: &'a Server,
     request: Request,
     source: BindSource,
+    /// What the STUN server said, for the family of the address beside it.
+    seen: Vec<(IpAddr, Seen)>,
     addresses: Vec<SocketAddr>,
     identity: PublicKey,
     pair: PairSecret,
@@ -107,7 +115,7 @@ pub struct Knocker<'a> {
 
 impl<'a> Knocker<'a> {
     /// Reads the keys, resolves the name and checks the rest. No packet leaves but those of the
-    /// system's resolver.
+    /// system's resolver, and the question to the STUN server where one is configured and needed.
     pub fn prepare(
         server: &'a Server,
         asked: &Asked,
@@ -130,6 +138,7 @@ impl<'a> Knocker<'a> {
             server,
             request,
             source,
+            seen: Vec::new(),
             addresses: Vec::new(),
             identity,
             pair,
@@ -140,6 +149,9 @@ impl<'a> Knocker<'a> {
         };
         knocker.seal(None)?;
         knocker.addresses = resolve(&server.host, options.family, source)?;
+        if let Some(stun) = &server.stun_server {
+            knocker.seen = seen(stun, source, &knocker.addresses);
+        }
         Ok(knocker)
     }
 
@@ -199,18 +211,26 @@ impl<'a> Knocker<'a> {
         for address in self.addresses.iter().filter(|address| is_meant(address)) {
             let mut to = *address;
             to.set_port(port.get());
-            let bound_source = self.source.bound(own_address(to));
-            let packet = self.seal(bound_source)?;
+            let (binding, packet) = self.seal_for(to)?;
             // A socket of its own, so that every knock has another random source port. Not
             // connected: an ICMP message must not make the next call fail.
             let outcome = UdpSocket::bind(any(to)).and_then(|socket| socket.send_to(&packet, to));
-            sent.push(Sent { to, bound_source, outcome });
+            sent.push(Sent { to, bound_source: binding.address(), binding, outcome });
         }
         if sent.iter().any(|sent| sent.outcome.is_ok()) {
             Ok(sent)
         } else {
             Err(not_sent(self.server.host.to_string(), sent))
         }
+    }
+
+    /// A fresh datagram for that address, which is the caller's to send.
+    pub(crate) fn seal_for(&self, to: SocketAddr) -> Result<(Binding, Vec<u8>), KnockError> {
+        let own = own_address(to).ok();
+        let seen = self.seen.iter().find(|(like, _)| like.is_ipv4() == to.is_ipv4());
+        let binding = self.source.binding(own, seen.map(|(_, seen)| seen));
+        let packet = self.seal(binding.address())?;
+        Ok((binding, packet))
     }
 
     fn seal(&self, bound_source: Option<IpAddr>) -> Result<Vec<u8>, KnockError> {
@@ -220,6 +240,29 @@ impl<'a> Knocker<'a> {
         let stamp = stamp(SystemTime::now())?;
         Ok(spa_proto::seal(&self.pair, &self.mask, &request, stamp, nonce, self.server.length)?)
     }
+}
+
+/// What the STUN server sees this machine by, in each family in which it has to be asked; both at
+/// once.
+fn seen(server: &Endpoint, source: BindSource, addresses: &[SocketAddr]) -> Vec<(IpAddr, Seen)> {
+    let first_of = |v4: bool| addresses.iter().find(|to| to.is_ipv4() == v4);
+    let asked = [first_of(true), first_of(false)].into_iter().flatten();
+    let asked = asked.filter(|to| own_address(**to).is_ok_and(|own| source.asks(Some(own))));
+    thread::scope(|scope| {
+        let threads: Vec<_> = asked
+            .map(|to| {
+                scope.spawn(|| {
+                    let address = stun::lookup(server, to.ip(), stun::By::Udp);
+                    let address = address.map_err(|error| error.to_string());
+                    (to.ip(), Seen { by: server.clone(), address })
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    })
 }
 
 /// The client's own key.
@@ -267,13 +310,13 @@ fn stamp(clock: SystemTime) -> Result<UnixMicros, KnockError> {
 }
 
 /// The address that this machine would send from. Connecting a UDP socket sends nothing.
-pub(crate) fn own_address(to: SocketAddr) -> Option<IpAddr> {
-    let socket = UdpSocket::bind(any(to)).ok()?;
-    socket.connect(to).ok()?;
-    Some(socket.local_addr().ok()?.ip().to_canonical())
+pub(crate) fn own_address(to: SocketAddr) -> io::Result<IpAddr> {
+    let socket = UdpSocket::bind(any(to))?;
+    socket.connect(to)?;
+    Ok(socket.local_addr()?.ip().to_canonical())
 }
 
-fn any(to: SocketAddr) -> SocketAddr {
+pub(crate) fn any(to: SocketAddr) -> SocketAddr {
     let address: IpAddr = match to {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -308,6 +351,7 @@ fn not_sent(host: String, sent: Vec<Sent>) -> KnockError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::Unbound;
 
     #[test]
     fn a_clock_that_was_never_set_is_told() {
@@ -324,6 +368,7 @@ mod tests {
         let failed = |to: &str, kind: io::ErrorKind| Sent {
             to: SocketAddr::new(to.parse().unwrap(), 62201),
             bound_source: None,
+            binding: Binding::Observed(Unbound::Wanted),
             outcome: Err(kind.into()),
         };
         let told = |sent| not_sent("gw".into(), sent).to_string();

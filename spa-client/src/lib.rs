@@ -22,14 +22,17 @@
 mod asking;
 mod carry;
 pub mod cli;
+mod clock;
 mod config;
 mod duration;
+mod endpoint;
 mod knock;
 mod probe;
 mod record;
 mod schedule;
 mod server;
 mod source;
+mod stun;
 #[cfg_attr(unix, path = "unix.rs")]
 #[cfg_attr(not(unix), path = "portable.rs")]
 mod system;
@@ -37,10 +40,11 @@ mod target;
 
 pub use config::{Config, ConfigError};
 pub use duration::{Lifetime, LifetimeError};
+pub use endpoint::{Endpoint, EndpointError};
 pub use knock::{Asked, Family, KnockError, Knocker, Options, Sent, knock};
 pub use probe::{Failure, Probe, Probed, Progress, until_open};
 pub use server::{Connections, Host, HostError, Server, ServerName, ServerNameError, Service};
-pub use source::{BindSource, BindSourceError};
+pub use source::{BindSource, BindSourceError, Binding, Unbound};
 pub use target::{Target, TargetError};
 
 pub use spa_keys::PublicKey;

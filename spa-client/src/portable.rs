@@ -6,7 +6,8 @@
     reason = "the signatures are those of unix.rs, where these can fail and are used"
 )]
 
-use std::fs::OpenOptions;
+use crate::clock::Synchronised;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
@@ -50,4 +51,14 @@ impl SignalsOfChild {
     pub(crate) fn wait(&self, child: &mut Child) -> io::Result<ExitStatus> {
         child.wait()
     }
+}
+
+/// What guards the directory here is that it lies in the user's own.
+pub(crate) fn private_directory() -> DirBuilder {
+    DirBuilder::new()
+}
+
+/// Nobody is known here who could be asked.
+pub(crate) const fn clock_state() -> Synchronised {
+    Synchronised::NotKnown
 }

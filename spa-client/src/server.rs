@@ -1,6 +1,7 @@
 //! A server as the client knows it.
 
 use crate::duration::Lifetime;
+use crate::endpoint::Endpoint;
 use crate::source::BindSource;
 use core::borrow::Borrow;
 use core::fmt;
@@ -45,6 +46,8 @@ pub struct Server {
     pub lifetime: Option<Lifetime>,
     /// Whether knocks are bound to a source address.
     pub bind_source: BindSource,
+    /// Who is asked by which address this machine is seen, where its own says nothing (RFC 8489).
+    pub stun_server: Option<Endpoint>,
     /// Where services listen: what is probed after a knock. The well-known ones need no entry.
     pub services: BTreeMap<ServiceName, Service>,
 }
@@ -115,6 +118,7 @@ impl Server {
             length: PacketLength::default(),
             lifetime: None,
             bind_source: BindSource::default(),
+            stun_server: None,
             services: BTreeMap::new(),
         }
     }

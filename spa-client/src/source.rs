@@ -1,5 +1,6 @@
 //! Whether a knock is bound to a source address, and to which.
 
+use crate::endpoint::Endpoint;
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
@@ -12,7 +13,8 @@ use core::str::FromStr;
 pub enum BindSource {
     /// Not bound: the server opens for whatever address it sees.
     Observed,
-    /// Bound to this machine's own address where that is a global one, else as observed.
+    /// Bound to this machine's own address where that is a global one; else to the one that the
+    /// configured STUN server sees; else as observed.
     #[default]
     Auto,
     /// Bound to this address: for whoever knows what the server will see.
@@ -20,12 +22,95 @@ pub enum BindSource {
 }
 
 impl BindSource {
-    /// The bound source of a knock that leaves this machine from `local`; `None`: as observed.
-    pub(crate) fn bound(self, local: Option<IpAddr>) -> Option<IpAddr> {
+    /// How a knock is bound that leaves this machine from `local`; `seen` is what the STUN
+    /// server said, where one was asked.
+    pub(crate) fn binding(self, local: Option<IpAddr>, seen: Option<&Seen>) -> Binding {
+        match (self, local, seen) {
+            (Self::Observed, ..) => Binding::Observed(Unbound::Wanted),
+            (Self::Address(address), ..) => Binding::Named(address),
+            (Self::Auto, Some(own), _) if is_global(own) => Binding::Own(own),
+            (Self::Auto, _, Some(Seen { by, address: Ok(address) })) => {
+                Binding::Seen(*address, by.clone())
+            }
+            (Self::Auto, _, Some(Seen { by, address: Err(why) })) => {
+                Binding::Observed(Unbound::NoAnswer(by.clone(), why.clone()))
+            }
+            (Self::Auto, Some(own), None) => Binding::Observed(Unbound::NotGlobal(own)),
+            (Self::Auto, None, None) => Binding::Observed(Unbound::NoAddress),
+        }
+    }
+
+    /// Whether a STUN server is to be asked for a knock that leaves from `local`.
+    pub(crate) fn asks(self, local: Option<IpAddr>) -> bool {
+        self == Self::Auto && !local.is_some_and(is_global)
+    }
+}
+
+/// What a STUN server said about this machine's address, in one address family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) by: Endpoint,
+    pub(crate) address: Result<IpAddr, String>,
+}
+
+/// Which source address a knock holds for, and how that came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Binding {
+    /// This machine's own address, which is a global one.
+    Own(IpAddr),
+    /// The address that this STUN server sees.
+    Seen(IpAddr, Endpoint),
+    /// The address that the user has named.
+    Named(IpAddr),
+    /// None: the server opens for whatever address it sees.
+    Observed(Unbound),
+}
+
+/// Why a knock is not bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unbound {
+    /// The user wants it so.
+    Wanted,
+    /// Others don't see this machine by its own address.
+    NotGlobal(IpAddr),
+    /// The STUN server gave no answer, and why.
+    NoAnswer(Endpoint, String),
+    /// It is not known from which address it leaves.
+    NoAddress,
+}
+
+impl Binding {
+    /// The address; `None`: as observed.
+    pub fn address(&self) -> Option<IpAddr> {
         match self {
-            Self::Observed => None,
-            Self::Auto => local.filter(|address| is_global(*address)),
-            Self::Address(address) => Some(address),
+            Self::Own(address) | Self::Seen(address, _) | Self::Named(address) => Some(*address),
+            Self::Observed(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(address) => write!(f, "bound to this machine's own address {address}"),
+            Self::Seen(address, by) => {
+                write!(f, "bound to {address}, as the STUN server {by} sees it")
+            }
+            Self::Named(address) => write!(f, "bound to {address}, as configured"),
+            Self::Observed(why) => write!(f, "source as observed, because {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Unbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wanted => f.write_str("it is configured so"),
+            Self::NotGlobal(own) => write!(f, "the own address {own} is not a global one"),
+            Self::NoAnswer(by, why) => write!(f, "the STUN server {by} {why}"),
+            Self::NoAddress => f.write_str("the own address is not known"),
         }
     }
 }
@@ -99,9 +184,47 @@ fn is_global_v6(address: Ipv6Addr) -> bool {
 mod tests {
     use super::*;
 
+    fn bound_to(source: BindSource, local: Option<&str>) -> Option<IpAddr> {
+        source.binding(local.map(|text| text.parse().unwrap()), None).address()
+    }
+
+    #[test]
+    fn a_stun_server_is_believed_where_the_own_address_says_nothing() {
+        let by: Endpoint = "stun.example.org:3479".parse().unwrap();
+        let seen = Seen { by: by.clone(), address: Ok("198.51.100.7".parse().unwrap()) };
+        let silent = Seen { by, address: Err("did not answer".into()) };
+        let told = |source: BindSource, local: Option<&str>, seen: Option<&Seen>| {
+            source.binding(local.map(|text| text.parse().unwrap()), seen).to_string()
+        };
+        let (private, auto) = (Some("10.0.0.1"), BindSource::Auto);
+        assert_eq!(
+            told(auto, private, Some(&seen)),
+            "bound to 198.51.100.7, as the STUN server stun.example.org:3479 sees it"
+        );
+        assert_eq!(
+            told(auto, private, Some(&silent)),
+            "source as observed, because the STUN server stun.example.org:3479 did not answer"
+        );
+        assert_eq!(
+            told(auto, private, None),
+            "source as observed, because the own address 10.0.0.1 is not a global one"
+        );
+        assert_eq!(
+            told(auto, Some("8.8.8.8"), Some(&seen)),
+            "bound to this machine's own address 8.8.8.8"
+        );
+        assert_eq!(
+            told(BindSource::Observed, private, Some(&seen)),
+            "source as observed, because it is configured so"
+        );
+        let asks = |source: BindSource, local: &str| source.asks(Some(local.parse().unwrap()));
+        assert!(asks(auto, "10.0.0.1") && asks(auto, "fd00::1") && auto.asks(None));
+        assert!(!asks(auto, "8.8.8.8") && !asks(BindSource::Observed, "10.0.0.1"));
+    }
+
     #[test]
     fn only_addresses_that_everybody_sees_alike_are_bound() {
-        let bound = |text: &str| BindSource::Auto.bound(Some(text.parse().unwrap())).is_some();
+        let bound = |text: &str| bound_to(BindSource::Auto, Some(text)).is_some();
         for global in [
             "8.8.8.8",
             "193.99.144.80",
@@ -137,10 +260,10 @@ mod tests {
         ] {
             assert!(!bound(local), "{local}");
         }
-        assert_eq!(BindSource::Auto.bound(None), None);
-        assert_eq!(BindSource::Observed.bound(Some("8.8.8.8".parse().unwrap())), None);
+        assert_eq!(bound_to(BindSource::Auto, None), None);
+        assert_eq!(bound_to(BindSource::Observed, Some("8.8.8.8")), None);
         let named = BindSource::Address("10.0.0.1".parse().unwrap());
-        assert_eq!(named.bound(None), Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(bound_to(named, None), Some("10.0.0.1".parse().unwrap()));
     }
 
     #[test]

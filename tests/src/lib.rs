@@ -24,6 +24,7 @@ mod desk;
 mod device;
 mod firewalls;
 mod frames;
+mod home;
 mod lab;
 mod laptop;
 mod measure;
@@ -54,12 +55,13 @@ pub use firewalls::{
     SavedRules, Ssh, Ufw,
 };
 pub use frames::{Frame, Ipv4, Ipv6};
+pub use home::{Home, StunServer, TimeServer, masquerade};
 pub use lab::{Family, Host, Lab};
 pub use laptop::Laptop;
 pub use measure::{Latencies, report, time_to_open};
 pub use nmap::{Scan, Scanned};
 pub use probe::{Listener, PortState};
-pub use programs::{interop_python, our_binary, program};
+pub use programs::{fake_clock, interop_python, our_binary, program};
 pub use ruleset::Ruleset;
 pub use scene::{SSH_PORT, Scene, WEB_PORT};
 pub use server::{Clock, Server};

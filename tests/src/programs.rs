@@ -55,6 +55,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("systemd-analyze", "systemd"),
     ("tar", "tar"),
     ("touch", "coreutils"),
+    ("turnserver", "coturn"),
     ("ufw", "ufw"),
     ("unshare", "util-linux"),
 ];
@@ -80,6 +81,13 @@ pub fn program(name: &str) -> Result<PathBuf> {
         ),
         None => bail!("the program {name:?} is missing, and no Debian package is known to have it"),
     }
+}
+
+/// Lets a program have a realtime clock that is ahead by so many seconds.
+pub fn fake_clock(command: &mut Command, ahead: i64) -> Result<()> {
+    command.env("LD_PRELOAD", faketime()?).env("FAKETIME", format!("{ahead:+}"));
+    command.env("DONT_FAKE_MONOTONIC", "1");
+    Ok(())
 }
 
 /// libfaketime, which shows one program another time.

@@ -1,5 +1,6 @@
 //! The words of the command line.
 
+use super::doctor::DoctorArgs;
 use super::keep::Meanwhile;
 use super::open::Settings;
 use super::proxy::ProxyArgs;
@@ -61,6 +62,8 @@ pub(super) enum Command {
     Server(ServerCommand),
     /// Make this client's key; prints the public half.
     Keygen(KeygenArgs),
+    /// Find out why a port does not open, and say what to do about it.
+    Doctor(DoctorArgs),
 }
 
 #[derive(Debug, Args)]

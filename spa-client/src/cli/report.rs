@@ -266,10 +266,7 @@ impl core::fmt::Display for Advice<'_> {
 
 /// `192.0.2.1 port 62201`, and what is notable about it.
 pub(super) fn datagram(sent: &Sent) -> String {
-    let bound = match sent.bound_source {
-        Some(address) => format!("bound to {address}"),
-        None => "source as observed".into(),
-    };
+    let bound = &sent.binding;
     match &sent.outcome {
         Ok(bytes) => {
             format!(

@@ -97,6 +97,9 @@ fn table(directory: &Path, server: &Server) -> Table {
     if server.bind_source != BindSource::default() {
         table.insert("bind-source", value(server.bind_source.to_string()));
     }
+    if let Some(stun) = &server.stun_server {
+        table.insert("stun-server", value(stun.to_string()));
+    }
     if !server.services.is_empty() {
         let mut services = Table::new();
         for (name, service) in &server.services {

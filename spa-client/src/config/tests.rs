@@ -34,6 +34,8 @@ fn everything_that_can_be_configured_arrives() {
     let config = parse(
         r#"
         default = "home"
+        stun-server = "stun.example.org"
+        ntp-server = "[2001:db8::9]:123"
         [server.home]
         host = "2001:db8::1"
         public-key = "KEY"
@@ -43,6 +45,7 @@ fn everything_that_can_be_configured_arrives() {
         plaintext-length = 256
         lifetime = "5m"
         bind-source = "observed"
+        stun-server = "192.0.2.9:3479"
         [server.home.services]
         ssh = ["tcp/2222"]
         dns = ["udp/53", "tcp/53"]
@@ -66,6 +69,9 @@ fn everything_that_can_be_configured_arrives() {
     assert_eq!(home.length.packet(), 256 + 88);
     assert_eq!(home.lifetime.unwrap().to_string(), "5m");
     assert_eq!(home.bind_source, BindSource::Observed);
+    let stun = |server: &Server| server.stun_server.as_ref().map(ToString::to_string);
+    assert_eq!(stun(home).as_deref(), Some("192.0.2.9:3479"));
+    assert_eq!(config.ntp_server().unwrap().to_string(), "[2001:db8::9]:123");
     let shown = |name: &str| {
         let service = &home.services[&name.parse::<ServiceName>().unwrap()];
         let ports: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
@@ -76,6 +82,8 @@ fn everything_that_can_be_configured_arrives() {
     assert_eq!(shown("media"), ("udp/10000-10100".into(), Connections::Any));
     assert_eq!(shown("desk"), ("tcp/5900".into(), Connections::One));
     let work = config.server(Some("work")).unwrap();
+    // The one for all servers.
+    assert_eq!(stun(work).as_deref(), Some("stun.example.org"));
     assert_eq!(work.bind_source.to_string(), "192.0.2.7");
 }
 
@@ -94,7 +102,7 @@ fn what_is_wrong_is_told_with_file_and_line() {
         (
             "port = 1",
             4,
-            "unknown field `port`, expected one of `host`, `public-key`, `knock-ports`, `identity`, `pre-shared-key-file`, `plaintext-length`, `lifetime`, `bind-source`, `services`",
+            "unknown field `port`, expected one of `host`, `public-key`, `knock-ports`, `identity`, `pre-shared-key-file`, `plaintext-length`, `lifetime`, `bind-source`, `stun-server`, `services`",
         ),
         ("knock-ports = []", 4, "knock-ports names at least one port, from 1 to 65535"),
         ("knock-ports = [0]", 4, "knock-ports names at least one port, from 1 to 65535"),
@@ -272,6 +280,7 @@ fn a_server_is_read_as_it_was_added() {
     server.length = PacketLength::try_from(200).unwrap();
     server.lifetime = Some("5m".parse().unwrap());
     server.bind_source = BindSource::Observed;
+    server.stun_server = Some("stun.example.org:3478".parse().unwrap());
     let ports = ["tcp/2222", "udp/10000-10100"].map(|ports| ports.parse().unwrap());
     let mut service = Service::plain(ports);
     server.services.insert("ssh".parse().unwrap(), service.clone());

@@ -20,6 +20,7 @@ fn help_shows_all_there_is_with_examples() {
     insta::assert_snapshot!("help_status", help(&["status", "--help"]));
     insta::assert_snapshot!("help_list", help(&["list", "--help"]));
     insta::assert_snapshot!("help_keygen", help(&["keygen", "--help"]));
+    insta::assert_snapshot!("help_doctor", help(&["doctor", "--help"]));
     insta::assert_snapshot!("help_server", help(&["server", "--help"]));
     insta::assert_snapshot!("help_server_add", help(&["server", "add", "--help"]));
     insta::assert_snapshot!("help_server_remove", help(&["server", "remove", "--help"]));
@@ -27,7 +28,9 @@ fn help_shows_all_there_is_with_examples() {
 
 #[test]
 fn help_fits_a_screen() {
-    for words in [&["--help"][..], &["open", "--help"], &["server", "add", "--help"]] {
+    for words in
+        [&["--help"][..], &["open", "--help"], &["doctor", "--help"], &["server", "add", "--help"]]
+    {
         let text = help(words);
         assert!(text.lines().count() <= 40, "{words:?}: {} lines", text.lines().count());
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{words:?}");

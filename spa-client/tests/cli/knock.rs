@@ -82,7 +82,7 @@ fn the_configuration_fills_in_what_the_command_leaves_out() {
     let (datagram, from) = ear.hear();
     match receive(&datagram, from.ip()) {
         Verdict::Dropped(dropped) => assert_eq!(dropped.reason, DropReason::BoundSource),
-        Verdict::Authentic(knock) => panic!("{knock:?}"),
+        verdict => panic!("{verdict:?}"),
     }
     authentic(&datagram, [192, 0, 2, 7].into());
 }
@@ -126,7 +126,7 @@ fn a_pre_shared_key_changes_what_only_the_server_can_tell() {
     // The receiver of the test has no pre-shared key: to it this is noise.
     match receive(&datagram, from.ip()) {
         Verdict::Dropped(dropped) => assert_eq!(dropped.reason, DropReason::UnknownTag),
-        Verdict::Authentic(knock) => panic!("{knock:?}"),
+        verdict => panic!("{verdict:?}"),
     }
 }
 
@@ -342,7 +342,8 @@ fn verbose_says_what_is_sent_where() {
         Ran::said(
             0,
             &format!(
-                "work: knock of 216 bytes sent to 127.0.0.1 port {}, source as observed\n\
+                "work: knock of 216 bytes sent to 127.0.0.1 port {}, source as observed, \
+                 because the own address 127.0.0.1 is not a global one\n\
                  asked work to open ssh (127.0.0.1)",
                 ear.port()
             )

@@ -164,6 +164,6 @@ pub(crate) fn receive(datagram: &[u8], from: IpAddr) -> Verdict {
 pub(crate) fn authentic(datagram: &[u8], from: IpAddr) -> Knock {
     match receive(datagram, from) {
         Verdict::Authentic(knock) => knock,
-        Verdict::Dropped(dropped) => panic!("{dropped:?}"),
+        verdict => panic!("{verdict:?}"),
     }
 }
