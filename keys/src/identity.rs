@@ -40,6 +40,15 @@ impl PrivateKey {
         text::encode(KeyKind::Private, self.secret.as_bytes())
     }
 
+    /// Not `Clone`: who wants two of them has to have a reason, and be of this crate.
+    pub(crate) fn again(&self) -> Self {
+        Self::from_bytes(Zeroizing::new(*self.as_bytes()))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        self.secret.as_bytes()
+    }
+
     /// X25519 with the other side's public key; `None` when the result is all zero, which is to
     /// say that the public key is a point of low order (RFC 7748 section 6.1).
     pub(crate) fn agree(&self, other: &PublicKey) -> Option<x25519_dalek::SharedSecret> {

@@ -34,20 +34,28 @@
 )]
 
 mod derive;
+mod encrypted;
 mod file;
 mod identity;
+mod passphrase;
 mod pre_shared_key;
+mod stored;
 #[cfg(test)]
 mod testing;
 mod text;
 
 pub use derive::{DeriveError, mask_key, pair_secret_for_client, pair_secret_for_server};
+pub use encrypted::{EncryptError, EncryptedPreSharedKey, EncryptedPrivateKey};
 pub use file::{
-    KeyFileError, MAX_KEY_FILE_LENGTH, Overwrite, read_pre_shared_key, read_private_key,
-    read_public_key, write_pre_shared_key, write_private_key, write_public_key,
+    KeyFileError, MAX_KEY_FILE_LENGTH, Overwrite, read_passphrase, read_pre_shared_key,
+    read_private_key, read_public_key, read_secret_text, read_stored_keys,
+    read_stored_pre_shared_key, write_pre_shared_key, write_private_key, write_public_key,
+    write_secret_text, write_stored_keys,
 };
 pub use identity::{PrivateKey, PublicKey};
+pub use passphrase::{Cost, DecryptError, Passphrase, PassphraseError};
 pub use pre_shared_key::{AllZero, PreSharedKey};
+pub use stored::{ClientKeys, StoredKeys, StoredKeysError, StoredPreSharedKey, StoredPrivateKey};
 pub use text::{KeyKind, KeyTextError};
 
 use ring::rand::SecureRandom;
@@ -60,6 +68,10 @@ pub struct NoRandomness;
 
 fn random_bytes(random: &dyn SecureRandom) -> Result<Zeroizing<[u8; 32]>, NoRandomness> {
     let mut bytes = Zeroizing::new([0; 32]);
-    random.fill(bytes.as_mut_slice()).map_err(|_| NoRandomness)?;
+    fill(random, bytes.as_mut_slice())?;
     Ok(bytes)
+}
+
+fn fill(random: &dyn SecureRandom, bytes: &mut [u8]) -> Result<(), NoRandomness> {
+    random.fill(bytes).map_err(|_| NoRandomness)
 }
