@@ -124,6 +124,19 @@ pub fn write_stored_keys(
     write(path.as_ref(), &keys.to_text(), Audience::Owner, overwrite)
 }
 
+/// Writes a pre-shared key, plain or encrypted as it is, mode 0600, likewise.
+pub fn write_stored_pre_shared_key(
+    path: impl AsRef<Path>,
+    key: &StoredPreSharedKey,
+    overwrite: Overwrite,
+) -> Result<(), KeyFileError> {
+    let content = content(
+        "# Pre-shared key for single-packet authorization, for one client and one server only.\n",
+        &key.to_text(),
+    );
+    write(path.as_ref(), &content, Audience::Owner, overwrite)
+}
+
 /// Writes a text that holds secrets, mode 0600, likewise.
 pub fn write_secret_text(
     path: impl AsRef<Path>,
@@ -139,11 +152,7 @@ pub fn write_pre_shared_key(
     key: &PreSharedKey,
     overwrite: Overwrite,
 ) -> Result<(), KeyFileError> {
-    let content = content(
-        "# Pre-shared key for single-packet authorization, for one client and one server only.\n",
-        &key.to_text(),
-    );
-    write(path.as_ref(), &content, Audience::Owner, overwrite)
+    write_stored_pre_shared_key(path, &StoredPreSharedKey::Plain(key.again()), overwrite)
 }
 
 /// Writes a public key, mode 0644.

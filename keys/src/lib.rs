@@ -50,7 +50,7 @@ pub use file::{
     KeyFileError, MAX_KEY_FILE_LENGTH, Overwrite, read_passphrase, read_pre_shared_key,
     read_private_key, read_public_key, read_secret_text, read_stored_keys,
     read_stored_pre_shared_key, write_pre_shared_key, write_private_key, write_public_key,
-    write_secret_text, write_stored_keys,
+    write_secret_text, write_stored_keys, write_stored_pre_shared_key,
 };
 pub use identity::{PrivateKey, PublicKey};
 pub use passphrase::{Cost, DecryptError, Passphrase, PassphraseError};

@@ -5,21 +5,20 @@
 mod address;
 mod error;
 
-use crate::config::Config;
 use crate::duration::Lifetime;
+use crate::key_source::{NoPassphrase, Unlock};
 use crate::schedule::rotated;
 use crate::server::{DEFAULT_KNOCK_PORT, Server};
 use crate::source::BindSource;
 use address::resolve;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use spa_keys::{KeyFileError, PrivateKey, PublicKey};
+use spa_keys::{ClientKeys, PublicKey};
 use spa_proto::{
     Item, ItemError, Items, MaskKey, MessageType, Nonce, PairSecret, Request, UnixMicros,
 };
 use std::io;
 use std::net::UdpSocket;
-use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 pub use address::Family;
@@ -108,12 +107,26 @@ pub struct Knocker<'a> {
 impl<'a> Knocker<'a> {
     /// Reads the keys, resolves the name and checks the rest. No packet leaves but those of the
     /// system's resolver.
+    ///
+    /// Nobody is asked for a passphrase: a key that is under one is an error. Where there is
+    /// somebody to ask, that is [`prepare_with`](Self::prepare_with).
     pub fn prepare(
         server: &'a Server,
         asked: &Asked,
         options: &Options,
     ) -> Result<Self, KnockError> {
-        let Secrets { identity, pair, mask } = Secrets::of(server)?;
+        Self::prepare_with(server, asked, options, &mut NoPassphrase)
+    }
+
+    /// As [`prepare`](Self::prepare); `unlock` is asked for the passphrase of a key that is under
+    /// one.
+    pub fn prepare_with(
+        server: &'a Server,
+        asked: &Asked,
+        options: &Options,
+        unlock: &mut dyn Unlock,
+    ) -> Result<Self, KnockError> {
+        let Secrets { identity, pair, mask } = Secrets::of(server, unlock)?;
         let lifetime = match asked.message_type {
             MessageType::Open => options.lifetime.or(server.lifetime),
             MessageType::Close => None,
@@ -214,25 +227,6 @@ impl<'a> Knocker<'a> {
     }
 }
 
-/// The client's own key.
-pub(crate) fn identity(file: &Path) -> Result<PrivateKey, KnockError> {
-    spa_keys::read_private_key(file).map_err(|error| match error {
-        KeyFileError::NotFound { path } => {
-            let keygen = keygen(&path);
-            KnockError::NoIdentity { path, keygen }
-        }
-        other => other.into(),
-    })
-}
-
-/// What to type to get the missing key.
-fn keygen(file: &Path) -> String {
-    match Config::directory() {
-        Ok(directory) if Config::default_identity(&directory) == file => "spa-client keygen".into(),
-        _ => format!("spa-client keygen --output {}", file.display()),
-    }
-}
-
 /// What the keys of a server's client and server give.
 pub(crate) struct Secrets {
     identity: PublicKey,
@@ -241,14 +235,13 @@ pub(crate) struct Secrets {
 }
 
 impl Secrets {
-    pub(crate) fn of(server: &Server) -> Result<Self, KnockError> {
-        let me = identity(&server.identity)?;
-        let pre_shared =
-            server.pre_shared_key_file.as_ref().map(spa_keys::read_pre_shared_key).transpose()?;
+    pub(crate) fn of(server: &Server, unlock: &mut dyn Unlock) -> Result<Self, KnockError> {
+        let ClientKeys { private, pre_shared } = server.keys(unlock)?;
         let pair =
-            spa_keys::pair_secret_for_client(&me, &server.public_key, pre_shared.as_ref())
+            spa_keys::pair_secret_for_client(&private, &server.public_key, pre_shared.as_ref())
                 .map_err(|source| KnockError::Derive { server: server.name.to_string(), source })?;
-        Ok(Self { identity: me.public(), pair, mask: spa_keys::mask_key(&server.public_key) })
+        let (identity, mask) = (private.public(), spa_keys::mask_key(&server.public_key));
+        Ok(Self { identity, pair, mask })
     }
 }
 

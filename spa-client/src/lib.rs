@@ -22,6 +22,7 @@
 pub mod cli;
 mod config;
 mod duration;
+mod key_source;
 mod knock;
 mod probe;
 mod schedule;
@@ -31,13 +32,17 @@ mod target;
 
 pub use config::{Config, ConfigError};
 pub use duration::{Lifetime, LifetimeError};
+pub use key_source::{
+    CommandError, KeyError, KeySource, Locked, NoPassphrase, SecretName, SecretNameError,
+    SecretServiceError, Unlock, UnlockError, protected,
+};
 pub use knock::{Asked, Family, KnockError, Knocker, Options, Sent, knock};
 pub use probe::{Failure, Probe, Probed, Progress, until_open};
 pub use server::{Connections, Host, HostError, Server, ServerName, ServerNameError, Service};
 pub use source::{BindSource, BindSourceError};
 pub use target::{Target, TargetError};
 
-pub use spa_keys::PublicKey;
+pub use spa_keys::{ClientKeys, Overwrite, Passphrase, PublicKey, StoredKeys};
 pub use spa_proto::{
     Item, ItemError, Items, MessageType, PacketLength, Port, PortRange, ServiceName, Transport,
 };

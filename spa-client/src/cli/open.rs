@@ -2,6 +2,7 @@
 //! leaves, for all servers; then the knocks; then, where asked for, the wait.
 
 use super::args::CommonArgs;
+use super::passphrase::Prompt;
 use super::report::{self, Report, ServerReport};
 use super::{CliError, print_json};
 use crate::config::Config;
@@ -38,6 +39,7 @@ pub(super) fn run(
     let options =
         Options { lifetime: settings.lifetime, source: args.source, family: args.family() };
     let mut visits = Vec::new();
+    let mut prompt = Prompt::default();
     let default = args.server.as_ref().or(config.default_server().map(|server| &server.name));
     for (name, items) in by_server(&args.targets, default) {
         let server = config.server(name.map(ServerName::as_str))?;
@@ -45,7 +47,7 @@ pub(super) fn run(
             refuse_to_probe(server, &items)?;
         }
         let asked = Asked::new(message_type, items)?;
-        visits.push(Knocker::prepare(server, &asked, &options)?);
+        visits.push(Knocker::prepare_with(server, &asked, &options, &mut prompt)?);
     }
 
     // One thread for each server: a slow one keeps nobody waiting.

@@ -4,7 +4,15 @@
 mod commands;
 #[cfg(test)]
 mod dependencies;
+#[cfg(all(test, unix))]
+mod export;
+#[cfg(all(test, unix))]
+mod keys;
 #[cfg(test)]
 mod knock;
+#[cfg(all(test, target_os = "linux"))]
+mod secret_service;
 #[cfg(test)]
 mod support;
+#[cfg(all(test, unix))]
+mod terminal;
