@@ -77,7 +77,7 @@ impl Announcing {
         new: &PrivateKey,
         server: &PublicKey,
     ) -> Result<Self, DeriveError> {
-        let parts = Zeroizing::new([*new.to_bytes(), *secret.secret]);
+        let parts = Zeroizing::new([*new.as_bytes(), *secret.secret]);
         let info = [b"ephemeral".as_slice(), server.as_bytes()];
         let ephemeral = derive::hkdf_sha256::<32>(parts.as_flattened(), &info);
         Self::with_ephemeral(secret, new, server, &PrivateKey::from_bytes(ephemeral))

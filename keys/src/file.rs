@@ -1,11 +1,15 @@
-//! Key files: one key as text, with comments (`#`) and blank lines around it.
+//! Key files: one key as text, with comments (`#`) and blank lines around it. A client's may hold a
+//! pre-shared key beside the private one ([`StoredKeys`]).
 //!
 //! A file is opened once, and judged by what was opened: a regular file, no symbolic link, at
 //! most [`MAX_KEY_FILE_LENGTH`]; for secret keys also the owner and the mode. It is written under
 //! another name in the same directory, synced, and then given its name in one step, so that
 //! nobody ever sees half a key file. On systems other than Unix, owner and mode are not looked at.
 
-use crate::{InvitationSecret, KeyKind, KeyTextError, PreSharedKey, PrivateKey, PublicKey};
+use crate::{
+    ClientKeys, InvitationSecret, KeyKind, KeyTextError, Passphrase, PreSharedKey, PrivateKey,
+    PublicKey, StoredKeys, StoredKeysError, StoredPreSharedKey,
+};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -55,21 +59,96 @@ pub fn read_public_key(path: impl AsRef<Path>) -> Result<PublicKey, KeyFileError
     read(path.as_ref(), KeyKind::Public)
 }
 
+/// Reads a client's keys, plain or under a passphrase, from a file that nobody but its owner can
+/// read or write. The public key needs no passphrase.
+pub fn read_stored_keys(path: impl AsRef<Path>) -> Result<StoredKeys, KeyFileError> {
+    let path = path.as_ref();
+    let wanted = KeyKind::Private;
+    let bytes = read_checked(path, Audience::Owner, MAX_KEY_FILE_LENGTH)?;
+    text(&bytes, path, wanted)?.parse().map_err(|error| {
+        let path = path.into();
+        match error {
+            StoredKeysError::NoKey => KeyFileError::NoKey { path, wanted },
+            StoredKeysError::Key { line, error } => KeyFileError::Key { path, line, error },
+            error @ StoredKeysError::Second { .. } => KeyFileError::Keys { path, error },
+        }
+    })
+}
+
+/// Reads a pre-shared key, plain or under a passphrase, from a file that nobody but its owner can
+/// read or write.
+pub fn read_stored_pre_shared_key(
+    path: impl AsRef<Path>,
+) -> Result<StoredPreSharedKey, KeyFileError> {
+    read(path.as_ref(), KeyKind::PreShared)
+}
+
+/// Reads a passphrase from a file that nobody but its owner can read or write: its only line.
+pub fn read_passphrase(path: impl AsRef<Path>) -> Result<Passphrase, KeyFileError> {
+    let path = path.as_ref();
+    let mut bytes = read_checked(path, Audience::Owner, MAX_KEY_FILE_LENGTH)?;
+    for end in [b'\n', b'\r'] {
+        if bytes.last() == Some(&end) {
+            bytes.pop();
+        }
+    }
+    if bytes.contains(&b'\n') {
+        return Err(KeyFileError::Lines { path: path.into() });
+    }
+    Passphrase::new(bytes).map_err(|error| KeyFileError::Passphrase { path: path.into(), error })
+}
+
+/// Reads a text that holds secrets, of at most `limit` bytes, from a file that nobody but its
+/// owner can read or write.
+pub fn read_secret_text(
+    path: impl AsRef<Path>,
+    limit: usize,
+) -> Result<Zeroizing<String>, KeyFileError> {
+    let path = path.as_ref();
+    let bytes = read_checked(path, Audience::Owner, limit)?;
+    Ok(Zeroizing::new(text(&bytes, path, KeyKind::Private)?.to_owned()))
+}
+
 /// Writes a private key, mode 0600, with its public key in a comment.
 pub fn write_private_key(
     path: impl AsRef<Path>,
     key: &PrivateKey,
     overwrite: Overwrite,
 ) -> Result<(), KeyFileError> {
-    let public = key.public();
+    let keys = ClientKeys { private: key.again(), pre_shared: None };
+    write_stored_keys(path, &StoredKeys::plain(keys), overwrite)
+}
+
+/// Writes a client's keys, plain or encrypted as they are, mode 0600, in one step: after a crash
+/// or on a full disk there is the old file or the new one.
+pub fn write_stored_keys(
+    path: impl AsRef<Path>,
+    keys: &StoredKeys,
+    overwrite: Overwrite,
+) -> Result<(), KeyFileError> {
+    write(path.as_ref(), &keys.to_text(), Audience::Owner, overwrite)
+}
+
+/// Writes a pre-shared key, plain or encrypted as it is, mode 0600, likewise.
+pub fn write_stored_pre_shared_key(
+    path: impl AsRef<Path>,
+    key: &StoredPreSharedKey,
+    overwrite: Overwrite,
+) -> Result<(), KeyFileError> {
     let content = content(
-        &format!(
-            "# Private key for single-packet authorization. It stays on this machine.\n\
-             # Its public key, to be given away:\n# {public}\n"
-        ),
+        "# Pre-shared key for single-packet authorization, for one client and one server only.\n",
         &key.to_text(),
     );
     write(path.as_ref(), &content, Audience::Owner, overwrite)
+}
+
+/// Writes a text that holds secrets, mode 0600, likewise.
+pub fn write_secret_text(
+    path: impl AsRef<Path>,
+    text: &str,
+    overwrite: Overwrite,
+) -> Result<(), KeyFileError> {
+    write(path.as_ref(), text, Audience::Owner, overwrite)
 }
 
 /// Writes a pre-shared key, mode 0600.
@@ -78,11 +157,7 @@ pub fn write_pre_shared_key(
     key: &PreSharedKey,
     overwrite: Overwrite,
 ) -> Result<(), KeyFileError> {
-    let content = content(
-        "# Pre-shared key for single-packet authorization, for one client and one server only.\n",
-        &key.to_text(),
-    );
-    write(path.as_ref(), &content, Audience::Owner, overwrite)
+    write_stored_pre_shared_key(path, &StoredPreSharedKey::Plain(key.again()), overwrite)
 }
 
 /// Writes the secret of an invitation, mode 0600.
@@ -122,20 +197,30 @@ impl Audience {
 }
 
 fn read<K: FromStr<Err = KeyTextError>>(path: &Path, wanted: KeyKind) -> Result<K, KeyFileError> {
+    let bytes = read_checked(path, Audience::of(wanted), MAX_KEY_FILE_LENGTH)?;
+    let (line, key) = key_line(text(&bytes, path, wanted)?, path, wanted)?;
+    key.parse().map_err(|error| KeyFileError::Key { path: path.into(), line, error })
+}
+
+fn read_checked(
+    path: &Path,
+    audience: Audience,
+    limit: usize,
+) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
     let file = open(path)?;
     let metadata = file.metadata().map_err(|error| io_error("examine", path, error))?;
     if !metadata.is_file() {
         let found = system::type_name(&metadata);
         return Err(KeyFileError::NotAFile { path: path.into(), found });
     }
-    if Audience::of(wanted) == Audience::Owner {
+    if audience == Audience::Owner {
         system::check_owner_and_mode(path, &metadata)?;
     }
-    let bytes = read_bounded(file, path)?;
-    let text = core::str::from_utf8(&bytes)
-        .map_err(|_| KeyFileError::NotText { path: path.into(), wanted })?;
-    let (line, key) = key_line(text, path, wanted)?;
-    key.parse().map_err(|error| KeyFileError::Key { path: path.into(), line, error })
+    read_bounded(file, path, limit)
+}
+
+fn text<'a>(bytes: &'a [u8], path: &Path, wanted: KeyKind) -> Result<&'a str, KeyFileError> {
+    core::str::from_utf8(bytes).map_err(|_| KeyFileError::NotText { path: path.into(), wanted })
 }
 
 fn open(path: &Path) -> Result<File, KeyFileError> {
@@ -155,10 +240,10 @@ fn open(path: &Path) -> Result<File, KeyFileError> {
 }
 
 /// Reads the whole file. The buffer is allocated once, so that no piece of a key stays behind.
-fn read_bounded(file: File, path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
-    const LIMIT: usize = MAX_KEY_FILE_LENGTH + 1;
-    let mut file = file.take(LIMIT as u64);
-    let mut buffer = Zeroizing::new(vec![0; LIMIT]);
+fn read_bounded(file: File, path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    let room = limit.saturating_add(1);
+    let mut file = file.take(u64::try_from(room).unwrap_or(u64::MAX));
+    let mut buffer = Zeroizing::new(vec![0; room]);
     let mut length: usize = 0;
     loop {
         let space = buffer.get_mut(length..).unwrap_or_default();
@@ -169,8 +254,8 @@ fn read_bounded(file: File, path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileEr
             Err(error) => return Err(io_error("read", path, error)),
         }
     }
-    if length > MAX_KEY_FILE_LENGTH {
-        return Err(KeyFileError::TooLong { path: path.into() });
+    if length > limit {
+        return Err(KeyFileError::TooLong { path: path.into(), limit });
     }
     buffer.truncate(length);
     Ok(buffer)

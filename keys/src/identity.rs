@@ -40,8 +40,14 @@ impl PrivateKey {
         text::encode(KeyKind::Private, self.secret.as_bytes())
     }
 
-    pub(crate) fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
-        Zeroizing::new(self.secret.to_bytes())
+    /// The same key once more. It is no `Clone`: who wants two of them has to have a reason.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self::from_bytes(Zeroizing::new(*self.as_bytes()))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        self.secret.as_bytes()
     }
 
     /// X25519 with the other side's public key; `None` when the result is all zero, which is to

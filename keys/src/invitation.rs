@@ -43,7 +43,7 @@ impl InvitationSecret {
 
     /// `spa-invitation-…`, for a key file; wiped from memory when dropped.
     pub fn to_text(&self) -> Zeroizing<String> {
-        encode(KeyKind::Invitation, &self.0)
+        encode(KeyKind::Invitation, self.as_bytes())
     }
 
     /// What both sides derive for the enrolment's packet.

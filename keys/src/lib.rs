@@ -35,10 +35,13 @@
 
 mod announcement;
 mod derive;
+mod encrypted;
 mod file;
 mod identity;
 mod invitation;
+mod passphrase;
 mod pre_shared_key;
+mod stored;
 #[cfg(test)]
 mod testing;
 mod text;
@@ -47,16 +50,20 @@ pub use announcement::{
     Announced, AnnouncementError, AnnouncementSecret, Announcing, open_announcement,
 };
 pub use derive::{DeriveError, mask_key, pair_secret_for_client, pair_secret_for_server};
+pub use encrypted::{EncryptError, EncryptedPreSharedKey, EncryptedPrivateKey};
 pub use file::{
-    KeyFileError, MAX_KEY_FILE_LENGTH, Overwrite, read_invitation_secret, read_pre_shared_key,
-    read_private_key, read_public_key, write_invitation_secret, write_pre_shared_key,
-    write_private_key, write_public_key,
+    KeyFileError, MAX_KEY_FILE_LENGTH, Overwrite, read_invitation_secret, read_passphrase,
+    read_pre_shared_key, read_private_key, read_public_key, read_secret_text, read_stored_keys,
+    read_stored_pre_shared_key, write_invitation_secret, write_pre_shared_key, write_private_key,
+    write_public_key, write_secret_text, write_stored_keys, write_stored_pre_shared_key,
 };
 pub use identity::{PrivateKey, PublicKey};
 pub use invitation::{
     Invitation, InvitationKeys, InvitationSecret, InvitationTextError, InvitedService,
 };
+pub use passphrase::{Cost, DecryptError, Passphrase, PassphraseError};
 pub use pre_shared_key::{AllZero, PreSharedKey};
+pub use stored::{ClientKeys, StoredKeys, StoredKeysError, StoredPreSharedKey, StoredPrivateKey};
 pub use text::{KeyKind, KeyTextError};
 
 use ring::rand::SecureRandom;
@@ -69,6 +76,10 @@ pub struct NoRandomness;
 
 fn random_bytes(random: &dyn SecureRandom) -> Result<Zeroizing<[u8; 32]>, NoRandomness> {
     let mut bytes = Zeroizing::new([0; 32]);
-    random.fill(bytes.as_mut_slice()).map_err(|_| NoRandomness)?;
+    fill(random, bytes.as_mut_slice())?;
     Ok(bytes)
+}
+
+fn fill(random: &dyn SecureRandom, bytes: &mut [u8]) -> Result<(), NoRandomness> {
+    random.fill(bytes).map_err(|_| NoRandomness)
 }

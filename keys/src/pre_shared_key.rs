@@ -33,7 +33,13 @@ impl PreSharedKey {
 
     /// `spa-psk-…`, for a key file; wiped from memory when dropped.
     pub fn to_text(&self) -> Zeroizing<String> {
-        text::encode(KeyKind::PreShared, &self.0)
+        text::encode(KeyKind::PreShared, self.as_bytes())
+    }
+
+    /// The same key once more. It is no `Clone`: who wants two of them has to have a reason.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self(self.0.clone())
     }
 
     /// Whether it is the same key; all bytes are looked at, whatever they are.
@@ -85,7 +91,7 @@ mod tests {
     #[test]
     fn all_zero_is_no_pre_shared_key() {
         let zero = Zeroizing::new([0; 32]);
-        let text = text::encode(KeyKind::PreShared, &zero);
+        let text = text::encode(KeyKind::PreShared, zero.as_slice());
         assert_eq!(text.parse::<PreSharedKey>().unwrap_err(), KeyTextError::AllZero);
         assert_eq!(PreSharedKey::from_bytes(zero).unwrap_err(), AllZero);
         for at in 0..32 {

@@ -1,8 +1,9 @@
-//! The text form of keys (§3.1): a prefix that says which kind it is, and 48 characters of
-//! base64url that hold the key and a checksum.
+//! The text form of keys (§3.1): a prefix that says which kind it is, and base64url that holds the
+//! key and a checksum.
 //!
 //! No error repeats any part of the text that was read: it may be a private key, or most of one.
 
+use crate::Cost;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use core::fmt;
@@ -13,9 +14,6 @@ use zeroize::Zeroizing;
 const CHECKSUM_LABEL: &[u8] = b"spa key v1";
 const KEY_LENGTH: usize = 32;
 const CHECKSUM_LENGTH: usize = 4;
-const BINARY_LENGTH: usize = KEY_LENGTH + CHECKSUM_LENGTH;
-/// Characters after the prefix: four for every three bytes, which come out even.
-const ENCODED_LENGTH: usize = BINARY_LENGTH / 3 * 4;
 
 /// The kinds of keys that have a text form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,11 +26,22 @@ pub enum KeyKind {
     PreShared,
     /// The secret of an invitation.
     Invitation,
+    /// A private key under a passphrase (§3.5).
+    EncryptedPrivate,
+    /// A pre-shared key under a passphrase (§3.5).
+    EncryptedPreShared,
 }
 
 impl KeyKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Private, Self::Public, Self::PreShared, Self::Invitation];
+    pub const ALL: [Self; 6] = [
+        Self::Private,
+        Self::Public,
+        Self::PreShared,
+        Self::Invitation,
+        Self::EncryptedPrivate,
+        Self::EncryptedPreShared,
+    ];
 
     /// What the text of such a key begins with.
     pub const fn prefix(self) -> &'static str {
@@ -41,6 +50,8 @@ impl KeyKind {
             Self::Public => "spa-public-",
             Self::PreShared => "spa-psk-",
             Self::Invitation => "spa-invitation-",
+            Self::EncryptedPrivate => "spa-encrypted-private-",
+            Self::EncryptedPreShared => "spa-encrypted-psk-",
         }
     }
 
@@ -51,12 +62,33 @@ impl KeyKind {
             Self::Public => "public key",
             Self::PreShared => "pre-shared key",
             Self::Invitation => "invitation secret",
+            Self::EncryptedPrivate => "private key under a passphrase",
+            Self::EncryptedPreShared => "pre-shared key under a passphrase",
         }
     }
 
     /// Whether others must not see such a key.
     pub const fn is_secret(self) -> bool {
         !matches!(self, Self::Public)
+    }
+
+    /// Bytes in the text, without the checksum.
+    const fn length(self) -> usize {
+        match self {
+            Self::Private | Self::Public | Self::PreShared | Self::Invitation => KEY_LENGTH,
+            Self::EncryptedPrivate => crate::encrypted::PRIVATE_LENGTH,
+            Self::EncryptedPreShared => crate::encrypted::PRE_SHARED_LENGTH,
+        }
+    }
+
+    /// Characters after the prefix: four for three bytes.
+    const fn encoded_length(self) -> usize {
+        self.length().saturating_add(CHECKSUM_LENGTH).saturating_mul(4).div_ceil(3)
+    }
+
+    /// The kind whose prefix the text begins with.
+    pub(crate) fn of(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| text.starts_with(kind.prefix()))
     }
 }
 
@@ -67,33 +99,41 @@ impl fmt::Display for KeyKind {
 }
 
 /// Writes a key as text. The buffers on the way are wiped, and the string is allocated once.
-pub(crate) fn encode(kind: KeyKind, key: &[u8; KEY_LENGTH]) -> Zeroizing<String> {
-    let mut binary = Zeroizing::new([0; BINARY_LENGTH]);
-    for (byte, value) in binary.iter_mut().zip(key.iter().copied().chain(checksum(kind, key))) {
-        *byte = value;
-    }
-    let mut encoded = Zeroizing::new([0; ENCODED_LENGTH]);
-    let written = URL_SAFE_NO_PAD.encode_slice(*binary, encoded.as_mut_slice());
-    debug_assert_eq!(written, Ok(ENCODED_LENGTH));
+pub(crate) fn encode(kind: KeyKind, key: &[u8]) -> Zeroizing<String> {
+    debug_assert_eq!(key.len(), kind.length());
+    let mut binary = Zeroizing::new(Vec::with_capacity(key.len().saturating_add(CHECKSUM_LENGTH)));
+    binary.extend_from_slice(key);
+    binary.extend_from_slice(&checksum(kind, key));
+    let mut encoded = Zeroizing::new(vec![0; kind.encoded_length()]);
+    let written = URL_SAFE_NO_PAD.encode_slice(binary.as_slice(), encoded.as_mut_slice());
+    debug_assert_eq!(written, Ok(kind.encoded_length()));
 
-    let mut text = Zeroizing::new(String::with_capacity(64));
+    let length = kind.prefix().len().saturating_add(kind.encoded_length());
+    let mut text = Zeroizing::new(String::with_capacity(length));
     text.push_str(kind.prefix());
     text.extend(encoded.iter().copied().map(char::from));
     text
 }
 
-/// Reads the text of a key that is to be of the kind `wanted`.
+/// Reads the text of a key that is to be of the kind `wanted`, one of 32 bytes.
 pub(crate) fn decode(
     wanted: KeyKind,
     text: &str,
 ) -> Result<Zeroizing<[u8; KEY_LENGTH]>, KeyTextError> {
+    decode_long(wanted, text)
+}
+
+/// Reads the text of a key that is to be of the kind `wanted`, which has `N` bytes.
+pub(crate) fn decode_long<const N: usize>(
+    wanted: KeyKind,
+    text: &str,
+) -> Result<Zeroizing<[u8; N]>, KeyTextError> {
     let text = text.trim();
     if text.is_empty() {
         return Err(KeyTextError::Empty { wanted });
     }
     let Some(encoded) = text.strip_prefix(wanted.prefix()) else {
-        let found = KeyKind::ALL.into_iter().find(|kind| text.starts_with(kind.prefix()));
-        return Err(match found {
+        return Err(match KeyKind::of(text) {
             Some(found) => KeyTextError::Kind { wanted, found },
             None => KeyTextError::Prefix { wanted },
         });
@@ -103,24 +143,23 @@ pub(crate) fn decode(
         let position = before.saturating_add(wanted.prefix().len()).saturating_add(1);
         return Err(KeyTextError::Character { wanted, position });
     }
-    let wrong_length = KeyTextError::Length { wanted, found: encoded.len() };
-    if encoded.len() != ENCODED_LENGTH {
-        return Err(wrong_length);
+    if encoded.len() != wanted.encoded_length() {
+        return Err(KeyTextError::Length { wanted, found: encoded.len() });
     }
-    let mut binary = Zeroizing::new([0; BINARY_LENGTH]);
-    if URL_SAFE_NO_PAD.decode_slice(encoded, binary.as_mut_slice()) != Ok(BINARY_LENGTH) {
-        return Err(wrong_length);
-    }
-    let Some((key, sum)) = binary.split_first_chunk() else {
-        return Err(wrong_length);
-    };
-    if *sum != checksum(wanted, key) {
+    // With room for what the decoder may want before it knows how much there is.
+    let mut binary = Zeroizing::new(vec![0; encoded.len()]);
+    let Ok(length) = URL_SAFE_NO_PAD.decode_slice(encoded, binary.as_mut_slice()) else {
+        // Bits set after the last byte: a typing error in the last character.
         return Err(KeyTextError::Checksum { wanted });
+    };
+    let binary = binary.get(..length).unwrap_or_default();
+    match binary.split_first_chunk() {
+        Some((key, sum)) if *sum == checksum(wanted, key) => Ok(Zeroizing::new(*key)),
+        _ => Err(KeyTextError::Checksum { wanted }),
     }
-    Ok(Zeroizing::new(*key))
 }
 
-fn checksum(kind: KeyKind, key: &[u8; KEY_LENGTH]) -> [u8; CHECKSUM_LENGTH] {
+fn checksum(kind: KeyKind, key: &[u8]) -> [u8; CHECKSUM_LENGTH] {
     let digest: [u8; 32] = Sha256::new_with_prefix(CHECKSUM_LABEL)
         .chain_update(kind.prefix())
         .chain_update(key)
@@ -172,8 +211,8 @@ pub enum KeyTextError {
     },
     /// Characters are missing, or there are too many.
     #[error(
-        "this {wanted} has {found} characters after {prefix}, but {ENCODED_LENGTH} are needed; copy the whole key",
-        prefix = wanted.prefix()
+        "this {wanted} has {found} characters after {prefix}, but {needed} are needed; copy the whole key",
+        prefix = wanted.prefix(), needed = wanted.encoded_length()
     )]
     Length {
         /// The kind that belongs here.
@@ -189,6 +228,17 @@ pub enum KeyTextError {
         /// The kind that belongs here.
         wanted: KeyKind,
     },
+    /// What it would take to try a passphrase is out of bounds.
+    #[error(
+        "this {wanted} asks for more than this program spends on a passphrase ({cost}; at most {max} KiB, and memory times passes at most {work}); nothing of ours makes such keys, so get it again from where it came",
+        max = Cost::MAX_MEMORY_KIB, work = Cost::MAX_WORK_KIB
+    )]
+    Cost {
+        /// The kind that belongs here.
+        wanted: KeyKind,
+        /// What it asks for.
+        cost: Cost,
+    },
     /// A secret of nothing but zero bytes.
     #[error("32 zero bytes are no secret; make a new one")]
     AllZero,
@@ -201,6 +251,13 @@ fn advice(wanted: KeyKind, found: KeyKind) -> &'static str {
         }
         (KeyKind::Public, KeyKind::PreShared | KeyKind::Invitation) => {
             "that is a secret: if others may have seen it, make a new one"
+        }
+        (KeyKind::Private, KeyKind::EncryptedPrivate)
+        | (KeyKind::PreShared, KeyKind::EncryptedPreShared) => {
+            "there is no way to give the passphrase here; take it off with: spa-client key passphrase --remove"
+        }
+        (KeyKind::Public, KeyKind::EncryptedPrivate) => {
+            "a private key never leaves its machine: give the public key that belongs to it"
         }
         (_, KeyKind::Public) => "a public key is no secret and can't take the place of one",
         _ => "check which of the two files or texts was meant",
@@ -344,7 +401,7 @@ mod tests {
     }
 
     fn any_kind() -> impl Strategy<Value = KeyKind> {
-        prop::sample::select(KeyKind::ALL.to_vec())
+        prop::sample::select(KNOWN.map(|(kind, ..)| kind).to_vec())
     }
 
     /// Texts that come near to being a key.
@@ -368,7 +425,7 @@ mod tests {
         #[test]
         fn what_is_read_is_written_alike(kind in any_kind(), text in any_text()) {
             if let Ok(key) = decode(kind, &text) {
-                let again = encode(kind, &key);
+                let again = encode(kind, key.as_slice());
                 prop_assert_eq!(again.as_str(), text.trim());
             }
         }

@@ -3,11 +3,16 @@
 //! Data goes to standard output, messages to standard error. Exit status: 0 done, 1 failed,
 //! 2 usage, 78 configuration.
 
+mod announcing;
 mod args;
 mod doctor;
+mod export;
+mod join;
 mod keep;
+mod key;
 mod keygen;
 mod open;
+mod passphrase;
 mod proxy;
 mod report;
 mod servers;
@@ -16,6 +21,7 @@ mod ssh;
 mod status;
 
 use crate::config::{Config, ConfigError};
+use crate::key_source::KeyError;
 use crate::knock::KnockError;
 use args::{Cli, Command, ServerCommand};
 use clap::Parser as _;
@@ -69,6 +75,10 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Server(ServerCommand::Add(args)) => servers::add(&directory, args),
         Command::Server(ServerCommand::Remove(args)) => servers::remove(&directory, &args),
         Command::Keygen(args) => keygen::run(&directory, args),
+        Command::Key(command) => key::run(&directory, command),
+        Command::Export(args) => export::export(&directory, args),
+        Command::Import(args) => export::import(&directory, args),
+        Command::Join(args) => join::run(&directory, &args),
         Command::Doctor(args) => doctor::run(&directory, &args),
     };
     done.map(|()| ExitCode::SUCCESS)
@@ -99,6 +109,8 @@ enum CliError {
     #[error(transparent)]
     KeyFile(#[from] KeyFileError),
     #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
     #[error("the key after --public-key can't be used: {0}")]
     PublicKey(#[from] KeyTextError),
@@ -127,12 +139,17 @@ impl CliError {
             | Self::Usage(_)
             | Self::Knock(KnockError::Seal(_) | KnockError::SourceFamily { .. }) => USAGE,
             Self::Config(ConfigError::Exists { .. } | ConfigError::Write { .. }) => FAILED,
-            Self::Config(_)
-            | Self::Knock(
-                KnockError::NoIdentity { .. } | KnockError::KeyFile(_) | KnockError::Derive { .. },
-            ) => CONFIGURATION,
+            Self::Config(_) | Self::Knock(KnockError::Derive { .. }) => CONFIGURATION,
+            Self::Knock(KnockError::Key(error)) => match error {
+                // Not wrong, but not to be had just now.
+                KeyError::Locked { .. } | KeyError::Command(_) | KeyError::SecretService(_) => {
+                    FAILED
+                }
+                _ => CONFIGURATION,
+            },
             Self::Knock(_)
             | Self::KeyFile(_)
+            | Self::Key(_)
             | Self::NoRandomness(_)
             | Self::Output(_)
             | Self::Failed(_)

@@ -4,9 +4,11 @@
 //! here; they are read when a knock needs them.
 
 mod edit;
+pub(crate) mod exported;
 
 use crate::duration::Lifetime;
 use crate::endpoint::Endpoint;
+use crate::key_source::KeySource;
 use crate::server::{Connections, DEFAULT_KNOCK_PORT, Server, ServerName, Service};
 use crate::source::BindSource;
 use core::fmt::Display;
@@ -168,10 +170,14 @@ struct RawConfig {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct RawServer {
     host: Spanned<String>,
+    #[serde(default)]
+    more_hosts: Vec<Spanned<String>>,
     public_key: Spanned<String>,
     knock_ports: Option<Spanned<Vec<u16>>>,
-    identity: Option<PathBuf>,
+    identity: Option<Spanned<String>>,
+    key_command: Option<Spanned<toml::Value>>,
     pre_shared_key_file: Option<PathBuf>,
+    pre_shared_key_command: Option<Spanned<toml::Value>>,
     plaintext_length: Option<Spanned<u16>>,
     lifetime: Option<Spanned<String>>,
     bind_source: Option<Spanned<String>>,
@@ -254,14 +260,39 @@ impl RawServer {
             .into_iter()
             .map(|(name, service)| service.check(&name))
             .collect::<Result<_, Bad>>()?;
-        let identity = self.identity.unwrap_or_else(|| DEFAULT_IDENTITY.into());
+        let identity = match (self.identity, self.key_command) {
+            (Some(_), Some(command)) => {
+                return Err(Bad::at(
+                    &command,
+                    "the key comes from identity or from key-command, not from both; remove one of them",
+                ));
+            }
+            (None, Some(command)) => key_command("key-command", &command)?,
+            (Some(text), None) => {
+                KeySource::parse(text.get_ref(), |file| resolve(directory, file.into()))
+                    .map_err(|error| Bad::at(&text, error))?
+            }
+            (None, None) => resolve(directory, DEFAULT_IDENTITY.into()).into(),
+        };
+        let pre_shared_key = match (self.pre_shared_key_file, self.pre_shared_key_command) {
+            (Some(_), Some(command)) => {
+                return Err(Bad::at(
+                    &command,
+                    "the pre-shared key comes from pre-shared-key-file or from pre-shared-key-command, not from both; remove one of them",
+                ));
+            }
+            (None, Some(command)) => Some(key_command("pre-shared-key-command", &command)?),
+            (Some(file), None) => Some(resolve(directory, file).into()),
+            (None, None) => None,
+        };
         Ok(Server {
             name,
             public_key: value(&self.public_key)?,
             host: value(&self.host)?,
+            more_hosts: self.more_hosts.iter().map(value).collect::<Result<_, _>>()?,
             knock_ports,
-            identity: resolve(directory, identity),
-            pre_shared_key_file: self.pre_shared_key_file.map(|file| resolve(directory, file)),
+            identity,
+            pre_shared_key,
             length,
             lifetime: self.lifetime.as_ref().map(value::<Lifetime>).transpose()?,
             bind_source: self.bind_source.as_ref().map_or(Ok(BindSource::default()), value)?,
@@ -282,6 +313,24 @@ impl Bad {
 
 fn value<T: FromStr<Err: Display>>(text: &Spanned<String>) -> Result<T, Bad> {
     text.get_ref().parse().map_err(|error| Bad::at(text, error))
+}
+
+/// A program and its arguments. A string would need a shell, or rules of its own for quoting.
+fn key_command(key: &str, command: &Spanned<toml::Value>) -> Result<KeySource, Bad> {
+    let words = command.get_ref().as_array().and_then(|words| {
+        words.iter().map(|word| word.as_str().map(String::from)).collect::<Option<Vec<_>>>()
+    });
+    match words {
+        Some(words) if words.first().is_some_and(|program| !program.is_empty()) => {
+            Ok(KeySource::Command(words))
+        }
+        _ => Err(Bad::at(
+            command,
+            format_args!(
+                "{key} is a program and its arguments, each a string of its own, as in [\"pass\", \"show\", \"spa/work\"]; no shell reads it"
+            ),
+        )),
+    }
 }
 
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {

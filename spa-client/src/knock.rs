@@ -5,24 +5,24 @@
 mod address;
 mod error;
 
-use crate::config::Config;
 use crate::duration::Lifetime;
 use crate::endpoint::Endpoint;
+use crate::key_source::{NoPassphrase, Unlock};
 use crate::schedule::rotated;
 use crate::server::{DEFAULT_KNOCK_PORT, Server};
 use crate::source::{BindSource, Binding, Seen};
 use crate::stun;
 use address::resolve;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::num::NonZeroU16;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use spa_keys::{KeyFileError, PrivateKey, PublicKey};
+use spa_keys::{ClientKeys, PublicKey};
 use spa_proto::{
     Item, ItemError, Items, MaskKey, MessageType, Nonce, PairSecret, Request, UnixMicros,
 };
 use std::io;
 use std::net::UdpSocket;
 use std::panic::resume_unwind;
-use std::path::Path;
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -116,12 +116,37 @@ pub struct Knocker<'a> {
 impl<'a> Knocker<'a> {
     /// Reads the keys, resolves the name and checks the rest. No packet leaves but those of the
     /// system's resolver, and the question to the STUN server where one is configured and needed.
+    ///
+    /// Nobody is asked for a passphrase: a key that is under one is an error. Where there is
+    /// somebody to ask, that is [`prepare_with`](Self::prepare_with).
     pub fn prepare(
         server: &'a Server,
         asked: &Asked,
         options: &Options,
     ) -> Result<Self, KnockError> {
-        let Secrets { identity, pair, mask } = Secrets::of(server)?;
+        Self::prepare_with(server, asked, options, &mut NoPassphrase)
+    }
+
+    /// As [`prepare`](Self::prepare); `unlock` is asked for the passphrase of a key that is under
+    /// one.
+    pub fn prepare_with(
+        server: &'a Server,
+        asked: &Asked,
+        options: &Options,
+        unlock: &mut dyn Unlock,
+    ) -> Result<Self, KnockError> {
+        let keys = server.keys(unlock)?;
+        Self::prepare_with_keys(server, asked, options, &keys)
+    }
+
+    /// As [`prepare`](Self::prepare), with these keys.
+    pub(crate) fn prepare_with_keys(
+        server: &'a Server,
+        asked: &Asked,
+        options: &Options,
+        keys: &ClientKeys,
+    ) -> Result<Self, KnockError> {
+        let Secrets { identity, pair, mask } = Secrets::of(server, keys)?;
         let lifetime = match asked.message_type {
             MessageType::Open => options.lifetime.or(server.lifetime),
             MessageType::Close => None,
@@ -148,7 +173,7 @@ impl<'a> Knocker<'a> {
             first_sent: None,
         };
         knocker.seal(None)?;
-        knocker.addresses = resolve(&server.host, options.family, source)?;
+        knocker.addresses = resolve(server, options.family, source)?;
         if let Some(stun) = &server.stun_server {
             knocker.seen = seen(stun, source, &knocker.addresses);
         }
@@ -207,21 +232,8 @@ impl<'a> Knocker<'a> {
         let port = rotated(&self.server.knock_ports, self.round).unwrap_or(DEFAULT_KNOCK_PORT);
         self.round = self.round.saturating_add(1);
         self.first_sent.get_or_insert_with(Instant::now);
-        let mut sent = Vec::with_capacity(self.addresses.len());
-        for address in self.addresses.iter().filter(|address| is_meant(address)) {
-            let mut to = *address;
-            to.set_port(port.get());
-            let (binding, packet) = self.seal_for(to)?;
-            // A socket of its own, so that every knock has another random source port. Not
-            // connected: an ICMP message must not make the next call fail.
-            let outcome = UdpSocket::bind(any(to)).and_then(|socket| socket.send_to(&packet, to));
-            sent.push(Sent { to, bound_source: binding.address(), binding, outcome });
-        }
-        if sent.iter().any(|sent| sent.outcome.is_ok()) {
-            Ok(sent)
-        } else {
-            Err(not_sent(self.server.host.to_string(), sent))
-        }
+        let addresses = self.addresses.iter().copied().filter(is_meant);
+        deliver(self.server.host.as_str(), addresses, port, |to| self.seal_for(to))
     }
 
     /// A fresh datagram for that address, which is the caller's to send.
@@ -234,10 +246,9 @@ impl<'a> Knocker<'a> {
     }
 
     fn seal(&self, bound_source: Option<IpAddr>) -> Result<Vec<u8>, KnockError> {
-        let mut nonce = Nonce([0; 24]);
-        self.random.fill(&mut nonce.0).map_err(|_| KnockError::NoRandomness)?;
+        let nonce = nonce(&self.random)?;
         let request = Request { bound_source, ..self.request.clone() };
-        let stamp = stamp(SystemTime::now())?;
+        let stamp = stamp_now()?;
         Ok(spa_proto::seal(&self.pair, &self.mask, &request, stamp, nonce, self.server.length)?)
     }
 }
@@ -265,25 +276,6 @@ fn seen(server: &Endpoint, source: BindSource, addresses: &[SocketAddr]) -> Vec<
     })
 }
 
-/// The client's own key.
-pub(crate) fn identity(file: &Path) -> Result<PrivateKey, KnockError> {
-    spa_keys::read_private_key(file).map_err(|error| match error {
-        KeyFileError::NotFound { path } => {
-            let keygen = keygen(&path);
-            KnockError::NoIdentity { path, keygen }
-        }
-        other => other.into(),
-    })
-}
-
-/// What to type to get the missing key.
-fn keygen(file: &Path) -> String {
-    match Config::directory() {
-        Ok(directory) if Config::default_identity(&directory) == file => "spa-client keygen".into(),
-        _ => format!("spa-client keygen --output {}", file.display()),
-    }
-}
-
 /// What the keys of a server's client and server give.
 pub(crate) struct Secrets {
     identity: PublicKey,
@@ -292,15 +284,51 @@ pub(crate) struct Secrets {
 }
 
 impl Secrets {
-    pub(crate) fn of(server: &Server) -> Result<Self, KnockError> {
-        let me = identity(&server.identity)?;
-        let pre_shared =
-            server.pre_shared_key_file.as_ref().map(spa_keys::read_pre_shared_key).transpose()?;
+    fn of(server: &Server, keys: &ClientKeys) -> Result<Self, KnockError> {
+        let ClientKeys { private, pre_shared } = keys;
         let pair =
-            spa_keys::pair_secret_for_client(&me, &server.public_key, pre_shared.as_ref())
+            spa_keys::pair_secret_for_client(private, &server.public_key, pre_shared.as_ref())
                 .map_err(|source| KnockError::Derive { server: server.name.to_string(), source })?;
-        Ok(Self { identity: me.public(), pair, mask: spa_keys::mask_key(&server.public_key) })
+        let (identity, mask) = (private.public(), spa_keys::mask_key(&server.public_key));
+        Ok(Self { identity, pair, mask })
     }
+}
+
+/// Sends a datagram of its own to each of these addresses, at this port.
+///
+/// # Errors
+///
+/// When none left this machine.
+pub(crate) fn deliver(
+    host: &str,
+    addresses: impl Iterator<Item = SocketAddr>,
+    port: NonZeroU16,
+    mut seal_for: impl FnMut(SocketAddr) -> Result<(Binding, Vec<u8>), KnockError>,
+) -> Result<Vec<Sent>, KnockError> {
+    let mut sent = Vec::new();
+    for mut to in addresses {
+        to.set_port(port.get());
+        let (binding, packet) = seal_for(to)?;
+        // A socket of its own, so that every knock has another random source port. Not
+        // connected: an ICMP message must not make the next call fail.
+        let outcome = UdpSocket::bind(any(to)).and_then(|socket| socket.send_to(&packet, to));
+        sent.push(Sent { to, bound_source: binding.address(), binding, outcome });
+    }
+    if sent.iter().any(|sent| sent.outcome.is_ok()) {
+        Ok(sent)
+    } else {
+        Err(not_sent(host.into(), sent))
+    }
+}
+
+pub(crate) fn nonce(random: &SystemRandom) -> Result<Nonce, KnockError> {
+    let mut nonce = Nonce([0; 24]);
+    random.fill(&mut nonce.0).map_err(|_| KnockError::NoRandomness)?;
+    Ok(nonce)
+}
+
+pub(crate) fn stamp_now() -> Result<UnixMicros, KnockError> {
+    stamp(SystemTime::now())
 }
 
 fn stamp(clock: SystemTime) -> Result<UnixMicros, KnockError> {

@@ -19,6 +19,7 @@
 //! A server never answers. To learn whether the port opened, [prepare](Knocker::prepare) a
 //! [`Knocker`] and give it to [`until_open`], which probes the port and knocks again as needed.
 
+mod announce;
 mod asking;
 mod carry;
 pub mod cli;
@@ -26,6 +27,7 @@ mod clock;
 mod config;
 mod duration;
 mod endpoint;
+mod key_source;
 mod knock;
 mod probe;
 mod record;
@@ -41,13 +43,17 @@ mod target;
 pub use config::{Config, ConfigError};
 pub use duration::{Lifetime, LifetimeError};
 pub use endpoint::{Endpoint, EndpointError};
+pub use key_source::{
+    CommandError, KeyError, KeySource, Locked, NoPassphrase, SecretName, SecretNameError,
+    SecretServiceError, Unlock, UnlockError, protected,
+};
 pub use knock::{Asked, Family, KnockError, Knocker, Options, Sent, knock};
 pub use probe::{Failure, Probe, Probed, Progress, until_open};
 pub use server::{Connections, Host, HostError, Server, ServerName, ServerNameError, Service};
 pub use source::{BindSource, BindSourceError, Binding, Unbound};
 pub use target::{Target, TargetError};
 
-pub use spa_keys::PublicKey;
+pub use spa_keys::{ClientKeys, Overwrite, Passphrase, PublicKey, StoredKeys};
 pub use spa_proto::{
     Item, ItemError, Items, MessageType, PacketLength, Port, PortRange, ServiceName, Transport,
 };

@@ -2,6 +2,7 @@
 
 use crate::duration::Lifetime;
 use crate::endpoint::Endpoint;
+use crate::key_source::{KeyError, KeySource, Unlock};
 use crate::source::BindSource;
 use core::borrow::Borrow;
 use core::fmt;
@@ -10,10 +11,9 @@ use core::num::NonZeroU16;
 use core::str::FromStr;
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
-use spa_keys::PublicKey;
+use spa_keys::{ClientKeys, PublicKey};
 use spa_proto::{Item, PacketLength, Port, PortRange, ServiceName, Transport};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 /// The knock port when none is configured.
 pub(crate) const DEFAULT_KNOCK_PORT: NonZeroU16 = match NonZeroU16::new(62201) {
@@ -32,14 +32,16 @@ pub struct Server {
     pub name: ServerName,
     /// A name to resolve, or an address.
     pub host: Host,
+    /// More names or addresses of the same server, which are knocked on as well.
+    pub more_hosts: Vec<Host>,
     /// The server's identity.
     pub public_key: PublicKey,
     /// Where knocks go, the preferred port first.
     pub knock_ports: Vec<NonZeroU16>,
-    /// The file of the client's private key.
-    pub identity: PathBuf,
-    /// The file of the pre-shared key, when there is one.
-    pub pre_shared_key_file: Option<PathBuf>,
+    /// Where the client's private key is, and perhaps a pre-shared key with it.
+    pub identity: KeySource,
+    /// Where the pre-shared key is, when it is kept apart.
+    pub pre_shared_key: Option<KeySource>,
     /// How long this server's packets are.
     pub length: PacketLength,
     /// The lifetime to ask for; `None`: the server's default.
@@ -106,21 +108,43 @@ impl Server {
         name: ServerName,
         host: Host,
         public_key: PublicKey,
-        identity: impl Into<PathBuf>,
+        identity: impl Into<KeySource>,
     ) -> Self {
         Self {
             name,
             host,
+            more_hosts: Vec::new(),
             public_key,
             knock_ports: vec![DEFAULT_KNOCK_PORT],
             identity: identity.into(),
-            pre_shared_key_file: None,
+            pre_shared_key: None,
             length: PacketLength::default(),
             lifetime: None,
             bind_source: BindSource::default(),
             stun_server: None,
             services: BTreeMap::new(),
         }
+    }
+
+    /// The client's keys for this server, from where they are kept; `unlock` is asked for a
+    /// passphrase where one is needed.
+    pub fn keys(&self, unlock: &mut dyn Unlock) -> Result<ClientKeys, KeyError> {
+        let mut keys = self.identity.keys(unlock)?;
+        if let Some(other) = &self.pre_shared_key {
+            if keys.pre_shared.is_some() {
+                return Err(KeyError::TwoPreSharedKeys {
+                    identity: self.identity.to_string(),
+                    other: other.to_string(),
+                });
+            }
+            keys.pre_shared = Some(other.pre_shared_key(unlock)?);
+        }
+        Ok(keys)
+    }
+
+    /// All its names and addresses.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        core::iter::once(&self.host).chain(&self.more_hosts)
     }
 
     /// What is behind an item, as far as the client knows: a service that is configured, `ssh`,

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 SALT = b"single-packet-authorization v1"
@@ -153,7 +154,8 @@ def xor(a, b):
 # --- keys as text (3.1) ----------------------------------------------------------------
 
 PREFIXES = {"private": "spa-private-", "public": "spa-public-", "psk": "spa-psk-",
-            "invitation": "spa-invitation-"}
+            "invitation": "spa-invitation-",
+            "encrypted-private": "spa-encrypted-private-", "encrypted-psk": "spa-encrypted-psk-"}
 _BODY = re.compile(r"[A-Za-z0-9_-]{48}")
 
 
@@ -183,6 +185,77 @@ def key_from_text(kind, text):
     key, checksum = raw[:32], raw[32:]
     if checksum != key_checksum(kind, key):
         raise SpaError(f"the checksum of the {kind} key is wrong: it is mistyped or cut")
+    return key
+
+
+# --- keys under a passphrase (3.4) -----------------------------------------------------
+
+# What stands for everybody to read: the public key; the length of the whole.
+_SHOWN = {"encrypted-private": 32, "encrypted-psk": 0}
+MAX_MEMORY_KIB = 1 << 20
+MAX_WORK_KIB = 4 << 20
+MAX_LANES = 16
+
+
+class WrongPassphrase(SpaError):
+    """The text is whole, the passphrase another."""
+
+
+def passphrase_key(passphrase, memory_kib, passes, lanes, salt):
+    if not 1 <= len(passphrase) <= 1024:
+        raise SpaError("a passphrase has 1 to 1024 bytes")
+    if not (1 <= lanes <= MAX_LANES and passes >= 1 and 8 * lanes <= memory_kib <= MAX_MEMORY_KIB
+            and memory_kib * passes <= MAX_WORK_KIB):
+        raise SpaError("the cost of a passphrase is out of bounds")
+    return Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes,
+                    memory_cost=memory_kib).derive(passphrase)
+
+
+def encrypt_key(kind, key, passphrase, memory_kib, passes, lanes, salt, nonce):
+    shown = x25519_public(key) if kind == "encrypted-private" else b""
+    header = struct.pack(">IHH", memory_kib, passes, lanes) + salt + shown + nonce
+    ciphertext, tag = xchacha20poly1305_seal(
+        passphrase_key(passphrase, memory_kib, passes, lanes, salt), nonce, key,
+        PREFIXES[kind].encode() + header)
+    binary = header + ciphertext + tag
+    body = base64.urlsafe_b64encode(binary + key_checksum(kind, binary)).decode().rstrip("=")
+    return PREFIXES[kind] + body
+
+
+def encrypted_parts(kind, text):
+    """The fields of an encrypted key that need no passphrase."""
+    prefix = PREFIXES[kind]
+    if not text.startswith(prefix):
+        raise SpaError(f"an {kind} key begins with {prefix}")
+    body = text[len(prefix):]
+    binary_length = 96 + _SHOWN[kind]
+    if not re.fullmatch(r"[A-Za-z0-9_-]{%d}" % -(-(binary_length + 4) * 4 // 3), body):
+        raise SpaError("the length or the alphabet is wrong")
+    raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+    if base64.urlsafe_b64encode(raw).decode().rstrip("=") != body:
+        raise SpaError("the last character has bits of its own")
+    binary, checksum = raw[:-4], raw[-4:]
+    if checksum != key_checksum(kind, binary):
+        raise SpaError(f"the checksum of the {kind} key is wrong: it is mistyped or cut")
+    memory_kib, passes, lanes = struct.unpack(">IHH", binary[:8])
+    at = 24 + _SHOWN[kind]
+    return {"memory_kib": memory_kib, "passes": passes, "lanes": lanes, "salt": binary[8:24],
+            "public": binary[24:at], "nonce": binary[at:at + 24], "header": binary[:at + 24],
+            "ciphertext": binary[at + 24:-16], "tag": binary[-16:]}
+
+
+def decrypt_key(kind, text, passphrase):
+    parts = encrypted_parts(kind, text)
+    encrypting = passphrase_key(passphrase, parts["memory_kib"], parts["passes"],
+                                parts["lanes"], parts["salt"])
+    key = xchacha20poly1305_open(encrypting, parts["nonce"], parts["ciphertext"], parts["tag"],
+                                 PREFIXES[kind].encode() + parts["header"])
+    if key is None:
+        raise WrongPassphrase("that is not the passphrase of this key")
+    if kind == "encrypted-private" and x25519_public(key) != parts["public"]:
+        raise SpaError("the public key is not that of the private key")
+    if kind == "encrypted-psk" and key == bytes(32):
+        raise SpaError("the pre-shared key is all zero")
     return key
 
 

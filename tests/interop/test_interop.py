@@ -301,6 +301,20 @@ class Vectors(unittest.TestCase):
         ):
             self.assertNotEqual(vectors.run_keys(v), [])
 
+    def test_encrypted_keys_notice(self):
+        keys = self.files["encrypted_keys.json"]
+        good, bad = keys["valid"][0], keys["invalid"][0]
+        self.assertEqual(vectors.run_encrypted_keys(keys), [])
+        for v in (
+            {**keys, "valid": [{**good, "key": "00" * 32}]},
+            {**keys, "valid": [{**good, "derived": "00" * 32}]},
+            {**keys, "valid": [{**good, "nonce": "00" * 24}]},
+            {**keys, "valid": [{**good, "passphrase": "00"}]},
+            {**keys, "invalid": [{**bad, "passphrase": good["passphrase"]}]},
+            {**keys, "invalid": [{**bad, "what": "text"}]},
+        ):
+            self.assertNotEqual(vectors.run_encrypted_keys(v), [])
+
 
 class Announcements(unittest.TestCase):
     """Section 9: the vectors, and that they show what they say."""

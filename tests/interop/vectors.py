@@ -847,10 +847,113 @@ def run_keys(v):
     return complaints
 
 
+# --- keys under a passphrase -----------------------------------------------------------
+
+
+def encrypted(name, kind, key, passphrase, cost, **more):
+    salt, nonce = digest(f"{name} salt")[:16], digest(f"{name} nonce")[:24]
+    text = spa.encrypt_key(kind, key, passphrase, *cost, salt, nonce)
+    return {"kind": kind, "passphrase": passphrase.hex(), "memory_kib": cost[0], "passes": cost[1],
+            "lanes": cost[2], "salt": salt.hex(), "nonce": nonce.hex(),
+            "derived": spa.passphrase_key(passphrase, *cost, salt).hex(),
+            "key": key.hex(), "text": text, **more}
+
+
+def build_encrypted_keys():
+    words = "correct horse battery staple".encode()
+    valid = [encrypted(name, kind, key, passphrase, cost) for name, kind, key, passphrase, cost in (
+        ("encrypted 1", "encrypted-private", ALICE.private, words, (64, 1, 1)),
+        ("encrypted 2", "encrypted-private", b"\xfb" * 32, "Ström 東".encode(), (256, 3, 4)),
+        ("encrypted 3", "encrypted-psk", BOB.psk, words, (8, 1, 1)),
+        ("encrypted 4", "encrypted-psk", BOB.psk, b"\xff\x00 ", (128, 2, 16)),
+        ("encrypted 5", "encrypted-private", SERVER, b"x" * 1024, (65536, 3, 1)),
+    )]
+    good = valid[0]["text"]
+    prefix = spa.PREFIXES["encrypted-private"]
+    raw = base64.urlsafe_b64decode(good[len(prefix):])
+
+    def with_checksum(binary, kind="encrypted-private"):
+        text = base64.urlsafe_b64encode(binary + spa.key_checksum(kind, binary))
+        return spa.PREFIXES[kind] + text.decode().rstrip("=")
+
+    def flipped(at):
+        return with_checksum(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:-4])
+
+    def cost(memory, passes, lanes):
+        return with_checksum(struct.pack(">IHH", memory, passes, lanes) + raw[8:-4])
+
+    psk = valid[2]["text"]
+    zero = spa.encrypt_key("encrypted-psk", bytes(32), words, 8, 1, 1, bytes(16), bytes(24))
+    other = spa.encrypted_parts("encrypted-private", valid[1]["text"])["public"]
+    header = raw[:24] + other + raw[56:80]
+    sealed = b"".join(spa.xchacha20poly1305_seal(
+        spa.passphrase_key(words, 64, 1, 1, raw[8:24]), raw[56:80], ALICE.private,
+        prefix.encode() + header))
+    invalid = [
+        ("encrypted-private", "passphrase", "another passphrase", good, b"correct horse"),
+        ("encrypted-private", "passphrase", "another salt", flipped(8), words),
+        ("encrypted-private", "passphrase", "another public key", flipped(24), words),
+        ("encrypted-private", "passphrase", "another nonce", flipped(56), words),
+        ("encrypted-private", "passphrase", "another ciphertext", flipped(80), words),
+        ("encrypted-private", "passphrase", "another tag", flipped(127), words),
+        ("encrypted-private", "passphrase", "another number of passes than it was made with",
+         cost(64, 2, 1), words),
+        ("encrypted-private", "content", "sealed with the public key of another",
+         with_checksum(header + sealed), words),
+        ("encrypted-psk", "content", "a pre-shared key of zeros", zero, words),
+        ("encrypted-private", "text", "a checksum that does not hold",
+         good[:-1] + ("A" if good[-1] != "A" else "B"), words),
+        ("encrypted-private", "text", "one character short", good[:-1], words),
+        ("encrypted-private", "text", "one character long", good + "A", words),
+        ("encrypted-private", "text", "another kind of key", psk, words),
+        ("encrypted-psk", "text", "bits after the last byte", psk[:-1] + chr(ord(psk[-1]) + 1), words),
+        ("encrypted-psk", "text", "the body of another kind",
+         spa.PREFIXES["encrypted-psk"] + good[len(prefix):], words),
+        ("encrypted-private", "text", "100 GiB of memory", cost(100 << 20, 1, 1), words),
+        ("encrypted-private", "text", "a KiB more than 1 GiB", cost((1 << 20) + 1, 1, 1), words),
+        ("encrypted-private", "text", "1 GiB in five passes", cost(1 << 20, 5, 1), words),
+        ("encrypted-private", "text", "no pass", cost(64, 0, 1), words),
+        ("encrypted-private", "text", "no lane", cost(64, 1, 0), words),
+        ("encrypted-private", "text", "17 lanes", cost(1024, 1, 17), words),
+        ("encrypted-private", "text", "less than 8 KiB for a lane", cost(15, 1, 2), words),
+    ]
+    return {"valid": valid,
+            "invalid": [{"kind": k, "what": what, "why": why, "text": t, "passphrase": p.hex()}
+                        for k, what, why, t, p in invalid]}
+
+
+def run_encrypted_keys(v):
+    complaints = []
+    for x in v["valid"]:
+        passphrase, key = bytes.fromhex(x["passphrase"]), bytes.fromhex(x["key"])
+        cost = x["memory_kib"], x["passes"], x["lanes"]
+        salt, nonce = bytes.fromhex(x["salt"]), bytes.fromhex(x["nonce"])
+        try:
+            if spa.passphrase_key(passphrase, *cost, salt).hex() != x["derived"]:
+                complaints.append(f"encrypted_keys: derived: {x['text']}")
+            if spa.decrypt_key(x["kind"], x["text"], passphrase) != key:
+                complaints.append(f"encrypted_keys: another key: {x['text']}")
+            if spa.encrypt_key(x["kind"], key, passphrase, *cost, salt, nonce) != x["text"]:
+                complaints.append(f"encrypted_keys: another text: {x['text']}")
+        except spa.SpaError as e:
+            complaints.append(f"encrypted_keys: {x['text']}: {e}")
+    for x in v["invalid"]:
+        try:
+            spa.decrypt_key(x["kind"], x["text"], bytes.fromhex(x["passphrase"]))
+            complaints.append(f"encrypted_keys: not refused: {x['why']}")
+        except spa.WrongPassphrase:
+            if x["what"] != "passphrase":
+                complaints.append(f"encrypted_keys: refused for the passphrase: {x['why']}")
+        except spa.SpaError:
+            if x["what"] == "passphrase":
+                complaints.append(f"encrypted_keys: refused for something else: {x['why']}")
+    return complaints
+
+
 # --- files -----------------------------------------------------------------------------
 
 FILES = {"positive.json": build_positive, "negative.json": build_negative,
-         "keys.json": build_keys, "announcements.json": announcement_vectors.build,
+         "keys.json": build_keys, "encrypted_keys.json": build_encrypted_keys, "announcements.json": announcement_vectors.build,
          "invitations.json": invitation_vectors.build}
 
 
@@ -904,6 +1007,7 @@ def check_announcements(v):
 
 
 RUN = {"positive.json": check_positive, "negative.json": check_negative, "keys.json": run_keys,
+       "encrypted_keys.json": run_encrypted_keys,
        "announcements.json": check_announcements, "invitations.json": invitation_vectors.run}
 
 

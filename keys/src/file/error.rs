@@ -1,7 +1,6 @@
 //! What can be wrong with a key file, and what to do about it.
 
-use super::MAX_KEY_FILE_LENGTH;
-use crate::{KeyKind, KeyTextError};
+use crate::{KeyKind, KeyTextError, PassphraseError, StoredKeysError};
 use std::io;
 use std::path::PathBuf;
 
@@ -59,14 +58,16 @@ pub enum KeyFileError {
         /// The permission bits.
         mode: u32,
     },
-    /// Longer than [`MAX_KEY_FILE_LENGTH`].
+    /// Longer than such a file is.
     #[error(
-        "{} is longer than {MAX_KEY_FILE_LENGTH} bytes, so it is no key file; correct the path",
+        "{} is longer than {limit} bytes, so it is no key file; correct the path",
         path.display()
     )]
     TooLong {
         /// The key file.
         path: PathBuf,
+        /// The longest file that is read, in bytes.
+        limit: usize,
     },
     /// Not UTF-8.
     #[error("{} is no text file; a {wanted} file holds one line {}…", path.display(), wanted.prefix())]
@@ -104,6 +105,28 @@ pub enum KeyFileError {
         line: usize,
         /// What is wrong with it.
         error: KeyTextError,
+    },
+    /// Two keys of a kind in a client's file.
+    #[error("{}, {error}", path.display())]
+    Keys {
+        /// The key file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: StoredKeysError,
+    },
+    /// A file of a passphrase that can't be one.
+    #[error("the passphrase in {} can't be used: {error}", path.display())]
+    Passphrase {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: PassphraseError,
+    },
+    /// A file of a passphrase with more than one line.
+    #[error("{} has several lines; a passphrase is the only line of its file", path.display())]
+    Lines {
+        /// The file.
+        path: PathBuf,
     },
     /// There is a file of that name already, and it was not to be replaced.
     #[error("{} exists already and is left as it is; remove it or choose another name", path.display())]

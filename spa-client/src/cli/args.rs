@@ -1,7 +1,10 @@
 //! The words of the command line.
 
 use super::doctor::DoctorArgs;
+use super::export::{ExportArgs, ImportArgs};
+use super::join::JoinArgs;
 use super::keep::Meanwhile;
+use super::key::KeyCommand;
 use super::open::Settings;
 use super::proxy::ProxyArgs;
 use super::setup::SetupCommand;
@@ -42,6 +45,8 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Get to know a server by its invitation: makes the key, and tries it.
+    Join(JoinArgs),
     /// Open services or ports for this machine.
     Open(OpenArgs),
     /// Close what this machine had opened, before its time is over.
@@ -62,6 +67,13 @@ pub(super) enum Command {
     Server(ServerCommand),
     /// Make this client's key; prints the public half.
     Keygen(KeygenArgs),
+    /// Show a key's public half, change its passphrase, copy it.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Write a server with its key for a second device; an own key for that is better.
+    Export(ExportArgs),
+    /// Read what `export` has written on another device.
+    Import(ImportArgs),
     /// Find out why a port does not open, and say what to do about it.
     Doctor(DoctorArgs),
 }
@@ -98,11 +110,7 @@ pub(super) struct CommonArgs {
 
 impl CommonArgs {
     pub(super) const fn family(&self) -> Family {
-        match (self.ipv4, self.ipv6) {
-            (true, _) => Family::V4,
-            (_, true) => Family::V6,
-            _ => Family::Both,
-        }
+        Family::of_flags(self.ipv4, self.ipv6)
     }
 }
 
@@ -233,7 +241,7 @@ pub(super) struct AddArgs {
     /// https are known. `once`: it lets one connection in.
     #[arg(long = "service", value_name = "NAME=PORTS[,once]", value_parser = service)]
     pub(super) services: Vec<NamedService>,
-    /// The file of this client's private key [default: identity.key].
+    /// The file of this client's private key, or secret-service:NAME [default: identity.key].
     #[arg(long, value_name = "FILE")]
     pub(super) identity: Option<PathBuf>,
     /// The file of a pre-shared key.
@@ -281,10 +289,17 @@ pub(super) struct RemoveArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  spa-client keygen --encrypt")]
 pub(super) struct KeygenArgs {
-    /// The file to write [default: identity.key in the configuration directory].
+    /// The file to write, or secret-service:NAME for the desktop's keyring [default: identity.key in
+    /// the configuration directory].
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+    /// Put the key under a passphrase, which is asked for.
+    #[arg(long)]
+    pub(super) encrypt: bool,
     /// Known only to be refused: a key that was replaced is a lock-out.
     #[arg(long, hide = true)]
     pub(super) force: bool,

@@ -5,6 +5,7 @@ mod diagnosis;
 mod facts;
 mod trial;
 
+use super::passphrase::Prompt;
 use super::{CliError, print, print_json};
 use crate::clock::{self, Synchronised};
 use crate::config::Config;
@@ -148,10 +149,11 @@ fn examine(
         (_, true) => Family::V6,
         _ => Family::Both,
     };
-    let prepare = |source| {
+    let mut prompt = Prompt::default();
+    let mut prepare = |source| {
         let asked = Asked::open([item.clone()])?;
         let options = Options { source, family, ..Options::default() };
-        Ok::<_, CliError>(Knocker::prepare(server, &asked, &options))
+        Ok::<_, CliError>(Knocker::prepare_with(server, &asked, &options, &mut prompt))
     };
     let knocker = match prepare(None)? {
         Ok(knocker) => knocker,
@@ -227,13 +229,12 @@ fn looked_at(server: &Server, named: Option<&Item>) -> Result<(Item, NonZeroU16)
     })
 }
 
-/// Reads the key once more, which can't fail any more but for somebody who changes it meanwhile.
+/// Looks at the key once more, which can't fail any more but for somebody who changes it meanwhile.
 fn key(server: &Server, facts: &mut Facts, report: &mut Report) -> Result<(), CliError> {
-    let file = server.identity.display();
-    match crate::knock::identity(&server.identity) {
+    match server.identity.stored() {
         Ok(key) => {
             facts.key = key.public().to_string();
-            report.add(Line::ok("key", format!("{file}, {}", facts.key)))
+            report.add(Line::ok("key", format!("{}, {}", server.identity, facts.key)))
         }
         Err(error) => report.add(Line::trouble("key", error.to_string())),
     }

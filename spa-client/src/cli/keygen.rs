@@ -1,10 +1,13 @@
 //! `spa-client keygen`.
 
 use super::args::KeygenArgs;
+use super::key::place;
+use super::passphrase::new_passphrase;
 use super::{CliError, print};
 use crate::config::{Config, ConfigError, make_directory};
+use crate::key_source::{KeyError, KeySource, protected};
 use ring::rand::SystemRandom;
-use spa_keys::{KeyFileError, Overwrite, PrivateKey};
+use spa_keys::{ClientKeys, KeyFileError, Overwrite, PrivateKey};
 use std::io::{self, Write as _};
 use std::path::Path;
 
@@ -17,38 +20,50 @@ pub(super) fn run(directory: &Path, args: KeygenArgs) -> Result<(), CliError> {
             path.display()
         )));
     }
+    let shown = path.display();
+    let to = match place(&path)? {
+        // As it was written, which is how the messages name it.
+        KeySource::File(_) => KeySource::File(path.clone()),
+        other => other,
+    };
     if is_default {
         make_directory(directory)
             .map_err(|source| ConfigError::Write { path: directory.into(), source })?;
     }
-    let key = PrivateKey::generate(&SystemRandom::new())?;
-    match spa_keys::write_private_key(&path, &key, Overwrite::Refuse) {
+    // Before anybody types anything for nothing; what decides is the writing.
+    if to.file().is_some_and(|file| file.symlink_metadata().is_ok()) {
+        return Err(exists(&to));
+    }
+    let passphrase = args.encrypt.then(|| new_passphrase(&to.to_string(), None)).transpose()?;
+    let private = PrivateKey::generate(&SystemRandom::new())?;
+    let public = private.public();
+    let keys = ClientKeys { private, pre_shared: None };
+    let stored = protected(keys, passphrase.as_ref()).map_err(KeyError::from)?;
+    match to.store(&stored, Overwrite::Refuse) {
         Ok(()) => {}
-        Err(KeyFileError::Exists { path }) => return Err(exists(&path)),
+        Err(KeyError::File(KeyFileError::Exists { .. })) => return Err(exists(&to)),
         Err(error) => return Err(error.into()),
     }
-    let public = key.public();
     print(&format!("{public}\n"))?;
-    let identity =
-        if is_default { String::new() } else { format!(" --identity {}", path.display()) };
+    let identity = if is_default { String::new() } else { format!(" --identity {shown}") };
+    let under = if passphrase.is_some() { ", under its passphrase" } else { "" };
     let _ = write!(
         io::stderr(),
         "\
-the private key is in {}; it stays there, only the public key above is given away
+the private key is in {shown}{under}; it stays there, only the public key above is given away
 next, on the server (as root):
   spa-server client add NAME --public-key {public} --allow ssh
 then here, with the server's own public key:
   spa-client server add work --host HOST --public-key KEY{identity}
-",
-        path.display()
+"
     );
     Ok(())
 }
 
-fn exists(path: &Path) -> CliError {
-    let key = match spa_keys::read_private_key(path) {
+fn exists(at: &KeySource) -> CliError {
+    let key = match at.stored() {
         Ok(key) => format!("its public key is {}", key.public()),
         Err(error) => format!("but it can't be used: {error}"),
     };
-    CliError::Failed(format!("{} exists already and is left as it is; {key}", path.display()))
+    CliError::Failed(format!("{at} exists already and is left as it is; {key}"))
 }

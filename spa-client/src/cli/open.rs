@@ -2,6 +2,7 @@
 //! leaves, for all servers; then the knocks; then, where asked for, the wait.
 
 use super::args::CommonArgs;
+use super::passphrase::Prompt;
 use super::report::{self, Report, ServerReport};
 use super::{CliError, print_json};
 use crate::asking::{Asking, First, Reuse, Reused};
@@ -56,6 +57,7 @@ pub(super) fn visit_all<'a>(
         Options { lifetime: settings.lifetime, source: args.source, family: args.family() };
     let record = Record::of_user();
     let mut visits = Vec::new();
+    let mut prompt = Prompt::default();
     let default = args.server.as_ref().or(config.default_server().map(|server| &server.name));
     for (name, items) in by_server(&args.targets, default) {
         let server = config.server(name.map(ServerName::as_str))?;
@@ -63,7 +65,7 @@ pub(super) fn visit_all<'a>(
             refuse_to_probe(server, &items)?;
         }
         let asked = Asked::new(message_type, items)?;
-        let knocker = Knocker::prepare(server, &asked, &options)?;
+        let knocker = Knocker::prepare_with(server, &asked, &options, &mut prompt)?;
         visits.push(Asking::new(knocker, record.clone(), began));
     }
 
@@ -208,7 +210,7 @@ fn tell_again(name: &ServerName, sent: &[Sent], voice: Voice) {
 }
 
 /// The ports behind what was asked for that can be probed.
-fn probes(knocker: &Knocker<'_>) -> Vec<Probe> {
+pub(super) fn probes(knocker: &Knocker<'_>) -> Vec<Probe> {
     let mut probes = Vec::new();
     for item in &knocker.request().items {
         let Some(service) = knocker.server().service_of(item) else { continue };

@@ -3,6 +3,7 @@
 use super::CliError;
 use super::args::timeout;
 use super::open::Voice;
+use super::passphrase::Prompt;
 use super::report::{self, Report, ServerReport};
 use crate::asking::{Asking, First, Reuse};
 use crate::carry::carry;
@@ -12,7 +13,7 @@ use crate::knock::{Asked, Family, Knocker, Options, Sent, plain};
 use crate::probe::{Door, Probe, Progress, Wait, watch};
 use crate::record::{Moment, Record};
 use crate::schedule::FIRST_ATTEMPT;
-use crate::server::{Connections, Server, ServerName};
+use crate::server::{Connections, Host, Server, ServerName};
 use clap::Args;
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU16;
@@ -59,11 +60,7 @@ pub(super) struct ProxyArgs {
 
 impl ProxyArgs {
     const fn family(&self) -> Family {
-        match (self.ipv4, self.ipv6) {
-            (true, _) => Family::V4,
-            (_, true) => Family::V6,
-            _ => Family::Both,
-        }
+        Family::of_flags(self.ipv4, self.ipv6)
     }
 }
 
@@ -74,7 +71,8 @@ pub(super) fn run(directory: &Path, args: &ProxyArgs) -> Result<(), CliError> {
     let port = Port { transport: Transport::Tcp, number: args.port };
     let item = item_at(server, port);
     let options = Options { family: args.family(), ..Options::default() };
-    let knocker = Knocker::prepare(server, &Asked::open([item.clone()])?, &options)?;
+    let asked = Asked::open([item.clone()])?;
+    let knocker = Knocker::prepare_with(server, &asked, &options, &mut Prompt::default())?;
     let to = if is_meant_by(server, &args.host) {
         knocker.sockets().to_vec()
     } else {
@@ -185,12 +183,16 @@ fn server<'a>(config: &'a Config, args: &ProxyArgs) -> Result<&'a Server, CliErr
 /// Whether this is the host or the name of the server.
 fn is_meant_by(server: &Server, host: &str) -> bool {
     let without_dot = |text: &str| text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-    let (ours, theirs) = (without_dot(server.host.as_str()), without_dot(host));
-    let is_same_address = match (ours.parse::<IpAddr>(), theirs.parse::<IpAddr>()) {
-        (Ok(ours), Ok(theirs)) => ours.to_canonical() == theirs.to_canonical(),
-        _ => false,
+    let theirs = without_dot(host);
+    let is_same = |ours: &Host| {
+        let ours = without_dot(ours.as_str());
+        let is_same_address = match (ours.parse::<IpAddr>(), theirs.parse::<IpAddr>()) {
+            (Ok(ours), Ok(theirs)) => ours.to_canonical() == theirs.to_canonical(),
+            _ => false,
+        };
+        ours == theirs || is_same_address
     };
-    ours == theirs || is_same_address || server.name.as_str().eq_ignore_ascii_case(host)
+    server.hosts().any(is_same) || server.name.as_str().eq_ignore_ascii_case(host)
 }
 
 /// What to ask for: the service with this port, the one with the fewest ports; else the port.

@@ -6,7 +6,7 @@ use crate::config::closest;
 use crate::duration::{Lifetime, spoken};
 use crate::knock::{KnockError, Knocker, Sent, plain};
 use crate::probe::{Failure, Probe, Probed};
-use crate::server::{Connections, ServerName};
+use crate::server::{Connections, Server, ServerName};
 use core::fmt::Write as _;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
@@ -258,10 +258,14 @@ impl core::fmt::Display for Advice<'_> {
                 "  - a router changes the address {bound} that the knock is bound to; try --source observed"
             )?;
         }
-        let ports: Vec<String> =
-            server.knock_ports.iter().map(|port| format!("udp/{port}")).collect();
-        write!(f, "  - a firewall on the way drops {}; try another network", ports.join(", "))
+        write!(f, "  - a firewall on the way drops {}; try another network", knock_ports(server))
     }
+}
+
+/// The knock ports, as a firewall knows them.
+pub(super) fn knock_ports(server: &Server) -> String {
+    let ports: Vec<String> = server.knock_ports.iter().map(|port| format!("udp/{port}")).collect();
+    ports.join(", ")
 }
 
 /// `192.0.2.1 port 62201`, and what is notable about it.

@@ -1,13 +1,16 @@
 //! `spa-client list`, `spa-client server add` and `server remove`.
 
 use super::args::{AddArgs, ListArgs, NamedService, RemoveArgs};
+use super::key::place;
 use super::{CliError, print, print_json};
 use crate::config::Config;
-use crate::knock::{KnockError, Secrets};
+use crate::key_source::{KeyError, KeySource, NoPassphrase};
+use crate::knock::KnockError;
 use crate::server::{Connections, Server, Service};
 use core::fmt::Write as _;
+use ring::rand::SystemRandom;
 use serde::Serialize;
-use spa_keys::PublicKey;
+use spa_keys::{DeriveError, PreSharedKey, PrivateKey, PublicKey, StoredKeys};
 use spa_proto::ServiceName;
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -43,6 +46,7 @@ struct Listed<'a> {
     public_key: PublicKey,
     identity: Identity<'a>,
     pre_shared_key_file: Option<&'a Path>,
+    pre_shared_key_command: Option<&'a [String]>,
     plaintext_length: usize,
     lifetime_seconds: Option<u32>,
     bind_source: String,
@@ -51,26 +55,26 @@ struct Listed<'a> {
 
 #[derive(Serialize)]
 struct Identity<'a> {
-    file: &'a Path,
+    file: Option<&'a Path>,
+    command: Option<&'a [String]>,
+    secret_service: Option<&'a str>,
+    /// Not known of what is not looked at: no command is run, no keyring unlocked for a list.
+    passphrase: Option<bool>,
     public_key: Option<PublicKey>,
     error: Option<String>,
 }
 
 impl<'a> Listed<'a> {
     fn of(server: &'a Server) -> Self {
-        let key = crate::knock::identity(&server.identity);
-        let identity = Identity {
-            file: &server.identity,
-            public_key: key.as_ref().ok().map(spa_keys::PrivateKey::public),
-            error: key.err().map(|error| error.to_string()),
-        };
+        let identity = Identity::of(&server.identity);
         Self {
             name: server.name.as_str(),
             host: server.host.as_str(),
             knock_ports: server.knock_ports.iter().map(|port| port.get()).collect(),
             public_key: server.public_key,
             identity,
-            pre_shared_key_file: server.pre_shared_key_file.as_deref(),
+            pre_shared_key_file: server.pre_shared_key.as_ref().and_then(KeySource::file),
+            pre_shared_key_command: server.pre_shared_key.as_ref().and_then(command),
             plaintext_length: server.length.plaintext(),
             lifetime_seconds: server.lifetime.map(|lifetime| lifetime.0.get()),
             bind_source: server.bind_source.to_string(),
@@ -95,22 +99,61 @@ impl<'a> Listed<'a> {
         let _ = writeln!(text, "  host        {}, knock port{plural} {ports}", self.host);
         let _ = writeln!(text, "  services    {}", joined(services.collect()));
         let _ = writeln!(text, "  server key  {}", self.public_key);
-        let _ = match (&self.identity.public_key, &self.identity.error) {
-            (Some(key), _) => writeln!(text, "  client key  {key}"),
-            (None, error) => writeln!(text, "  client key  {}", error.as_deref().unwrap_or("-")),
-        };
+        let _ = writeln!(text, "  client key  {}", self.identity.text());
         text
+    }
+}
+
+impl<'a> Identity<'a> {
+    fn of(source: &'a KeySource) -> Self {
+        let stored = source.file().map(|_| source.stored());
+        let key = stored.as_ref().and_then(|stored| stored.as_ref().ok());
+        Self {
+            file: source.file(),
+            command: command(source),
+            secret_service: match source {
+                KeySource::SecretService(name) => Some(name.as_str()),
+                _ => None,
+            },
+            passphrase: key.map(StoredKeys::is_encrypted),
+            public_key: key.map(StoredKeys::public),
+            error: stored.and_then(Result::err).map(|error| error.to_string()),
+        }
+    }
+
+    fn text(&self) -> String {
+        match (self, self.public_key) {
+            (Self { passphrase: Some(true), .. }, Some(key)) => {
+                format!("{key} (under a passphrase)")
+            }
+            (_, Some(key)) => key.to_string(),
+            (Self { command: Some(words), .. }, _) => format!("by command: {}", words.join(" ")),
+            (Self { secret_service: Some(name), .. }, _) => {
+                format!("in the secret service, as {name}")
+            }
+            (Self { error, .. }, _) => error.clone().unwrap_or_default(),
+        }
+    }
+}
+
+fn command(source: &KeySource) -> Option<&[String]> {
+    match source {
+        KeySource::Command(words) => Some(words),
+        _ => None,
     }
 }
 
 pub(super) fn add(directory: &Path, args: AddArgs) -> Result<(), CliError> {
     let here = |file: PathBuf| std::path::absolute(&file).unwrap_or(file);
-    let identity = args.identity.map_or_else(|| Config::default_identity(directory), here);
+    let identity = match &args.identity {
+        None => Config::default_identity(directory).into(),
+        Some(path) => place(path)?,
+    };
     let mut server = Server::new(args.name, args.host, args.public_key.parse()?, identity);
     if !args.knock_ports.is_empty() {
         server.knock_ports = args.knock_ports;
     }
-    server.pre_shared_key_file = args.pre_shared_key_file.map(here);
+    server.pre_shared_key = args.pre_shared_key_file.map(|file| here(file).into());
     server.length = args.plaintext_length.unwrap_or_default();
     for NamedService { name, service } in args.services {
         if server.services.insert(name.clone(), service).is_some() {
@@ -120,9 +163,11 @@ pub(super) fn add(directory: &Path, args: AddArgs) -> Result<(), CliError> {
         }
     }
     // Keys that don't go together are told now, not at the first knock.
-    let no_key = match Secrets::of(&server) {
-        Ok(_) => None,
-        Err(error @ KnockError::NoIdentity { .. }) => Some(error.to_string()),
+    let no_key = match check(&server) {
+        Ok(()) => None,
+        Err(KnockError::Key(error @ (KeyError::Missing { .. } | KeyError::SecretService(_)))) => {
+            Some(error.to_string())
+        }
         Err(error) => return Err(error.into()),
     };
     let config = Config::add_server(directory, &server, args.default)?;
@@ -136,6 +181,32 @@ pub(super) fn add(directory: &Path, args: AddArgs) -> Result<(), CliError> {
     say(&format!("added {}{mark} to {}", server.name, path.display()));
     say(&no_key.unwrap_or_else(|| format!("next: spa-client open ssh{at}")));
     Ok(())
+}
+
+/// Whether the keys go together, as far as that can be told without a passphrase.
+fn check(server: &Server) -> Result<(), KnockError> {
+    let derive = |private: &PrivateKey, pre_shared: Option<&PreSharedKey>| {
+        spa_keys::pair_secret_for_client(private, &server.public_key, pre_shared)
+            .map(drop)
+            .map_err(|source| KnockError::Derive { server: server.name.to_string(), source })
+    };
+    let stored = server.identity.stored()?;
+    if stored.public() == server.public_key {
+        let source = DeriveError::SameKey;
+        return Err(KnockError::Derive { server: server.name.to_string(), source });
+    }
+    match (stored.open(), &server.pre_shared_key) {
+        (Ok(keys), None) => derive(&keys.private, keys.pre_shared.as_ref()),
+        (Ok(keys), Some(other)) => match other.pre_shared_key(&mut NoPassphrase) {
+            Err(KeyError::Locked { .. }) => derive(&keys.private, None),
+            key => derive(&keys.private, Some(&key?)),
+        },
+        // Any private key shows whether the server's public key is one.
+        (Err(_), _) => {
+            let any = PrivateKey::generate(&SystemRandom::new());
+            derive(&any.map_err(|_| KnockError::NoRandomness)?, None)
+        }
+    }
 }
 
 pub(super) fn remove(directory: &Path, args: &RemoveArgs) -> Result<(), CliError> {

@@ -1,7 +1,8 @@
 //! Changes to `config.toml` that leave everything else in it as the user wrote it.
 
 use super::{Config, ConfigError};
-use crate::server::{Connections, DEFAULT_KNOCK_PORT, Server};
+use crate::key_source::KeySource;
+use crate::server::{Connections, DEFAULT_KNOCK_PORT, Host, Server};
 use crate::source::BindSource;
 use spa_proto::PacketLength;
 use std::collections::BTreeMap;
@@ -71,9 +72,13 @@ fn document(path: &Path) -> Result<DocumentMut, ConfigError> {
 }
 
 /// Only what differs from the defaults.
-fn table(directory: &Path, server: &Server) -> Table {
+pub(super) fn table(directory: &Path, server: &Server) -> Table {
     let mut table = Table::new();
     table.insert("host", value(server.host.as_str()));
+    if !server.more_hosts.is_empty() {
+        let hosts: Array = server.more_hosts.iter().map(Host::as_str).collect();
+        table.insert("more-hosts", value(hosts));
+    }
     table.insert("public-key", value(server.public_key.to_string()));
     if server.knock_ports != [DEFAULT_KNOCK_PORT] {
         let ports: Array = server.knock_ports.iter().map(|port| i64::from(port.get())).collect();
@@ -81,11 +86,27 @@ fn table(directory: &Path, server: &Server) -> Table {
     }
     let shown =
         |file: &Path| file.strip_prefix(directory).unwrap_or(file).to_string_lossy().into_owned();
-    if server.identity != Config::default_identity(directory) {
-        table.insert("identity", value(shown(&server.identity)));
+    match &server.identity {
+        KeySource::File(file) if *file == Config::default_identity(directory) => {}
+        KeySource::File(file) => {
+            table.insert("identity", value(shown(file)));
+        }
+        KeySource::Command(words) => {
+            table.insert("key-command", value(words.iter().collect::<Array>()));
+        }
+        name @ KeySource::SecretService(_) => {
+            table.insert("identity", value(name.to_string()));
+        }
     }
-    if let Some(file) = &server.pre_shared_key_file {
-        table.insert("pre-shared-key-file", value(shown(file)));
+    match &server.pre_shared_key {
+        Some(KeySource::File(file)) => {
+            table.insert("pre-shared-key-file", value(shown(file)));
+        }
+        Some(KeySource::Command(words)) => {
+            table.insert("pre-shared-key-command", value(words.iter().collect::<Array>()));
+        }
+        // With the private key, in the one item.
+        Some(KeySource::SecretService(_)) | None => {}
     }
     if server.length != PacketLength::default() {
         let length = i64::try_from(server.length.plaintext()).unwrap_or(i64::MAX);

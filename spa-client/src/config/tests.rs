@@ -64,8 +64,8 @@ fn everything_that_can_be_configured_arrives() {
     assert_eq!(home.name.as_str(), "home");
     assert_eq!(home.host.as_str(), "2001:db8::1");
     assert_eq!(home.knock_ports.iter().map(|port| port.get()).collect::<Vec<_>>(), [53, 443]);
-    assert_eq!(home.identity, Path::new("/keys/home.key"));
-    assert_eq!(home.pre_shared_key_file.as_deref(), Some(Path::new("/etc/me/home.psk")));
+    assert_eq!(home.identity, KeySource::from("/keys/home.key"));
+    assert_eq!(home.pre_shared_key, Some("/etc/me/home.psk".into()));
     assert_eq!(home.length.packet(), 256 + 88);
     assert_eq!(home.lifetime.unwrap().to_string(), "5m");
     assert_eq!(home.bind_source, BindSource::Observed);
@@ -102,7 +102,7 @@ fn what_is_wrong_is_told_with_file_and_line() {
         (
             "port = 1",
             4,
-            "unknown field `port`, expected one of `host`, `public-key`, `knock-ports`, `identity`, `pre-shared-key-file`, `plaintext-length`, `lifetime`, `bind-source`, `stun-server`, `services`",
+            "unknown field `port`, expected one of `host`, `more-hosts`, `public-key`, `knock-ports`, `identity`, `key-command`, `pre-shared-key-file`, `pre-shared-key-command`, `plaintext-length`, `lifetime`, `bind-source`, `stun-server`, `services`",
         ),
         ("knock-ports = []", 4, "knock-ports names at least one port, from 1 to 65535"),
         ("knock-ports = [0]", 4, "knock-ports names at least one port, from 1 to 65535"),
@@ -276,7 +276,7 @@ fn a_server_is_read_as_it_was_added() {
         "/keys/a.key",
     );
     server.knock_ports = [53, 443].into_iter().filter_map(NonZeroU16::new).collect();
-    server.pre_shared_key_file = Some(directory.join("a.psk"));
+    server.pre_shared_key = Some(directory.join("a.psk").into());
     server.length = PacketLength::try_from(200).unwrap();
     server.lifetime = Some("5m".parse().unwrap());
     server.bind_source = BindSource::Observed;
@@ -331,8 +331,8 @@ fn a_tilde_is_the_home_directory_and_other_paths_start_in_the_configuration() {
     let identity = |text: &str| {
         work(&format!("identity = \"{text}\"")).unwrap().server(None).unwrap().identity.clone()
     };
-    assert_eq!(identity("~/keys/a"), home.join("keys/a"));
-    assert_eq!(identity("keys/a"), Path::new("/etc/me/keys/a"));
-    assert_eq!(identity("/keys/a"), Path::new("/keys/a"));
-    assert_eq!(identity("~other/a"), Path::new("/etc/me/~other/a"));
+    assert_eq!(identity("~/keys/a"), home.join("keys/a").into());
+    assert_eq!(identity("keys/a"), "/etc/me/keys/a".into());
+    assert_eq!(identity("/keys/a"), "/keys/a".into());
+    assert_eq!(identity("~other/a"), "/etc/me/~other/a".into());
 }

@@ -1,7 +1,7 @@
 //! Which of a server's addresses are knocked on.
 
 use super::KnockError;
-use crate::server::Host;
+use crate::server::Server;
 use crate::source::BindSource;
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
@@ -31,6 +31,15 @@ impl Family {
         }
     }
 
+    /// What two options of a command line say, of which one at most is given.
+    pub(crate) const fn of_flags(v4: bool, v6: bool) -> Self {
+        match (v4, v6) {
+            (true, _) => Self::V4,
+            (_, true) => Self::V6,
+            _ => Self::Both,
+        }
+    }
+
     const fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
@@ -47,14 +56,25 @@ impl fmt::Display for Family {
 }
 
 pub(super) fn resolve(
-    host: &Host,
+    server: &Server,
     family: Family,
     source: BindSource,
 ) -> Result<Vec<SocketAddr>, KnockError> {
-    let found = (host.as_str(), 0)
-        .to_socket_addrs()
-        .map_err(|source| KnockError::Resolve { host: host.to_string(), source })?;
-    select(found, host.as_str(), family, source)
+    let mut found = Vec::new();
+    let mut failed = None;
+    for host in server.hosts() {
+        match (host.as_str(), 0).to_socket_addrs() {
+            Ok(addresses) => found.extend(addresses),
+            Err(source) => {
+                failed.get_or_insert(KnockError::Resolve { host: host.to_string(), source });
+            }
+        }
+    }
+    match failed {
+        // One of several that is known is enough.
+        Some(error) if found.is_empty() => Err(error),
+        _ => select(found.into_iter(), server.host.as_str(), family, source),
+    }
 }
 
 /// The distinct addresses that can be meant.

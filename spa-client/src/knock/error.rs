@@ -1,27 +1,19 @@
 //! Why no knock left.
 
 use super::address::Family;
+use crate::key_source::KeyError;
 use core::net::IpAddr;
-use spa_keys::{DeriveError, KeyFileError};
+use spa_keys::DeriveError;
 use spa_proto::SealError;
 use std::io;
-use std::path::PathBuf;
 
 /// Why no knock left, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KnockError {
-    /// The client has no key yet.
-    #[error("there is no identity key {} yet; make one with: {keygen}", path.display())]
-    NoIdentity {
-        /// The file.
-        path: PathBuf,
-        /// The command that makes it.
-        keygen: String,
-    },
-    /// A key file that can't be used.
+    /// There are no keys, or they can't be had.
     #[error(transparent)]
-    KeyFile(#[from] KeyFileError),
+    Key(#[from] KeyError),
     /// The keys don't go together.
     #[error("the keys for server {server} can't be used: {source}")]
     Derive {

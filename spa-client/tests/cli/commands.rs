@@ -295,10 +295,14 @@ fn the_list_is_there_for_programs_too() {
             "public_key": server_key().to_string(),
             "identity": {
                 "file": "[dir]/identity.key",
+                "command": null,
+                "secret_service": null,
+                "passphrase": false,
                 "public_key": client_key().to_string(),
                 "error": null
             },
             "pre_shared_key_file": null,
+            "pre_shared_key_command": null,
             "plaintext_length": 128,
             "lifetime_seconds": 300,
             "bind_source": "auto",
