@@ -127,8 +127,7 @@ fn standard_input_is_left_alone() {
     let home = home(&ear);
     secret_file(&home, "input", "not the passphrase\n");
     let redirection = format!("<{}", home.file("input").display());
-    let mut terminal =
-        Terminal::start_with(&home, &["open", "ssh", "--no-wait"], &redirection);
+    let mut terminal = Terminal::start_with(&home, &["open", "ssh", "--no-wait"], &redirection);
     terminal.answer_unseen("identity.key: ", WORDS);
     let (status, shown) = terminal.end();
     assert_eq!(status, 0, "{shown}");
@@ -245,9 +244,7 @@ fn a_passphrase_is_put_on_changed_and_taken_away() {
     let first = secret_file(&home, "first", "first words");
     let second = secret_file(&home, "second", "second words");
     let (first, second) = (first.to_str().unwrap(), second.to_str().unwrap());
-    let is = |state: &str| {
-        Ran::said(0, &format!("the key in [dir]/identity.key is {state}"))
-    };
+    let is = |state: &str| Ran::said(0, &format!("the key in [dir]/identity.key is {state}"));
     let put_on = home.run(&["key", "passphrase", "--new-passphrase-file", first]);
     assert_eq!(put_on, is("under the new passphrase now"));
     let before = fs::read(home.file("identity.key")).unwrap();
@@ -298,7 +295,7 @@ fn a_key_is_replaced_whole_or_not_at_all_when_the_program_is_killed() {
     let words = words.to_str().unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut replaced = false;
-    for delay in (0..).map(|step| Duration::from_millis(step * 5)) {
+    for delay in (0..).map(|step| Duration::from_millis(step * 25)) {
         let mut child = home
             .command(&["key", "passphrase", "--new-passphrase-file", words])
             .env("SPA_PASSPHRASE_FILE", words)
@@ -325,7 +322,10 @@ fn a_command_gives_the_key_and_standard_input_is_not_its() {
     secret_file(&home, "vault", &format!("{CLIENT_PRIVATE}\n"));
     let at = format!("host = \"127.0.0.1\"\nknock-ports = [{}]", ear.port());
     let vault = home.file("vault");
-    home.add_server("work", &format!("{at}\nkey-command = [\"/bin/cat\", \"{}\"]", vault.display()));
+    home.add_server(
+        "work",
+        &format!("{at}\nkey-command = [\"/bin/cat\", \"{}\"]", vault.display()),
+    );
     home.add_server("input", &format!("{at}\nkey-command = [\"/bin/cat\"]"));
     home.add_server("fails", &format!("{at}\nkey-command = [\"/bin/cat\", \"/does/not/exist\"]"));
     home.add_server("none", &format!("{at}\nkey-command = [\"/does/not/exist\"]"));

@@ -95,14 +95,11 @@ fn a_key_file_is_copied_into_the_secret_service_and_its_passphrase_goes_along() 
 #[test]
 fn without_a_secret_service_what_is_missing_is_told() {
     let home = Home::with_server("host = \"127.0.0.1\"\nidentity = \"secret-service:laptop\"");
-    for mut command in [
-        home.command(&["open", "ssh"]),
-        {
-            let mut command = home.command(&["open", "ssh"]);
-            command.env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/does/not/exist");
-            command
-        },
-    ] {
+    for mut command in [home.command(&["open", "ssh"]), {
+        let mut command = home.command(&["open", "ssh"]);
+        command.env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/does/not/exist");
+        command
+    }] {
         let ran = Ran::of(&command.output().unwrap(), home.path());
         assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{}", ran.stderr);
         assert!(
@@ -118,10 +115,8 @@ fn without_a_secret_service_what_is_missing_is_told() {
 #[test]
 fn a_locked_keyring_that_nobody_unlocks_is_told() {
     let home = Home::with_server("host = \"127.0.0.1\"\nidentity = \"secret-service:laptop\"");
-    let made = session(
-        &home,
-        &format!("{UNLOCKED}\"$SPA\" keygen --output secret-service:laptop\n"),
-    );
+    let made =
+        session(&home, &format!("{UNLOCKED}\"$SPA\" keygen --output secret-service:laptop\n"));
     assert_eq!(made.status, 0, "{}", made.stderr);
     let ran = session(
         &home,
@@ -130,7 +125,9 @@ fn a_locked_keyring_that_nobody_unlocks_is_told() {
     );
     assert_eq!((ran.status, ran.stdout.as_str()), (0, ""), "{}", ran.stderr);
     assert!(
-        ran.stderr.contains("error: the secret service is locked, and was not unlocked for the key laptop"),
+        ran.stderr.contains(
+            "error: the secret service is locked, and was not unlocked for the key laptop"
+        ),
         "{}",
         ran.stderr
     );
