@@ -134,7 +134,7 @@ fn a_hostile_export_neither_runs_a_command_nor_shows_a_key() {
             good.replacen("private-key = \"spa-private-um3", "private-key = \"spa-private-Um3", 1),
             "typing error",
         ),
-        (good.replacen("[server.work]", "[server.\"../x\"]", 1), "is not the name of a server"),
+        (good.replace("server.work", "server.\"../x\""), "is not the name of a server"),
         (good.replacen("[keys]", "[keys]\nmore = 1", 1), "unknown field"),
         (format!("{good}[server.b]\nhost = \"b\"\npublic-key = \"x\"\n"), "not exactly one server"),
         (String::new(), "missing field"),

@@ -295,7 +295,7 @@ fn a_key_is_replaced_whole_or_not_at_all_when_the_program_is_killed() {
     let words = words.to_str().unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut replaced = false;
-    for delay in (0..).map(|step| Duration::from_millis(step * 5)) {
+    for delay in (0..).map(|step| Duration::from_millis(step * 25)) {
         let mut child = home
             .command(&["key", "passphrase", "--new-passphrase-file", words])
             .env("SPA_PASSPHRASE_FILE", words)
