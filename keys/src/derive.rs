@@ -74,6 +74,12 @@ pub(crate) fn agreement(
     Ok(Zeroizing::new(shared.to_bytes()))
 }
 
+/// Whether a public key can share a secret with anybody.
+pub(crate) fn is_usable(key: &PublicKey) -> bool {
+    // Any private key tells: X25519 makes it a multiple of eight.
+    is_canonical(key) && PrivateKey::from_bytes(Zeroizing::new([1; 32])).agree(key).is_some()
+}
+
 /// What two keys and the pre-shared key give, for the use that `info` names.
 pub(crate) fn from_pair<const L: usize>(
     me: &PrivateKey,

@@ -183,20 +183,27 @@ def verify(server_private, x, announcement, nonce):
 
 
 @dataclass
+class Invitation:
+    """What the server knows of an invitation; it has an I_id for each of its identities."""
+
+    secret: bytes
+    expiry_s: int
+    void: bool
+    used_by: tuple | None = None
+
+
+@dataclass
 class Invited(spa.Client):
     """An invitation, in the place of a client."""
 
-    secret_bytes: bytes = b""
-    expiry_s: int = 0
-    void: bool = False
-    used_by: bytes | None = None
+    invitation: Invitation | None = None
 
 
 class Receiver(spa.Receiver):
     """Section 6 with section 9. The checks a and b are outside, as 13 and 14 are.
 
     A client with a pending key is two entries of `clients`; `pending` leads from the present
-    key to the other one.
+    key to the other one and its pre-shared key.
     """
 
     def __init__(self, server_private, **more):
@@ -206,11 +213,16 @@ class Receiver(spa.Receiver):
         self._opened = None
 
     def invite(self, secret, expiry_s, void=False):
-        keys = invitation_secret(secret, self.public)
-        self.clients[keys.i_id] = Invited(keys.i_id, keys, {}, secret, expiry_s, void)
-        self.windows.setdefault(keys.i_id, spa.Window())
+        invitation = Invitation(secret, expiry_s, void)
+        for identity in (self.present, self.previous):
+            if identity is None:
+                continue
+            keys = invitation_secret(secret, identity.public)
+            present, previous = (keys if i is identity else None
+                                 for i in (self.present, self.previous))
+            self.clients[keys.i_id] = Invited(keys.i_id, present, {}, previous, invitation)
+            self.windows.setdefault(keys.i_id, spa.Window())
         self._table_epoch = None
-        return keys.i_id
 
     def _decode(self, plaintext, client):
         kind = plaintext[1]
@@ -222,43 +234,49 @@ class Receiver(spa.Receiver):
             raise spa.SpaError("message type")
         return decode(plaintext) if kind in LABELS else super()._decode(plaintext, client)
 
-    def _judge(self, request, client, nonce, now_us):
+    def _judge(self, request, client, nonce, now_us, identity):
         if not isinstance(request, Announcement):
-            return super()._judge(request, client, nonce, now_us)
+            return super()._judge(request, client, nonce, now_us, identity)
         enrolment = request.message_type == ENROLMENT
         if enrolment:
-            if now_us >= client.expiry_s * spa.SECOND:
+            if now_us >= client.invitation.expiry_s * spa.SECOND:
                 return "invitation-expired"
-            if client.void:
+            if client.invitation.void:
                 return "invitation-void"
-            x = client.secret_bytes
+            x = client.invitation.secret
         else:
-            x = rotation_x(client.secret, client.public, self.public)
+            if identity is not self.present:
+                return "previous-server-key"
+            x = rotation_x(client.secret, client.public, identity.public)
         try:
-            new, psk = verify(self.private, x, request, nonce)
+            announced = verify(identity.private, x, request, nonce)
         except spa.SpaError:
             return "proof"
-        present = client.used_by if enrolment else self._pending_of(client)
+        before = client.invitation.used_by if enrolment else self._pending_of(client)
         self._opened = None
-        if present is not None:
-            # The same key is accepted without effect, so `key-known` is not asked for it.
-            if present == new:
+        if before is not None:
+            # The same key is accepted without effect, so `key-known` is not asked for it. With
+            # another `psk` it is refused: its owner would take that one for accepted.
+            if before == announced:
                 return None
             return "invitation-used" if enrolment else "rotation-pending"
-        if new in self.clients or new in self.former:
+        new, _ = announced
+        own = {i.public for i in (self.present, self.previous) if i is not None}
+        if new in self.clients or new in self.former or new in own:
             return "key-known"
-        self._opened = (new, psk)
+        self._opened = announced
         return None
 
     def _pending_of(self, client):
-        """The pending key of the client, whichever of its two keys `client` stands for."""
-        if client.public in self.pending.values():
-            return client.public
-        return self.pending.get(client.public)
+        """The pending key of the client and its psk, whichever of its two keys `client` is."""
+        for old, (new, psk) in self.pending.items():
+            if client.public in (old, new):
+                return new, psk
+        return None
 
     def _take_effect(self, request, client):
         if not isinstance(request, Announcement):
-            for old, new in list(self.pending.items()):
+            for old, (new, _) in list(self.pending.items()):
                 if new == client.public:
                     del self.pending[old]
                     self.remove_client(old)
@@ -270,7 +288,7 @@ class Receiver(spa.Receiver):
         new, psk = self._opened
         self.add_client(new, psk)
         if request.message_type == ENROLMENT:
-            client.used_by = new
+            client.invitation.used_by = (new, psk)
         else:
-            self.pending[client.public] = new
+            self.pending[client.public] = (new, psk)
             self.clients[new].closed = client.closed

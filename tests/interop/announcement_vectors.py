@@ -3,9 +3,9 @@
 import announcement
 import spa
 from announcement import ENROLMENT, ROTATION
-from cases import (ALICE, BOB, CAPACITY, EPOCH_START, OTHER_SERVER, OTHER_SRC, OTHER_SRC4, SECOND,
-                   SERVER, SERVER_PUBLIC, SERVICES, SRC, SRC4, T, Knock, Party, digest, dropped,
-                   hexed, nonce, request)
+from cases import (ALICE, BOB, CAPACITY, EPOCH_START, OTHER_SERVER, OTHER_SERVER_PUBLIC,
+                   OTHER_SRC, OTHER_SRC4, SECOND, SERVER, SERVER_PUBLIC, SERVICES, SRC, SRC4, T,
+                   Knock, Party, digest, dropped, hexed, nonce, request)
 
 KINDS = {"enrolment": ENROLMENT, "rotation": ROTATION}
 P_25519 = 2**255 - 19
@@ -162,7 +162,7 @@ def build_positive():
 class Announce(Knock):
     """One datagram with an announcement; each value can be put in the place of the right one.
 
-    `by` is a client, or the secret of an invitation. `kind` is what the keys are derived for,
+    `by` is a client, or the secret of an invitation; `to` is the server's public key. `kind` is what the keys are derived for,
     `message_type` what the packet says.
     """
 
@@ -170,21 +170,21 @@ class Announce(Knock):
                  e=EPHEMERAL, at=T, bound=None, source=SRC, now=T, length=128, x=None, es=None,
                  ns=None, ephemeral_public=None, new_public=None, proof_ephemeral=None,
                  proof_new=None, edit=None, sealed_edit=None, sealing_nonce=None,
-                 proof_nonce=None, sealed_x=None):
+                 proof_nonce=None, sealed_x=None, to=SERVER_PUBLIC, mask_public=None):
         invited = isinstance(by, bytes)
         kind = kind or (ENROLMENT if invited else ROTATION)
-        secret = announcement.invitation_secret(by, SERVER_PUBLIC) if invited else by.secret()
+        secret = announcement.invitation_secret(by, to) if invited else by.secret(to)
         if x is None:
-            x = by if invited else announcement.rotation_x(secret, by.public, SERVER_PUBLIC)
+            x = by if invited else announcement.rotation_x(secret, by.public, to)
         n = nonce(label)
         ephemeral_public = ephemeral_public or spa.x25519_public(e)
         new_public = new_public or spa.x25519_public(new)
-        es = es or spa.x25519(e, SERVER_PUBLIC)
-        ns = ns or spa.x25519(new, SERVER_PUBLIC)
-        k_new = announcement.sealing_key(kind, sealed_x or x, es, ephemeral_public, SERVER_PUBLIC)
+        es = es or spa.x25519(e, to)
+        ns = ns or spa.x25519(new, to)
+        k_new = announcement.sealing_key(kind, sealed_x or x, es, ephemeral_public, to)
         k_proof, self.psk = announcement.proof_and_psk(
             kind, x, es, ns, proof_ephemeral or ephemeral_public, proof_new or new_public,
-            SERVER_PUBLIC)
+            to)
         bound_bytes = bytes(16) if bound is None else spa.address_bytes(bound)
         head = bytearray(bytes([1, message_type or kind]) + at.to_bytes(8, "big") + bound_bytes
                          + ephemeral_public)
@@ -203,7 +203,8 @@ class Announce(Knock):
         for place, value in (edit or {}).items():
             if place >= 58:
                 plaintext[place:place + len(value)] = value
-        sealed = spa.seal_plaintext(secret, SERVER_PUBLIC, n, bytes(plaintext), spa.epoch_of(at))
+        sealed = spa.seal_plaintext(secret, mask_public or to, n, bytes(plaintext),
+                                    spa.epoch_of(at))
         super().__init__(label, packet=sealed.packet, source=source, now=now)
         self.sealed, self.secret, self.nonce = sealed, secret, n
         self.epoch = spa.epoch_of(at)
@@ -222,7 +223,7 @@ class Negatives:
         self.vectors = []
 
     def add(self, name, reason, why, packet, *, history=(), controls=(), w=60, length=128,
-            capacity=CAPACITY, barrier=None, expiry=EXPIRY, void=False):
+            capacity=CAPACITY, barrier=None, expiry=EXPIRY, void=False, previous=None):
         entries = []
         for item in history:
             k, accept = item if isinstance(item, tuple) else (item, True)
@@ -232,6 +233,7 @@ class Negatives:
             "why": why,
             "server_private": SERVER.hex(),
             "server_public": SERVER_PUBLIC.hex(),
+            "previous_private": hexed(previous),
             "clients": [ALICE.json(), BOB.json()],
             "invitations": [
                 {"secret": INVITATION.hex(), "expiry_s": expiry, "void": void},
@@ -621,10 +623,131 @@ def add_known(v):
           controls=[Announce("known proof")])
 
 
+def add_psk(v):
+    """The same key by another `e` has another `psk`: it is not the same announcement."""
+    first, again = Announce("psk first"), Announce("psk again", at=T + 1)
+    other = Announce("psk other e", e=OTHER_EPHEMERAL, at=T + 1)
+    v.add("enrolment-used-same-key-other-psk", "invitation-used",
+          "the invitation was used by this key, with another E", other, history=[first],
+          controls=[again, Knock("psk first knock", party=first.new)])
+    v.add("enrolment-psk-of-refused", "unknown-tag",
+          "a knock with the pre-shared key of an announcement that was refused",
+          Knock("psk refused", party=other.new), history=[first, dropped(other)],
+          controls=[Knock("psk accepted", party=first.new)])
+    first, again = Announce("psk pending", by=BOB), Announce("psk pending again", by=BOB, at=T + 1)
+    other = Announce("psk pending other e", by=BOB, e=OTHER_EPHEMERAL, at=T + 1)
+    v.add("rotation-pending-same-key-other-psk", "rotation-pending",
+          "this key is pending, with another E", other, history=[first],
+          controls=[again, Knock("psk pending knock", party=first.new)])
+    under_new = Announce("psk under pending", by=first.new, at=T + 1)
+    v.add("rotation-pending-announces-itself", "rotation-pending",
+          "a pending key is announced under itself", under_new, history=[first],
+          controls=[again])
+
+
+def add_identities(v):
+    """A server with two identities (10): SERVER is the present one, OTHER_SERVER the previous."""
+    def add(name, reason, why, packet, **more):
+        v.add(f"identities-{name}", reason, why, packet, previous=OTHER_SERVER, **more)
+
+    def old(label, *args, **more):
+        return Knock(label, *args, server_public=OTHER_SERVER_PUBLIC, **more)
+
+    new = Knock("to present")
+    w = 60 * SECOND
+    add("replay", "replay", "an accepted knock to the previous identity again", old("to previous"),
+        history=[old("to previous")], controls=[old("to previous again"), new])
+    add("replay-nonce-of-other", "replay",
+        "a knock to the previous identity with the nonce of one to the present",
+        old("same nonce", n=nonce("to present")), history=[new],
+        controls=[old("another nonce")])
+    add("replay-nonce-of-other-back", "replay",
+        "a knock to the present identity with the nonce of one to the previous",
+        new, history=[old("same nonce", n=nonce("to present"))],
+        controls=[Knock("another nonce")])
+    add("floor", "floor", "the floor that a knock to the present identity has raised",
+        old("at floor", request(at=T - w)), history=[Knock("ahead", request(at=T + w))],
+        controls=[old("above floor", request(at=T - w + 1))])
+    add("window-full", "window-full", "the window is full of knocks to both identities",
+        old("full 3", request(at=T + 2)), capacity=2,
+        history=[old("full 1", request(at=T)), Knock("full 2", request(at=T + 1))],
+        controls=[old("other window", party=BOB)])
+    add("superseded", "superseded",
+        "an open to the previous identity, before a close to the present",
+        old("superseded"), history=[Knock("close", request(at=T + 1, close=True))],
+        controls=[old("later", request(at=T + 2)), old("another port", request("web"))])
+    add("skew-unexamined", "skew-unexamined", "the allowance is one for both identities",
+        old("skewed 5", request(at=T - 3 * spa.EPOCH_US)),
+        history=[dropped(make(f"skewed {i}", request(at=T - 3 * spa.EPOCH_US)))
+                 for i, make in enumerate((Knock, old, Knock, old))],
+        controls=[old("not skewed")])
+    for name, to, mask in (("present", SERVER_PUBLIC, OTHER_SERVER_PUBLIC),
+                           ("previous", OTHER_SERVER_PUBLIC, SERVER_PUBLIC)):
+        add(f"wrong-mask-{name}", "unknown-tag",
+            f"sealed to the {name} identity, masked for the other one",
+            Knock(f"wrong mask {name}", server_public=to, mask_public=mask),
+            controls=[Knock(f"right mask {name}", server_public=to)])
+        add(f"enrolment-wrong-mask-{name}", "unknown-tag",
+            f"an enrolment sealed to the {name} identity, masked for the other one",
+            Announce(f"enrolment wrong mask {name}", to=to, mask_public=mask),
+            controls=[Announce(f"enrolment right mask {name}", to=to)])
+    add("psk-left-out", "unknown-tag", "the client has a pre-shared key under both identities",
+        old("no psk", party=BOB, psk=None), controls=[old("psk", party=BOB)])
+    add("flip-mac", "mac", "a bit of the MAC of a knock to the previous identity is flipped",
+        old("mac").flipped(215), controls=[old("mac")])
+    v.add("identities-no-previous", "unknown-tag", "the server has one identity", old("no more"),
+          controls=[new])
+
+    def to_old(label, **more):
+        return Announce(label, to=OTHER_SERVER_PUBLIC, **more)
+
+    rotation = Announce("identities rotation", by=BOB)
+    add("rotation", "previous-server-key", "a rotation sealed to the previous identity",
+        to_old("rotation to previous", by=BOB),
+        controls=[rotation, to_old("enrolment to previous")])
+    add("rotation-same-key-again", "previous-server-key",
+        "a pending key is announced again, to the previous identity",
+        to_old("rotation again to previous", by=BOB, at=T + 1), history=[rotation],
+        controls=[Announce("rotation again", by=BOB, at=T + 1)])
+    add("rotation-before-proof", "previous-server-key",
+        "a rotation sealed to the previous identity, and the proof is wrong",
+        to_old("rotation no proof", by=BOB, edit={106: bytes(16)}), controls=[rotation])
+    add("rotation-bound-source-first", "bound-source",
+        "a rotation sealed to the previous identity, bound to another address",
+        to_old("rotation bound", by=BOB, bound=OTHER_SRC), controls=[rotation])
+    for name, knock in (("present", Knock), ("previous", old)):
+        add(f"rotation-old-key-dies-{name}", "unknown-tag",
+            f"a knock to the {name} identity with a key that was replaced",
+            knock(f"old key {name}", party=BOB),
+            history=[rotation, old("new key to previous", party=rotation.new)],
+            controls=[knock(f"new key {name}", party=rotation.new)])
+    enrolment = to_old("enrolment first to previous")
+    add("enrolment-used", "invitation-used",
+        "the invitation was used under the previous identity, by another key",
+        Announce("enrolment other", new=OTHER_NEW, at=T + 1), history=[enrolment],
+        controls=[to_old("enrolment again to previous", at=T + 1),
+                  Knock("enrolled to present", party=enrolment.new),
+                  old("enrolled to previous", party=enrolment.new)])
+    add("enrolment-used-same-key", "invitation-used",
+        "the same key under the other identity has another psk",
+        Announce("enrolment same key", at=T + 1), history=[enrolment],
+        controls=[to_old("enrolment again to previous", at=T + 1)])
+    add("enrolment-proof", "proof", "the keys are those of the present identity",
+        to_old("enrolment wrong es", es=spa.x25519(EPHEMERAL, SERVER_PUBLIC)),
+        controls=[enrolment])
+    for kind, by in BOTH:
+        add(f"{kind}-key-known", "key-known", "the server's previous public key",
+            Announce(f"{kind} previous key", by=by, new=OTHER_SERVER),
+            controls=[Announce(f"{kind} another key", by=by)])
+    add("enrolment-key-known-present", "key-known",
+        "the server's present public key, announced to the previous identity",
+        to_old("enrolment present key", new=SERVER), controls=[enrolment])
+
+
 def build():
     v = Negatives()
     for add in (add_packet, add_layout, add_time_and_place, add_expiry, add_proof, add_used,
-                add_pending, add_known):
+                add_pending, add_known, add_psk, add_identities):
         add(v)
     out = {"positive": build_positive(), "negative": v.vectors}
     for vectors in out.values():

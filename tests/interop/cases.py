@@ -25,6 +25,7 @@ def digest(label):
 SERVER = digest("server 1 private")
 OTHER_SERVER = digest("server 2 private")
 SERVER_PUBLIC = spa.x25519_public(SERVER)
+OTHER_SERVER_PUBLIC = spa.x25519_public(OTHER_SERVER)
 
 
 class Party:
@@ -80,7 +81,7 @@ class Knock:
 
     def __init__(self, label, req=None, *, party=ALICE, source=SRC, now=T, length=128,
                  server_public=SERVER_PUBLIC, psk="own", epoch=None, edit=None, plaintext=None,
-                 packet=None):
+                 packet=None, mask_public=None, n=None):
         self.source = source
         self.now = now
         self.ports = []
@@ -95,9 +96,9 @@ class Knock:
             self.epoch = spa.epoch_of(req.timestamp_us) if epoch is None else epoch
             self.secret = party.secret(server_public, psk)
             self.server_public = server_public
-            self.sealed = spa.seal_plaintext(self.secret, server_public, nonce(label), plaintext,
-                                             self.epoch)
-            self.nonce = nonce(label)
+            self.nonce = n or nonce(label)
+            self.sealed = spa.seal_plaintext(self.secret, mask_public or server_public, self.nonce,
+                                             plaintext, self.epoch)
             packet = self.sealed.packet
             try:
                 self.ports = resolve(SERVICES)(spa.decode_plaintext(plaintext).items)

@@ -12,8 +12,12 @@ PREFIX = "spa1:"
 CHECKSUM_LABEL = b"spa invitation v1"
 TRANSPORTS = {"tcp": spa.KIND_TCP, "udp": spa.KIND_UDP}
 SINGLE_CONNECTION = 1
+# 9999-12-31T23:59:59Z.
+MAX_EXPIRY = 253_402_300_799
+WHITE_SPACE = " \t\r\n"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HOST = re.compile(r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]{0,252}")
 _SERVICE = re.compile(r"[a-z][a-z0-9._-]{0,31}")
 _BODY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -53,13 +57,15 @@ def validate(i):
     require(spa.is_canonical(i.server_public), "the server's key is not canonical")
     spa.x25519(b"\x01" * 32, i.server_public)  # refuses a point of low order
     require(i.secret != bytes(32), "the secret is all zero")
+    require(i.expiry_s <= MAX_EXPIRY, "expiry")
     require(spa.MIN_PLAINTEXT <= i.plaintext_length <= spa.MAX_PLAINTEXT, "plaintext length")
     require(_NAME.fullmatch(i.name), "name")
     require(1 <= len(i.knock_ports) <= 16, "number of knock ports")
     require(all(1 <= port <= 65535 for port in i.knock_ports), "knock port")
     require(1 <= len(i.hosts) <= 8, "number of hosts")
-    require(all(1 <= len(host.encode()) <= 253 for host in i.hosts), "host")
+    require(all(_HOST.fullmatch(host) for host in i.hosts), "host")
     require(len(i.services) <= 32, "number of services")
+    require(len({s.name for s in i.services}) == len(i.services), "a service is there twice")
     for service in i.services:
         require(_SERVICE.fullmatch(service.name), "service's name")
         require(1 <= len(service.ports) <= 16, "number of a service's ports")
@@ -129,7 +135,7 @@ def decode_body(body):
     expiry_s, plaintext_length = r.number(8), r.number(2)
     name = r.text("ascii", 1, 64, "name")
     knock_ports = tuple(r.number(2) for _ in range(r.count(1, 16, "number of knock ports")))
-    hosts = tuple(r.text("utf-8", 1, 253, "host")
+    hosts = tuple(r.text("ascii", 1, 253, "host")
                   for _ in range(r.count(1, 8, "number of hosts")))
     services = []
     for _ in range(r.count(0, 32, "number of services")):
@@ -151,6 +157,7 @@ def decode_body(body):
 
 def from_text(text):
     """The Invitation. The messages never repeat the text: it is a secret."""
+    text = text.strip(WHITE_SPACE)
     require(text.startswith(PREFIX), f"an invitation begins with {PREFIX}")
     body = text[len(PREFIX):]
     require(_BODY.fullmatch(body) and len(body) % 4 != 1, f"after {PREFIX} there must be base64url")

@@ -51,7 +51,7 @@ def build_valid():
         ("secret-all-ff", replace(USUAL, secret=b"\xff" * 32)),
         ("secret-one", replace(USUAL, secret=bytes(31) + b"\x01")),
         ("expiry-0", replace(USUAL, expiry_s=0)),
-        ("expiry-max", replace(USUAL, expiry_s=2**64 - 1)),
+        ("expiry-max", replace(USUAL, expiry_s=253_402_300_799)),
         ("plaintext-320", replace(USUAL, plaintext_length=320)),
         ("plaintext-129", replace(USUAL, plaintext_length=129)),
         ("name-64-characters", replace(USUAL, name="Z" * 64)),
@@ -60,6 +60,8 @@ def build_valid():
         ("knock-port-order-kept", replace(USUAL, knock_ports=(9, 1, 65535, 2))),
         ("hosts-8", replace(USUAL, hosts=tuple(f"h{n}.example.org" for n in range(8)))),
         ("host-253-bytes", replace(USUAL, hosts=(".".join(["a" * 62] * 4) + "b",))),
+        ("host-all-kinds-of-characters", replace(USUAL, hosts=("aZ09-_.:", "_a", ".", "::", "9"))),
+        ("host-twice", replace(USUAL, hosts=("h", "h"))),
         ("host-ipv6-only", replace(USUAL, hosts=("2001:db8::1",))),
         ("service-name-1-and-32-characters", replace(USUAL, services=(
             replace(SSH, name="z"), replace(SSH, name="a" + "0-_." * 7 + "xyz")))),
@@ -73,6 +75,13 @@ def build_valid():
                             services=many)),
     ]
     return [{"id": name, "text": invitation.to_text(i), **to_json(i)} for name, i in cases]
+
+
+def build_spaced():
+    """White space around the text."""
+    text = invitation.to_text(USUAL)
+    around = [("", "\n"), ("", "\r\n"), (" ", ""), ("\t", "\t"), ("\n\r \t", "\t \r\n\n")]
+    return [{"id": "usual", "text": before + text + behind} for before, behind in around]
 
 
 def build_invalid():
@@ -138,6 +147,9 @@ def build_invalid():
     slash = invitation.to_text(replace(MINIMAL, secret=b"\xff" * 32))
     text("/ in the place of _", slash.replace("_", "/"))
     text("a space within", good[:40] + " " + good[40:])
+    for c in " \t\r\n":
+        text(f"{ascii(c)} behind the prefix", invitation.PREFIX + c + chars)
+    text("white space alone", " \r\n\t")
     text("a line end within", good[:40] + "\n" + good[40:])
     text("a character outside of ASCII", good[:40] + "\u00e9" + good[41:])
 
@@ -149,6 +161,8 @@ def build_invalid():
              replace(USUAL, server_public=u))
     for name, u in non_canonical(SERVER_PUBLIC):
         body(f"the server's key is not canonical: {name}", replace(USUAL, server_public=u))
+    for expiry in (253_402_300_800, 2**63, 2**64 - 1):
+        body(f"expiry {expiry}", replace(USUAL, expiry_s=expiry))
     body("the secret is all zero", replace(USUAL, secret=bytes(32)))
     for p in (0, 127, 321, 65535):
         body(f"plaintext length {p}", replace(USUAL, plaintext_length=p))
@@ -175,6 +189,10 @@ def build_invalid():
     body("host of 0 bytes behind another", replace(USUAL, hosts=("h", "")))
     body("host of 254 bytes", replace(USUAL, hosts=("h" * 254,)))
     body("host of 255 bytes", replace(USUAL, hosts=("h" * 255,)))
+    for host in ("-", "-h", "a b", "a\n", "a\x00", "a/b", "a@b", "a%b", "[::1]", "$(a)", "a;b",
+                 "a'b", "a\"b", "a\\b", "*", "a\x7f", "b\u00fccher.example", "fe80::1%eth0"):
+        body(f"host {ascii(host)}", replace(USUAL, hosts=(host,)))
+        body(f"host {ascii(host)} behind another", replace(USUAL, hosts=("h", host)))
     host_at = ports_at + 5
     for why, value in (("a lone continuation byte", b"\x80"), ("a byte 0xff", b"\xff"),
                        ("an overlong NUL", b"\xc0\x80"), ("a surrogate", b"\xed\xa0\x80"),
@@ -193,6 +211,9 @@ def build_invalid():
         replace(SSH, name=f"s{n}") for n in range(255))))
     body("one service more than there are", edited(
         replace(MINIMAL, services=(SSH,)), host_at + 1, b"\x02"))
+    for why, names in (("next to each other", ("a", "b", "b")), ("apart", ("a", "b", "a"))):
+        body(f"two services of one name, {why}", replace(USUAL, services=tuple(
+            Service(name, (Ports("tcp", n + 1, n + 1),)) for n, name in enumerate(names))))
     body("one service less than there are", edited(
         replace(MINIMAL, services=(SSH, SSH)), host_at + 1, b"\x01"))
     body("service's name of 0 characters", one(replace(SSH, name="")))
@@ -229,8 +250,8 @@ def build_invalid():
 
 
 def build():
-    out = {"valid": build_valid(), "invalid": build_invalid()}
-    texts = [x["text"] for x in out["valid"] + out["invalid"]]
+    out = {"valid": build_valid(), "spaced": build_spaced(), "invalid": build_invalid()}
+    texts = [x["text"] for x in out["valid"] + out["spaced"] + out["invalid"]]
     assert len(set(texts)) == len(texts), "a text is there twice"
     return out
 
@@ -246,6 +267,13 @@ def run(v):
                 complaints.append(f"invitations: another text: {x['id']}")
         except (KeyError, spa.SpaError) as e:
             complaints.append(f"invitations: {x.get('id')}: {type(e).__name__}: {e}")
+    plain = {x["id"]: x["text"] for x in v["valid"]}
+    for x in v["spaced"]:
+        try:
+            if invitation.to_text(invitation.from_text(x["text"])) != plain[x["id"]]:
+                complaints.append(f"invitations: another text: {x['text']!r}")
+        except (KeyError, spa.SpaError) as e:
+            complaints.append(f"invitations: {x['text']!r}: {type(e).__name__}: {e}")
     for x in v["invalid"]:
         try:
             invitation.from_text(x["text"])

@@ -512,11 +512,25 @@ class Window:
 
 @dataclass
 class Client:
-    """Whom a tag leads to. `public` names it: a client's public key, an invitation's I_id."""
+    """Whom a tag leads to. `public` names it: a client's public key, an invitation's I_id.
+
+    `secret` is what it seals packets to the present identity with, `previous` the same for the
+    previous one; None where it seals none.
+    """
 
     public: bytes
-    secret: PairSecret
+    secret: PairSecret | None
     closed: dict = field(default_factory=dict)
+    previous: PairSecret | None = None
+
+
+class Identity:
+    """A key pair of the server, and what follows from it (3.4)."""
+
+    def __init__(self, private):
+        self.private = private
+        self.public = x25519_public(private)
+        self.k_mask = mask_key(self.public)
 
 
 @dataclass(frozen=True)
@@ -538,14 +552,13 @@ class Receiver:
     """
 
     def __init__(self, server_private, freshness_s=60, plaintext_length=DEFAULT_PLAINTEXT,
-                 window_capacity=1024, barrier_us=None, resolve=None):
+                 window_capacity=1024, barrier_us=None, resolve=None, previous_private=None):
         if not 10 <= freshness_s <= 120:
             raise SpaError("the freshness window is 10 to 120 seconds")
         if not MIN_PLAINTEXT <= plaintext_length <= MAX_PLAINTEXT:
             raise SpaError(f"the plaintext length is {MIN_PLAINTEXT} to {MAX_PLAINTEXT}")
-        self.private = server_private
-        self.public = x25519_public(server_private)
-        self.k_mask = mask_key(self.public)
+        self.present = Identity(server_private)
+        self.previous = None if previous_private is None else Identity(previous_private)
         self.w = freshness_s * SECOND
         self.plaintext_length = plaintext_length
         self.capacity = window_capacity
@@ -554,14 +567,16 @@ class Receiver:
         self.clients = {}
         self.windows = {}
         self.skewed = deque()
-        self._table = {}
+        self._tables = {}
         self._table_epoch = None
 
     def add_client(self, public, psk=None):
         if public in self.clients:
             raise SpaError("another client has this public key")
-        secret = pair_secret(self.private, public, public, self.public, psk)
-        self.clients[public] = Client(public, secret)
+        present, previous = (
+            None if i is None else pair_secret(i.private, public, public, i.public, psk)
+            for i in (self.present, self.previous))
+        self.clients[public] = Client(public, present, previous=previous)
         self.windows.setdefault(public, Window())
         self._table_epoch = None
 
@@ -569,17 +584,26 @@ class Receiver:
         del self.clients[public]
         self._table_epoch = None
 
-    def _look_up(self, tag, now_us):
-        present = epoch_of(now_us)
-        if self._table_epoch != present:
-            first = max(0, present - EPOCHS_BEFORE)
-            self._table = {
-                epoch_tag(client.secret.k_tag, epoch): (client, epoch)
-                for client in self.clients.values()
-                for epoch in range(first, present + EPOCHS_AFTER + 1)
+    def _look_up(self, masked_tag, nonce, now_us):
+        """Client, secret, epoch and identity; the present identity comes first (10)."""
+        now = epoch_of(now_us)
+        if self._table_epoch != now:
+            epochs = range(max(0, now - EPOCHS_BEFORE), now + EPOCHS_AFTER + 1)
+            secrets = {
+                self.present: [(c, c.secret) for c in self.clients.values()],
+                self.previous: [(c, c.previous) for c in self.clients.values()],
             }
-            self._table_epoch = present
-        return self._table.get(tag)
+            self._tables = {
+                identity: {epoch_tag(secret.k_tag, epoch): (client, secret, epoch, identity)
+                           for client, secret in pairs if secret is not None for epoch in epochs}
+                for identity, pairs in secrets.items() if identity is not None
+            }
+            self._table_epoch = now
+        for identity, table in self._tables.items():
+            found = table.get(xor(masked_tag, tag_mask(identity.k_mask, nonce)))
+            if found is not None:
+                return found
+        return None
 
     def _may_be_fresh(self, epoch, now_us):
         first = epoch * EPOCH_US
@@ -604,13 +628,13 @@ class Receiver:
         aead_tag = packet[40 + p:56 + p]
         mac = packet[56 + p:]
 
-        found = self._look_up(xor(masked_tag, tag_mask(self.k_mask, nonce)), now_us)
+        found = self._look_up(masked_tag, nonce, now_us)
         if found is None:
             return Verdict("unknown-tag")
-        client, epoch = found
+        client, secret, epoch, identity = found
         if not self._may_be_fresh(epoch, now_us) and not self._spend_skew(now_us):
             return Verdict("skew-unexamined", client.public)
-        if not hmac.compare_digest(hmac_sha256(client.secret.k_mac, packet[:56 + p]), mac):
+        if not hmac.compare_digest(hmac_sha256(secret.k_mac, packet[:56 + p]), mac):
             return Verdict("mac", client.public)
 
         def drop(reason, request=None):
@@ -619,7 +643,7 @@ class Receiver:
         window = self.windows[client.public]
         if nonce in window.seen:
             return drop("replay")
-        plaintext = xchacha20poly1305_open(client.secret.k_enc, nonce, ciphertext, aead_tag,
+        plaintext = xchacha20poly1305_open(secret.k_enc, nonce, ciphertext, aead_tag,
                                            masked_tag)
         if plaintext is None:
             return drop("decrypt")
@@ -641,7 +665,7 @@ class Receiver:
         if request.bound_source is not None:
             if address_bytes(request.bound_source) != address_bytes(source):
                 return drop("bound-source", request)
-        refusal = self._judge(request, client, nonce, now_us)
+        refusal = self._judge(request, client, nonce, now_us, identity)
         if refusal is not None:
             return drop(refusal, request)
 
@@ -662,7 +686,7 @@ class Receiver:
     def _decode(self, plaintext, client):
         return decode_plaintext(plaintext)
 
-    def _judge(self, request, client, nonce, now_us):
+    def _judge(self, request, client, nonce, now_us, identity):
         """The drop reason of the checks after 12, or None."""
         if request.message_type == OPEN:
             at = request.timestamp_us

@@ -699,10 +699,14 @@ def run_negative(v):
     server_private = bytes.fromhex(v["server_private"])
 
     def receiver():
-        kind = announcement.Receiver if "invitations" in v else spa.Receiver
+        kind, more = spa.Receiver, {}
+        if "invitations" in v:
+            previous = v["previous_private"]
+            kind = announcement.Receiver
+            more["previous_private"] = None if previous is None else bytes.fromhex(previous)
         r = kind(server_private, freshness_s=v["freshness_s"],
                  plaintext_length=v["plaintext_length"], window_capacity=v["window_capacity"],
-                 barrier_us=v["barrier_us"], resolve=resolve(v["services"]))
+                 barrier_us=v["barrier_us"], resolve=resolve(v["services"]), **more)
         for i in v.get("invitations", []):
             r.invite(bytes.fromhex(i["secret"]), i["expiry_s"], i["void"])
         for c in v["clients"]:

@@ -3,7 +3,7 @@
 //! No error repeats any part of the text that was read: it is a secret, or most of one.
 
 use super::{Invitation, InvitationSecret};
-use crate::PublicKey;
+use crate::{PublicKey, derive};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use core::num::NonZeroU16;
@@ -16,6 +16,8 @@ use zeroize::Zeroizing;
 const PREFIX: &str = "spa1:";
 const CHECKSUM_LABEL: &[u8] = b"spa invitation v1";
 const CHECKSUM_LENGTH: usize = 4;
+/// 9999-12-31T23:59:59Z: no calendar shows later times.
+const MAX_EXPIRY: u64 = 253_402_300_799;
 /// More than the fields can come to.
 const MAX_TEXT_LENGTH: usize = 16 * 1024;
 
@@ -47,14 +49,19 @@ impl Invitation {
     ///
     /// Something is out of the bounds of the text; the message says what.
     pub fn to_text(&self) -> Result<Zeroizing<String>, InvitationTextError> {
+        use InvitationTextError::Field;
         let mut writer = Writer(Zeroizing::new(Vec::with_capacity(1024)));
+        if !derive::is_usable(&self.server) {
+            return Err(Field("the server's key"));
+        }
         writer.bytes(self.server.as_bytes());
         writer.bytes(self.secret.as_bytes());
-        writer.bytes(&self.expires.as_secs().to_be_bytes());
+        let expiry = Some(self.expires.as_secs()).filter(|expiry| *expiry <= MAX_EXPIRY);
+        writer.bytes(&expiry.ok_or(Field("its expiry"))?.to_be_bytes());
         let length = u16::try_from(self.length.plaintext()).unwrap_or(PacketLength::MAX_PLAINTEXT);
         writer.bytes(&length.to_be_bytes());
         if !is_name(&self.name) {
-            return Err(InvitationTextError::Field("the server's name"));
+            return Err(Field("the server's name"));
         }
         writer.text(&self.name, NAME_LENGTH, "the server's name")?;
         writer.count(self.knock_ports.len(), KNOCK_PORTS, "the number of knock ports")?;
@@ -63,9 +70,15 @@ impl Invitation {
         }
         writer.count(self.hosts.len(), HOSTS, "the number of the server's addresses")?;
         for host in &self.hosts {
+            if !is_host(host) {
+                return Err(Field("an address of the server"));
+            }
             writer.text(host, HOST_LENGTH, "an address of the server")?;
         }
         writer.count(self.services.len(), SERVICES, "the number of services")?;
+        if has_twins(&self.services) {
+            return Err(Field("the name of a service"));
+        }
         for InvitedService { name, ports, once } in &self.services {
             writer.text(name.as_str(), 1..=ServiceName::MAX_LENGTH, "the name of a service")?;
             writer.bytes(&[if *once { ONE_CONNECTION } else { 0 }]);
@@ -151,9 +164,16 @@ impl<'a> Reader<'a> {
     fn invitation(&mut self) -> Result<Invitation, InvitationTextError> {
         use InvitationTextError::Field;
         let server = PublicKey::from_bytes(*self.array()?);
+        if !derive::is_usable(&server) {
+            return Err(Field("the server's key"));
+        }
         let secret = InvitationSecret::from_bytes(Zeroizing::new(*self.array()?))
             .map_err(|_| Field("its secret"))?;
-        let expires = UnixMicros::from_secs(u64::from_be_bytes(*self.array()?));
+        let expiry = u64::from_be_bytes(*self.array()?);
+        if expiry > MAX_EXPIRY {
+            return Err(Field("its expiry"));
+        }
+        let expires = UnixMicros::from_secs(expiry);
         let length = PacketLength::try_from(u16::from_be_bytes(*self.array()?))
             .map_err(|_| Field("the length of packets"))?;
         let name = self.text(NAME_LENGTH, "the server's name")?;
@@ -163,9 +183,13 @@ impl<'a> Reader<'a> {
         let knock_ports = self
             .list(KNOCK_PORTS, "the number of knock ports", |reader| reader.port("a knock port"))?;
         let hosts = self.list(HOSTS, "the number of the server's addresses", |reader| {
-            reader.text(HOST_LENGTH, "an address of the server")
+            let host = reader.text(HOST_LENGTH, "an address of the server")?;
+            if is_host(&host) { Ok(host) } else { Err(Field("an address of the server")) }
         })?;
         let services = self.list(SERVICES, "the number of services", Self::service)?;
+        if has_twins(&services) {
+            return Err(Field("the name of a service"));
+        }
         if !self.0.is_empty() {
             return Err(Field("its end"));
         }
@@ -224,12 +248,8 @@ impl<'a> Reader<'a> {
         let (text, rest) =
             self.0.split_at_checked(length).ok_or(InvitationTextError::Field(what))?;
         self.0 = rest;
-        // They end up in files and messages.
-        core::str::from_utf8(text)
-            .ok()
-            .filter(|text| !text.chars().any(|c| c.is_control() || c.is_whitespace()))
-            .map(String::from)
-            .ok_or(InvitationTextError::Field(what))
+        let text = core::str::from_utf8(text).ok().map(String::from);
+        text.ok_or(InvitationTextError::Field(what))
     }
 
     fn port(&mut self, what: &'static str) -> Result<NonZeroU16, InvitationTextError> {
@@ -247,6 +267,23 @@ impl<'a> Reader<'a> {
 fn is_name(text: &str) -> bool {
     text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+/// Hosts end up in files, in messages, and in the arguments of other programs.
+fn is_host(text: &str) -> bool {
+    !text.starts_with('-')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+}
+
+/// Whether two services have the same name.
+fn has_twins(services: &[InvitedService]) -> bool {
+    let mut rest = services.iter();
+    while let Some(InvitedService { name, .. }) = rest.next() {
+        if rest.clone().any(|other| other.name == *name) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Why a text is no invitation.
@@ -337,6 +374,10 @@ mod tests {
         };
         let many = (0..33).map(|n| service(&format!("s{n}"))).collect();
         for (bad, what) in [
+            (
+                Invitation { server: PublicKey::from_bytes([0; 32]), ..invitation() },
+                "the server's key",
+            ),
             (Invitation { name: String::new(), ..invitation() }, "the server's name"),
             (Invitation { name: "a b".into(), ..invitation() }, "the server's name"),
             (Invitation { name: "x".repeat(65), ..invitation() }, "the server's name"),
@@ -350,7 +391,18 @@ mod tests {
                 Invitation { hosts: vec!["x".repeat(254)], ..invitation() },
                 "an address of the server",
             ),
+            (Invitation { hosts: vec!["a b".into()], ..invitation() }, "an address of the server"),
+            (Invitation { hosts: vec!["-oX".into()], ..invitation() }, "an address of the server"),
+            (
+                Invitation { hosts: vec!["h\u{e9}".into()], ..invitation() },
+                "an address of the server",
+            ),
             (Invitation { services: many, ..invitation() }, "the number of services"),
+            (
+                Invitation { services: vec![service("a"), service("a")], ..invitation() },
+                "the name of a service",
+            ),
+            (Invitation { expires: UnixMicros(u64::MAX), ..invitation() }, "its expiry"),
         ] {
             assert_eq!(bad.to_text().unwrap_err(), InvitationTextError::Field(what));
         }

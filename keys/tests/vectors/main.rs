@@ -2,10 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod announcements;
+mod invitations;
+
 use ring::hkdf;
 use serde::Deserialize;
 use spa_keys::{
-    PreSharedKey, PrivateKey, PublicKey, mask_key, pair_secret_for_client, pair_secret_for_server,
+    InvitationSecret, PreSharedKey, PrivateKey, PublicKey, mask_key, pair_secret_for_client,
+    pair_secret_for_server,
 };
 use spa_proto::{
     ClientId, DropReason, Epoch, Freshness, Item, MaskKey, MessageType, Nonce, PacketLength,
@@ -90,6 +94,15 @@ struct Event {
 struct Keys {
     valid: Vec<ValidKey>,
     invalid: Vec<InvalidKey>,
+    server_private: String,
+    refused_clients: Vec<RefusedClient>,
+}
+
+#[derive(Deserialize)]
+struct RefusedClient {
+    why: String,
+    client_public: String,
+    psk: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -139,6 +152,10 @@ fn psk(hex: Option<&String>) -> Option<PreSharedKey> {
     hex.map(|hex| PreSharedKey::from_bytes(Zeroizing::new(array(hex))).unwrap())
 }
 
+fn secret(hex: &str) -> InvitationSecret {
+    InvitationSecret::from_bytes(Zeroizing::new(array(hex))).unwrap()
+}
+
 fn ports(texts: &[String]) -> Vec<PortRange> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
@@ -151,10 +168,10 @@ impl hkdf::KeyType for Length {
     }
 }
 
-fn expand(ikm: &[u8], info: &[&[u8]], length: usize) -> Vec<u8> {
+fn expand(ikm: &[u8], info: &[u8], length: usize) -> Vec<u8> {
     let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"single-packet-authorization v1");
     let mut output = vec![0; length];
-    salt.extract(ikm).expand(info, Length(length)).unwrap().fill(&mut output).unwrap();
+    salt.extract(ikm).expand(&[info], Length(length)).unwrap().fill(&mut output).unwrap();
     output
 }
 
@@ -176,9 +193,9 @@ fn every_value_on_the_way_to_a_packet_is_that_of_the_second_implementation() {
         let ikm = [&shared[..], &[u8::from(psk.is_some())], &psk_bytes].concat();
         assert_eq!(hex(&ikm), v.ikm, "{name}");
         let info = [&b"client-to-server"[..], client.public().as_bytes(), &s].concat();
-        let output = expand(&ikm, &[&info], 96);
+        let output = expand(&ikm, &info, 96);
         assert_eq!(hex(&output), v.hkdf_output, "{name}");
-        let k_mask = expand(&s, &[b"tag-mask"], 32);
+        let k_mask = expand(&s, b"tag-mask", 32);
         assert_eq!(hex(&k_mask), v.k_mask, "{name}");
 
         let key = |at: usize| -> [u8; 32] { output[at..at + 32].try_into().unwrap() };
@@ -268,6 +285,7 @@ fn deliver(receiver: &mut Receiver, event: &Event) -> Result<(), DropReason> {
             receiver.commit(&knock, &ports(&event.ports)).map(drop)
         }
         Verdict::Authentic(_) => Ok(()),
+        Verdict::Announced(announced) => panic!("{announced:?}"),
     }
 }
 
@@ -309,11 +327,14 @@ fn every_packet_that_must_be_dropped_is_dropped_for_its_reason() {
 #[test]
 fn keys_are_written_as_the_second_implementation_writes_them() {
     let keys: Keys = read("keys.json");
+    assert!(keys.valid.len() >= 11 && keys.invalid.len() >= 26);
     for key in &keys.valid {
         let text = match key.kind.as_str() {
             "private" => private(&key.key).to_text().to_string(),
             "public" => PublicKey::from_bytes(array(&key.key)).to_string(),
-            _ => psk(Some(&key.key)).unwrap().to_text().to_string(),
+            "psk" => psk(Some(&key.key)).unwrap().to_text().to_string(),
+            "invitation" => secret(&key.key).to_text().to_string(),
+            other => panic!("{other}"),
         };
         assert_eq!(text, key.text);
         assert!(is_key(&key.kind, &key.text), "{}", key.text);
@@ -327,6 +348,32 @@ fn is_key(kind: &str, text: &str) -> bool {
     match kind {
         "private" => text.parse::<PrivateKey>().is_ok(),
         "public" => text.parse::<PublicKey>().is_ok(),
-        _ => text.parse::<PreSharedKey>().is_ok(),
+        "psk" => text.parse::<PreSharedKey>().is_ok(),
+        "invitation" => text.parse::<InvitationSecret>().is_ok(),
+        other => panic!("{other}"),
     }
+}
+
+#[test]
+fn clients_that_can_not_be_are_refused() {
+    let keys: Keys = read("keys.json");
+    let server = private(&keys.server_private);
+    let (mut refused, mut twins) = (0, 0);
+    for v in &keys.refused_clients {
+        let psk = v.psk.as_ref().map(|hex| PreSharedKey::from_bytes(Zeroizing::new(array(hex))));
+        let public = PublicKey::from_bytes(array(&v.client_public));
+        let pair = match psk.transpose() {
+            Ok(psk) => pair_secret_for_server(&server, &public, psk.as_ref()).is_ok(),
+            Err(_) => false,
+        };
+        if v.why.contains("`clients`") {
+            // The key is right: that another client has it is told by the server's configuration.
+            assert!(pair, "{}", v.why);
+            twins += 1;
+        } else {
+            assert!(!pair, "{}", v.why);
+            refused += 1;
+        }
+    }
+    assert!((refused, twins) >= (13, 1), "{refused}, {twins}");
 }
