@@ -15,7 +15,7 @@ use std::thread;
 /// A pipe takes 64 KiB at once; a socket gives more.
 const BUFFER: usize = 256 * 1024;
 /// After the other side has ended: whoever has sent nothing for so long has nothing more to say.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(2);
 /// Before the next look at a stream that somebody has made non-blocking.
 const NOT_READY: Duration = Duration::from_millis(1);
 
