@@ -141,7 +141,7 @@ impl<'a> Asking<'a> {
         let sent = self.knocker.send_to(is_meant)?;
         let new = self.noted(&sent);
         if let Some(held) = held {
-            held.add(new);
+            held.add_anew(new);
         }
         Ok(sent)
     }

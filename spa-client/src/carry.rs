@@ -15,7 +15,7 @@ use std::thread;
 /// A pipe takes 64 KiB at once; a socket gives more.
 const BUFFER: usize = 256 * 1024;
 /// After the other side has ended: whoever has sent nothing for so long has nothing more to say.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(2);
 /// Before the next look at a stream that somebody has made non-blocking.
 const NOT_READY: Duration = Duration::from_millis(1);
 
@@ -24,6 +24,8 @@ const NOT_READY: Duration = Duration::from_millis(1);
 pub(crate) fn carry(stream: TcpStream) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
+    // As ssh does for a connection of its own: a network that has died is noticed in the end.
+    socket2::SockRef::from(&stream).set_keepalive(true)?;
     let (input, output) = system::raw_streams()?;
     let stream = Arc::new(stream);
     let (up, sent) = (Arc::clone(&stream), Arc::new(AtomicU64::new(0)));

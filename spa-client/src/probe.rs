@@ -143,6 +143,7 @@ pub(crate) fn watch<'p>(
     let mut events = Events::with_capacity(64);
     let mut next_token: usize = 0;
     let singly = rounds == 0;
+    let mut not_sent = None;
     for line in doors.iter_mut().flat_map(|door| &mut door.lines) {
         line.next = line.next.saturating_add(first);
     }
@@ -164,10 +165,12 @@ pub(crate) fn watch<'p>(
         for line in closed(&mut doors) {
             if now >= line.next {
                 if singly && !line.has_begun() {
-                    let sent = knock(Some(line.to));
-                    if rounds == 0 {
-                        sent?;
-                        rounds = 1;
+                    match knock(Some(line.to)) {
+                        Ok(_) => rounds = rounds.max(1),
+                        Err(error) => {
+                            line.last = Failure::Other(error.to_string());
+                            not_sent = Some(error);
+                        }
                     }
                     line.probe_soon(start.elapsed());
                     continue;
@@ -178,6 +181,12 @@ pub(crate) fn watch<'p>(
         }
         for door in doors.iter_mut().filter(|door| door.opened.is_none()) {
             door.begin_after_failure(now);
+        }
+        if rounds == 0
+            && closed(&mut doors).all(|line| line.has_begun())
+            && let Some(error) = not_sent.take()
+        {
+            return Err(error);
         }
         let again = if rounds > 0 { knock_at(rounds) } else { timeout };
         let wake =

@@ -187,7 +187,8 @@ impl Held<'_> {
         self.record.entries()
     }
 
-    /// Adds entries, each in the place of an older one about the same.
+    /// Adds entries, each in the place of an older one about the same, whose time goes on if it is
+    /// the longer one.
     pub(crate) fn add(&self, mut new: Vec<Entry>) {
         self.change(|entries| {
             for new in &mut new {
@@ -195,9 +196,13 @@ impl Held<'_> {
                     new.outlive(old);
                 }
             }
-            entries.retain(|old| !new.iter().any(|new| new.is_like(old)));
-            entries.extend(new);
+            replace(entries, new);
         });
+    }
+
+    /// The same where the older ones turned out not to hold.
+    pub(crate) fn add_anew(&self, new: Vec<Entry>) {
+        self.change(|entries| replace(entries, new));
     }
 
     /// Changes what is there. What can't be written is left out: then everybody knocks.
@@ -218,6 +223,11 @@ impl Held<'_> {
             let _ = fs::remove_file(self.record.file());
         }
     }
+}
+
+fn replace(entries: &mut Vec<Entry>, new: Vec<Entry>) {
+    entries.retain(|old| !new.iter().any(|new| new.is_like(old)));
+    entries.extend(new);
 }
 
 fn read(file: &Path) -> Option<Vec<Entry>> {

@@ -59,3 +59,29 @@ fn a_quick_run_of_the_benchmark_measures_every_back_end() -> Result<()> {
     ensure!(bars(&results).iter().all(|bar| bar.verdict != Verdict::NotRun));
     Ok(())
 }
+
+#[test]
+fn a_quick_run_of_the_client_benchmark_fills_every_table() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let page = directory.path().join("page.md");
+    let mut command = Command::new(our_binary("spa-client-bench")?);
+    command.arg("--quick").arg("--page").arg(&page);
+    let finished = finish_within(Duration::from_secs(300), &mut command)?;
+    ensure!(finished.success(), "{finished}");
+    let text = fs::read_to_string(&page)?;
+    ensure!(finished.stdout.trim() == text.trim());
+    for (row, cells) in [
+        ("| ssh, ", 4),
+        ("| down a line of 1 Gbit/s, ", 4),
+        ("| down a link without a limit, ", 4),
+        ("| none to speak of ", 5),
+        ("| 50 ms there and back ", 5),
+        ("| `spa-client open ssh --no-wait` ", 3),
+        ("| `fwknop -n host` ", 3),
+    ] {
+        let line = text.lines().find(|line| line.starts_with(row));
+        let line = line.with_context(|| format!("{row:?} is not in {text}"))?;
+        ensure!(line.matches('|').count() == cells + 1 && !line.contains("NaN"), "{line}");
+    }
+    Ok(())
+}

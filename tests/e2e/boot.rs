@@ -124,7 +124,7 @@ impl Reboot {
     }
 
     fn knock(&self) -> Result<()> {
-        let opened = self.laptop.run(&["open", "ssh", "--wait", "--lifetime", "10m"])?;
+        let opened = self.laptop.run(&["open", "ssh", "--wait", "--fresh", "--lifetime", "10m"])?;
         ensure!(opened.success(), "{opened}\n{}", self.machine.journal(DAEMON)?);
         Ok(())
     }

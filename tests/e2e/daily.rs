@@ -177,6 +177,12 @@ fn a_service_for_one_connection_takes_that_of_the_proxy() -> Result<()> {
     for family in Family::BOTH {
         desk.scene.ensure_sees(desk.owner(), family, SSH_PORT, PortState::Filtered)?;
     }
+    // Where the favourite family has no route, the knock goes to the other one, and so does ssh.
+    desk.owner().sh("ip -6 addr flush dev eth0")?;
+    desk.owner().sh("ip -6 route flush dev eth0")?;
+    let answer = desk.run("ssh", &["-F", config, "gateway", "echo in"])?;
+    ensure!(answer.clone().ok()? == "in\n", "{answer}");
+    ensure!(desk.connections()? == 4, "{}", desk.scene.sshd.log()?);
     Ok(())
 }
 

@@ -195,7 +195,13 @@ fn commands(document: &str) -> Vec<Vec<String>> {
 /// Whether the program knows these words, without doing what they say.
 fn is_understood(words: &[String]) -> Result<bool> {
     let (name, words) = words.split_first().context("no command")?;
-    Ok(finish(Command::new(our_binary(name)?).args(words).arg("--help"))?.success())
+    // What comes after these is another program's.
+    let others = words.iter().position(|word| word == "--").or_else(|| {
+        let is_ssh = words.first().is_some_and(|word| word == "ssh");
+        is_ssh.then_some(1)
+    });
+    let ours = &words[..others.unwrap_or(words.len())];
+    Ok(finish(Command::new(our_binary(name)?).args(ours).arg("--help"))?.success())
 }
 
 #[test]
@@ -213,7 +219,7 @@ fn every_command_is_understood() -> Result<()> {
     for known in ["init", "check", "client", "status", "grants", "gate"] {
         ensure!(ours.contains(&format!("spa-server {known}")), "{known} is missing: {ours:?}");
     }
-    for known in ["keygen", "key", "server", "open", "close", "list", "export", "import"] {
+    for known in ["keygen", "key", "server", "open", "close", "list", "export", "import", "proxy", "ssh", "setup", "status"] {
         ensure!(ours.contains(&format!("spa-client {known}")), "{known} is missing: {ours:?}");
     }
     // The control: other words are not.

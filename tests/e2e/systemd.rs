@@ -53,7 +53,8 @@ impl Installation {
 
     /// Knocks, and waits until the port is open.
     fn open(&self, lifetime: &str) -> Result<()> {
-        let opened = self.laptop.run(&["open", "ssh", "--wait", "--lifetime", lifetime])?;
+        let opened =
+            self.laptop.run(&["open", "ssh", "--wait", "--fresh", "--lifetime", lifetime])?;
         ensure!(opened.success(), "{opened}\n{}", self.machine.journal(UNIT)?);
         // The client is content with one family.
         for family in Family::BOTH {

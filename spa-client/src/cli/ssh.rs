@@ -17,7 +17,8 @@ Examples:
 
 Runs ssh with ProxyCommand set to `spa-client proxy`: it knocks where needed, and connects as soon
 as the port is open. The host is that of a configured server, or the server's name. All words go
-to ssh as they are. To have plain ssh, scp, git and others do so: spa-client setup ssh.")]
+to ssh as they are; -v tells of knocks, too. To have plain ssh, scp, git and others knock by
+themselves: spa-client setup ssh.")]
 pub(super) struct SshArgs {
     /// The words of ssh(1).
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -36,6 +37,9 @@ pub(super) fn run(args: &SshArgs) -> Result<ExitCode, CliError> {
     if let Some(family) = given.family {
         proxy.push(' ');
         proxy.push_str(family);
+    }
+    if given.verbose {
+        proxy.push_str(" --verbose");
     }
     let mut command = Command::new("ssh");
     command.arg("-o").arg(format!("ProxyCommand={proxy} %h %p")).args(&args.words);
@@ -79,6 +83,7 @@ fn quoted(path: &str) -> String {
 #[derive(Debug, PartialEq, Eq, Default)]
 struct Given {
     family: Option<&'static str>,
+    verbose: bool,
     other_way: Option<String>,
 }
 
@@ -104,6 +109,7 @@ impl Given {
                 match letter {
                     '4' => given.family = Some("-4"),
                     '6' => given.family = Some("-6"),
+                    'v' => given.verbose = true,
                     _ => {}
                 }
                 if WITH_VALUE.contains(letter) {
@@ -162,6 +168,19 @@ mod tests {
             ("-- work", None),
         ] {
             assert_eq!(given(line).family, family, "{line}");
+        }
+    }
+
+    #[test]
+    fn who_wants_to_hear_all_of_ssh_hears_of_knocks_too() {
+        for (line, verbose) in [
+            ("-v work", true),
+            ("work -4vv", true),
+            ("work", false),
+            ("-lv work", false),
+            ("work ls -v", false),
+        ] {
+            assert_eq!(given(line).verbose, verbose, "{line}");
         }
     }
 

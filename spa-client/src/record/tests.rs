@@ -65,7 +65,12 @@ fn what_was_added_is_there_and_the_later_one_counts() {
     later.seen_open = Some(later.asked);
     record.lock().unwrap().add(vec![later.clone()]);
     record.lock().unwrap().add(vec![first.clone()]);
-    assert_eq!(record.entries(), [second, Entry { lifetime_seconds: 60, ..first }]);
+    let longer = Entry { lifetime_seconds: 60, ..first.clone() };
+    assert_eq!(record.entries(), [second.clone(), longer]);
+    // What was open is so no longer: its time is none to go on.
+    record.lock().unwrap().add(vec![later]);
+    record.lock().unwrap().add_anew(vec![first.clone()]);
+    assert_eq!(record.entries(), [second, first]);
     record.lock().unwrap().change(Vec::clear);
     assert_eq!(record.entries(), []);
 }

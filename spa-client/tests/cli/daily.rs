@@ -179,6 +179,39 @@ fn a_proxy_to_a_shut_port_ends_in_time_and_says_why() {
     assert!(!ear.has_more());
 }
 
+/// Whoever says goodbye first may still listen, on either side.
+#[cfg(unix)]
+#[test]
+fn a_connection_that_the_other_side_has_half_closed_still_takes_bytes() {
+    use std::io::{Read as _, Write as _};
+    let ear = Ear::v4();
+    let (home, listener) = listening(&ear);
+    let port = listener.local_addr().unwrap().port().to_string();
+    let start = || {
+        let mut command = home.command(&["proxy", "work", &port]);
+        let mut proxy = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"bye").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut said = String::new();
+        proxy.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, "bye");
+        (proxy, stream)
+    };
+    let (mut proxy, mut stream) = start();
+    proxy.stdin.take().unwrap().write_all(b"and you").unwrap();
+    let mut came = String::new();
+    stream.read_to_string(&mut came).unwrap();
+    assert_eq!(came, "and you");
+    assert!(proxy.wait().unwrap().success());
+
+    // With nothing more to say on this side, that was the end.
+    let (mut proxy, stream) = start();
+    let stdin = proxy.stdin.take().unwrap();
+    assert!(proxy.wait().unwrap().success());
+    drop((stdin, stream));
+}
+
 #[test]
 fn a_command_runs_while_it_is_open_and_its_end_is_the_result() {
     let ear = Ear::v4();
