@@ -4,11 +4,14 @@
 //! 2 usage, 78 configuration.
 
 mod args;
+mod completions;
 mod doctor;
 mod keygen;
+mod man;
 mod open;
 mod report;
 mod servers;
+mod spinner;
 
 use crate::config::{Config, ConfigError};
 use crate::knock::KnockError;
@@ -17,6 +20,7 @@ use clap::Parser as _;
 use spa_keys::{KeyFileError, KeyTextError, NoRandomness};
 use spa_proto::{ItemError, MessageType};
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Runs the program: reads the command line, does what it says, tells what went wrong.
@@ -40,7 +44,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<(), CliError> {
-    let directory = Config::directory()?;
+    let directory = match command {
+        // These need no configuration, nor a home to have one in.
+        Command::Completions(_) | Command::Complete(_) | Command::Man(_) => PathBuf::new(),
+        _ => Config::directory()?,
+    };
     match command {
         Command::Open(args) => {
             let settings = args.settings();
@@ -54,6 +62,9 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Server(ServerCommand::Remove(args)) => servers::remove(&directory, &args),
         Command::Keygen(args) => keygen::run(&directory, args),
         Command::Doctor(args) => doctor::run(&directory, &args),
+        Command::Completions(args) => completions::script(&args),
+        Command::Complete(args) => completions::candidates(args),
+        Command::Man(args) => man::run(&args),
     }
 }
 

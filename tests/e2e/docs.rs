@@ -263,6 +263,8 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
         fs::write(&path, "#!/bin/sh\n")?;
         fs::set_permissions(&path, Permissions::from_mode(0o755))?;
     }
+    // The real one: it writes the manual pages.
+    fs::copy(our_binary("spa-client")?, target.join("release/spa-client"))?;
     let ours = root_directory.join("etc/spa/server.toml");
     fs::create_dir_all(ours.parent().context("it has one")?)?;
     fs::write(&ours, "mine")?;
@@ -290,6 +292,17 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
         }
         ensure!(programs == 2, "the unit starts {programs} programs");
         ensure!(installed(&format!("{prefix}/bin/spa-client")).is_file());
+        for file in [
+            "man/man1/spa-client.1",
+            "man/man1/spa-client-open.1",
+            "bash-completion/completions/spa-client",
+            "fish/vendor_completions.d/spa-client.fish",
+        ] {
+            ensure!(installed(&format!("{prefix}/share/{file}")).is_file(), "{file}");
+        }
+        let functions = if prefix == "/usr" { "vendor-completions" } else { "site-functions" };
+        let zsh = installed(&format!("{prefix}/share/zsh/{functions}/_spa-client"));
+        ensure!(zsh.is_file(), "{}", zsh.display());
         let example = installed(&format!("{prefix}/share/doc/spa/examples/server.toml"));
         Settings::parse(Path::new("/etc/spa/server.toml"), &fs::read_to_string(example)?)?;
 

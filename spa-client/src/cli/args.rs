@@ -1,6 +1,8 @@
 //! The words of the command line.
 
+use super::completions::{CompleteArgs, CompletionsArgs};
 use super::doctor::DoctorArgs;
+use super::man::ManArgs;
 use super::open::Settings;
 use crate::duration::{Lifetime, LifetimeError};
 use crate::knock::Family;
@@ -49,6 +51,14 @@ pub(super) enum Command {
     Keygen(KeygenArgs),
     /// Find out why a port does not open, and say what to do about it.
     Doctor(DoctorArgs),
+    /// Print a script for the shell's completions: bash, zsh or fish.
+    Completions(CompletionsArgs),
+    /// What the scripts ask.
+    #[command(hide = true)]
+    Complete(CompleteArgs),
+    /// Write the manual pages.
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -207,6 +217,9 @@ pub(super) struct AddArgs {
     /// Make it the default server.
     #[arg(long)]
     pub(super) default: bool,
+    /// Write what was added as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 fn length(text: &str) -> Result<PacketLength, String> {
@@ -240,6 +253,9 @@ pub(super) struct RemoveArgs {
     /// The server's name.
     #[arg(value_name = "NAME")]
     pub(super) name: ServerName,
+    /// Write what was removed as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -250,6 +266,9 @@ pub(super) struct KeygenArgs {
     /// Known only to be refused: a key that was replaced is a lock-out.
     #[arg(long, hide = true)]
     pub(super) force: bool,
+    /// Write the public key and the file as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[cfg(test)]

@@ -1,12 +1,19 @@
 //! `spa-client keygen`.
 
 use super::args::KeygenArgs;
-use super::{CliError, print};
+use super::{CliError, print, print_json};
 use crate::config::{Config, ConfigError, make_directory};
 use ring::rand::SystemRandom;
-use spa_keys::{KeyFileError, Overwrite, PrivateKey};
+use serde::Serialize;
+use spa_keys::{KeyFileError, Overwrite, PrivateKey, PublicKey};
 use std::io::{self, Write as _};
 use std::path::Path;
+
+#[derive(Serialize)]
+struct Made<'a> {
+    public_key: PublicKey,
+    file: &'a Path,
+}
 
 pub(super) fn run(directory: &Path, args: KeygenArgs) -> Result<(), CliError> {
     let is_default = args.output.is_none();
@@ -28,6 +35,9 @@ pub(super) fn run(directory: &Path, args: KeygenArgs) -> Result<(), CliError> {
         Err(error) => return Err(error.into()),
     }
     let public = key.public();
+    if args.json {
+        return print_json(&Made { public_key: public, file: &path });
+    }
     print(&format!("{public}\n"))?;
     let identity =
         if is_default { String::new() } else { format!(" --identity {}", path.display()) };

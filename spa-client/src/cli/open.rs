@@ -3,7 +3,7 @@
 
 use super::args::CommonArgs;
 use super::report::{self, Report, ServerReport};
-use super::{CliError, print_json};
+use super::{CliError, print_json, spinner};
 use crate::config::Config;
 use crate::duration::Lifetime;
 use crate::knock::{Asked, KnockError, Knocker, Options};
@@ -12,7 +12,7 @@ use crate::server::{Connections, Server, ServerName};
 use crate::target::by_server;
 use core::time::Duration;
 use spa_proto::{Item, MessageType};
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
@@ -48,6 +48,9 @@ pub(super) fn run(
         visits.push(Knocker::prepare(server, &asked, &options)?);
     }
 
+    let targets: Vec<String> = args.targets.iter().map(ToString::to_string).collect();
+    let waiting = (settings.wait.is_some() && !args.quiet)
+        .then(|| spinner::start(&format!("waiting for {}", targets.join(" "))));
     // One thread for each server: a slow one keeps nobody waiting.
     let reports: Vec<ServerReport> = thread::scope(|scope| {
         let threads: Vec<_> = visits
@@ -60,6 +63,7 @@ pub(super) fn run(
             .collect()
     });
 
+    drop(waiting);
     let report = Report::new(message_type, reports);
     if args.json {
         print_json(&report)?;
@@ -162,7 +166,7 @@ struct Voice {
 impl Voice {
     fn say(self, text: &str) {
         if !self.quiet {
-            let _ = writeln!(io::stderr(), "{text}");
+            spinner::above(|stderr| writeln!(stderr, "{text}"));
         }
     }
 
