@@ -46,6 +46,7 @@ demo: needs ## Show the main job on real parts: namespaces, firewall, sshd.
 .PHONY: test
 test: needs build lint interop deny doc ## Everything that decides about a change.
 	SPA_TESTS_BUILT=1 cargo test --locked --workspace
+	cargo test --locked -p spa-client --features tokio --test asynchronous
 
 .PHONY: build
 build: needs ## The programs, for development.
@@ -55,10 +56,11 @@ build: needs ## The programs, for development.
 lint: needs ## Formatting and clippy.
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p spa-client --all-targets --features tokio -- -D warnings
 
 .PHONY: doc
 doc: needs ## The documentation of the crates, without a warning.
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features spa-client/tokio
 
 .PHONY: interop
 interop: needs ## The second implementation, and the test vectors checked by it.

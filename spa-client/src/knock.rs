@@ -23,6 +23,8 @@ use std::io;
 use std::net::UdpSocket;
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -111,6 +113,7 @@ pub struct Knocker<'a> {
     random: SystemRandom,
     round: u32,
     first_sent: Option<Instant>,
+    wanted: Option<Arc<AtomicBool>>,
 }
 
 impl<'a> Knocker<'a> {
@@ -146,6 +149,7 @@ impl<'a> Knocker<'a> {
             random,
             round: 0,
             first_sent: None,
+            wanted: None,
         };
         knocker.seal(None)?;
         knocker.addresses = resolve(&server.host, options.family, source)?;
@@ -183,6 +187,16 @@ impl<'a> Knocker<'a> {
     /// How often [`send`](Self::send) was called.
     pub const fn rounds(&self) -> u32 {
         self.round
+    }
+
+    /// Lets a wait for it end as soon as this is false.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn while_wanted(&mut self, wanted: Arc<AtomicBool>) {
+        self.wanted = Some(wanted);
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.as_ref().is_none_or(|wanted| wanted.load(Ordering::Relaxed))
     }
 
     pub(crate) const fn first_sent(&self) -> Option<Instant> {

@@ -8,6 +8,8 @@ mod completions;
 #[cfg(test)]
 mod dependencies;
 #[cfg(test)]
+mod examples;
+#[cfg(test)]
 mod json;
 #[cfg(test)]
 mod knock;
