@@ -184,6 +184,11 @@ impl<'a> Knocker<'a> {
         &self.request
     }
 
+    /// From now on, knocks are bound to none.
+    pub(crate) const fn unbind(&mut self) {
+        self.source = BindSource::Observed;
+    }
+
     /// How often [`send`](Self::send) was called.
     pub const fn rounds(&self) -> u32 {
         self.round

@@ -11,7 +11,6 @@ use crate::config::Config;
 use crate::endpoint::Endpoint;
 use crate::knock::{Asked, Family, KnockError, Knocker, Options, own_address, plain};
 use crate::server::{Connections, DEFAULT_KNOCK_PORT, Server};
-use crate::source::BindSource;
 use crate::stun;
 use crate::system::clock_state;
 use clap::Args;
@@ -20,6 +19,7 @@ use core::num::NonZeroU16;
 use diagnosis::Diagnosis;
 use facts::{Early, Facts, Line, SeenBy, Way};
 use serde::Serialize;
+use spa_keys::PublicKey;
 use spa_proto::Item;
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -148,12 +148,9 @@ fn examine(
         (_, true) => Family::V6,
         _ => Family::Both,
     };
-    let prepare = |source| {
-        let asked = Asked::open([item.clone()])?;
-        let options = Options { source, family, ..Options::default() };
-        Ok::<_, CliError>(Knocker::prepare(server, &asked, &options))
-    };
-    let knocker = match prepare(None)? {
+    let asked = Asked::open([item])?;
+    let options = Options { family, ..Options::default() };
+    let mut knocker = match Knocker::prepare(server, &asked, &options) {
         Ok(knocker) => knocker,
         Err(error) => {
             let text = error.to_string();
@@ -164,7 +161,10 @@ fn examine(
                     | KnockError::SourceFamily { .. }
             );
             if is_name {
-                key(server, facts, report)?;
+                let identity = crate::knock::identity(&server.identity);
+                if let Ok(identity) = identity {
+                    key(server, identity.public(), facts, report)?;
+                }
                 report.add(Line::trouble("name", &text))?;
                 return Ok(Err(Early::Name(text)));
             }
@@ -176,7 +176,7 @@ fn examine(
             return Ok(Err(Early::Key(text)));
         }
     };
-    key(server, facts, report)?;
+    key(server, knocker.identity(), facts, report)?;
     let addresses: Vec<String> = knocker.addresses().map(|it| it.to_string()).collect();
     report.add(Line::ok("name", format!("{}: {}", server.host, addresses.join(", "))))?;
     for to in knocker.sockets() {
@@ -192,12 +192,9 @@ fn examine(
     knocks(&knocker, port, facts, report)?;
     // A knock that is bound to none, only where it would tell something.
     let bound = |way: &Way| way.trials.iter().any(|trial| trial.bound.is_some());
-    if facts.ways.iter().any(|way| !way.is_open() && bound(way))
-        && let Ok(unbound) = prepare(Some(BindSource::Observed))?
-    {
-        let first = server.knock_ports.first().copied().unwrap_or(DEFAULT_KNOCK_PORT);
-        round(&unbound, first, port, facts, report, |way| !way.is_open() && bound(way))?;
-    }
+    knocker.unbind();
+    let first = server.knock_ports.first().copied().unwrap_or(DEFAULT_KNOCK_PORT);
+    round(&knocker, first, port, facts, report, |way| !way.is_open() && bound(way))?;
     Ok(Ok(()))
 }
 
@@ -227,16 +224,14 @@ fn looked_at(server: &Server, named: Option<&Item>) -> Result<(Item, NonZeroU16)
     })
 }
 
-/// Reads the key once more, which can't fail any more but for somebody who changes it meanwhile.
-fn key(server: &Server, facts: &mut Facts, report: &mut Report) -> Result<(), CliError> {
-    let file = server.identity.display();
-    match crate::knock::identity(&server.identity) {
-        Ok(key) => {
-            facts.key = key.public().to_string();
-            report.add(Line::ok("key", format!("{file}, {}", facts.key)))
-        }
-        Err(error) => report.add(Line::trouble("key", error.to_string())),
-    }
+fn key(
+    server: &Server,
+    identity: PublicKey,
+    facts: &mut Facts,
+    report: &mut Report,
+) -> Result<(), CliError> {
+    facts.key = identity.to_string();
+    report.add(Line::ok("key", format!("{}, {identity}", server.identity.display())))
 }
 
 fn clock(ntp: Option<&Endpoint>, facts: &mut Facts, report: &mut Report) -> Result<(), CliError> {
