@@ -182,6 +182,7 @@ fn commands(document: &str) -> Vec<Vec<String>> {
         });
         for command in lines.flat_map(|line| line.split(['\'', ';', '&'])) {
             let command = command.split(" #").next().unwrap_or_default();
+            let command = command.split(" > ").next().unwrap_or_default();
             let words: Vec<String> = command.split_ascii_whitespace().map(Into::into).collect();
             let name = words.first().and_then(|word| word.rsplit('/').next()).unwrap_or_default();
             if matches!(name, "spa-server" | "spa-client" | "make") {
@@ -213,7 +214,7 @@ fn every_command_is_understood() -> Result<()> {
     for known in ["init", "check", "client", "status", "grants", "gate"] {
         ensure!(ours.contains(&format!("spa-server {known}")), "{known} is missing: {ours:?}");
     }
-    for known in ["keygen", "server", "open", "close", "list"] {
+    for known in ["keygen", "server", "open", "close", "list", "doctor", "completions"] {
         ensure!(ours.contains(&format!("spa-client {known}")), "{known} is missing: {ours:?}");
     }
     // The control: other words are not.
