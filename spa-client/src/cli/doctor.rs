@@ -5,7 +5,7 @@ mod diagnosis;
 mod facts;
 mod trial;
 
-use super::{CliError, print, print_json};
+use super::{CliError, print, print_json, spinner};
 use crate::clock::{self, Synchronised};
 use crate::config::Config;
 use crate::endpoint::Endpoint;
@@ -59,9 +59,11 @@ pub(super) struct DoctorArgs {
 pub(super) fn run(directory: &Path, args: &DoctorArgs) -> Result<(), CliError> {
     let mut report = Report { lines: Vec::new(), silent: args.json };
     let mut facts = Facts { server: args.server.clone().unwrap_or_default(), ..Facts::default() };
+    let waiting = (!args.json).then(|| spinner::start("looking"));
     if let Err(early) = examine(directory, args, &mut facts, &mut report)? {
         facts.early = Some(early);
     }
+    drop(waiting);
     let diagnosis = Diagnosis::of(&facts);
     if args.json {
         print_json(&Shown::of(&facts, &diagnosis, &report))?;
@@ -84,7 +86,12 @@ struct Report {
 impl Report {
     fn add(&mut self, line: Line) -> Result<(), CliError> {
         if !self.silent {
-            print(&format!("{line}\n"))?;
+            let mut printed = Ok(());
+            spinner::above(|_| {
+                printed = print(&format!("{line}\n"));
+                Ok(())
+            });
+            printed?;
         }
         self.lines.push(line);
         Ok(())

@@ -84,3 +84,15 @@ fn escaped(line: &str) -> String {
     let line = line.replace('\'', "\\(aq").replace('`', "\\(ga").replace('^', "\\(ha");
     if line.starts_with('.') { format!("\\&{line}") } else { line }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_roff_would_obey_or_typeset_is_printed_as_it_stands() {
+        assert_eq!(escaped(".TH x"), "\\&.TH x");
+        assert_eq!(escaped("'so x"), "\\(aqso x");
+        assert_eq!(escaped("a-b \\ ~/c"), "a\\-b \\(rs \\(ti/c");
+    }
+}

@@ -37,6 +37,19 @@ fn who_waits_on_a_terminal_sees_for_how_long_and_the_line_goes_again() {
 }
 
 #[test]
+fn the_lines_of_doctor_stand_alone_while_it_is_waited_for() {
+    let ear = Ear::v4();
+    let (home, target) = home(&ear);
+    let (status, shown) = on_terminal(&home, &["doctor", "--service", &target], &[]);
+    assert_eq!(status, 1, "{shown}");
+    assert!(shown.contains("looking (0 s)"), "{shown:?}");
+    let line = shown.lines().find(|line| line.contains("knock          udp/")).unwrap();
+    assert!(line.rsplit("\x1b[K").next().unwrap().starts_with("trouble "), "{line:?}");
+    let (_, after) = shown.rsplit_once("looking (").unwrap();
+    assert!(after.contains("\r\x1b[K") && after.contains("most likely: "), "{shown:?}");
+}
+
+#[test]
 fn nothing_moves_where_nobody_looks_or_nobody_wants_it() {
     let ear = Ear::v4();
     let (home, target) = home(&ear);
