@@ -75,7 +75,7 @@ fn completed(shell: &mut Terminal, typed: &str) -> String {
     // sums, so that they are not met while the line is typed.
     shell.type_in("\t\x01echo \"<$((40+2))\"'\x05'\"$((40+2))>\"\r");
     let _ = shell.await_text("<42spa-client");
-    shell.await_text("42>").trim_end_matches("42>").trim().to_owned()
+    shell.await_text("42>").trim_end_matches("42>").trim_start().to_owned()
 }
 
 fn in_bash(home: &Home, prepare: &str) {
@@ -84,10 +84,15 @@ fn in_bash(home: &Home, prepare: &str) {
     bash.await_text("ready>");
     bash.type_in(&format!("source {}\r", home.file("script.bash").display()));
     bash.await_text("ready>");
-    assert_eq!(completed(&mut bash, "spa-client open ssh@w"), "open ssh@work");
-    assert_eq!(completed(&mut bash, "spa-client open ssh@home smt"), "open ssh@home smtp@home");
-    assert_eq!(completed(&mut bash, "spa-client server rem"), "server remove");
-    assert_eq!(completed(&mut bash, "spa-client open --server=h"), "open --server=home");
+    assert_eq!(completed(&mut bash, "spa-client open ssh@w"), "open ssh@work ");
+    assert_eq!(completed(&mut bash, "spa-client open ssh@home smt"), "open ssh@home smtp@home ");
+    assert_eq!(completed(&mut bash, "spa-client server rem"), "server remove ");
+    assert_eq!(completed(&mut bash, "spa-client open --server=h"), "open --server=home ");
+    std::fs::create_dir_all(home.file("dir")).unwrap();
+    let [di, dir] = ["di", "dir"].map(|name| home.file(name).display().to_string());
+    let typed = format!("spa-client keygen -o {di}");
+    // What is complete has a blank behind it, a directory none.
+    assert_eq!(completed(&mut bash, &typed), format!("keygen -o {dir}/"));
     bash.type_in("spa-client open s\t\t");
     let list = bash.await_text("ssh@work");
     for one in ["smtp@home", "ssh ", "ssh@home"] {
@@ -123,8 +128,13 @@ fn zsh_completes_from_the_script_and_from_its_path() {
         zsh.await_text("ready>");
         zsh.type_in(&format!("{load}\r"));
         zsh.await_text("ready>");
+        // Zsh takes its blank back when the cursor leaves.
         assert_eq!(completed(&mut zsh, "spa-client open ssh@w"), "open ssh@work");
         assert_eq!(completed(&mut zsh, "spa-client server rem"), "server remove");
+        std::fs::create_dir_all(home.file("dir")).unwrap();
+        let [di, dir] = ["di", "dir"].map(|name| home.file(name).display().to_string());
+        let typed = format!("spa-client keygen -o {di}");
+        assert_eq!(completed(&mut zsh, &typed), format!("keygen -o {dir}/"));
         zsh.type_in("spa-client open s\t\t");
         let list = zsh.await_text("ssh@work");
         for one in ["smtp@home  -- tcp/25 at 192.0.2.7", "ssh  -- ", "ssh@home"] {

@@ -13,5 +13,8 @@ _spa_client() {
     while IFS=$'\t' read -r candidate _; do
         COMPREPLY+=("${candidate#"$prefix"}")
     done < <("${words[0]}" complete -- "${words[@]}" 2>/dev/null)
+    # More may follow a directory.
+    [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == */ ]] && compopt -o nospace 2>/dev/null
+    return 0
 }
 complete -o default -F _spa_client spa-client
