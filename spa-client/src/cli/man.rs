@@ -58,7 +58,7 @@ fn page(command: &Command, name: &str) -> io::Result<Vec<u8>> {
         };
         let examples = examples.split_once('\n').map_or("", |(_, lines)| lines);
         verbatim(&mut page, "EXAMPLES", examples)?;
-        verbatim(&mut page, "NOTES", notes)?;
+        filled(&mut page, "NOTES", notes)?;
     }
     if name != "spa-client" {
         writeln!(page, ".SH \"SEE ALSO\"\n.BR spa\\-client (1)")?;
@@ -76,6 +76,25 @@ fn verbatim(page: &mut Vec<u8>, heading: &str, text: &str) -> io::Result<()> {
         writeln!(page, "{}", escaped(line))?;
     }
     writeln!(page, ".fi")
+}
+
+/// Paragraphs, as wide as the reader's terminal; what is indented stays as it is.
+fn filled(page: &mut Vec<u8>, heading: &str, text: &str) -> io::Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    writeln!(page, ".SH {heading}")?;
+    for line in text.lines() {
+        match line {
+            "" => writeln!(page, ".PP")?,
+            indented if line.starts_with(' ') => {
+                writeln!(page, ".br\n.nf\n{}\n.fi", escaped(indented))?;
+            }
+            end if line.ends_with('.') => writeln!(page, "{}\n.br", escaped(end))?,
+            _ => writeln!(page, "{}", escaped(line))?,
+        }
+    }
+    Ok(())
 }
 
 /// What roff would take for a request, or typeset instead of printing it.
