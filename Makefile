@@ -16,6 +16,12 @@ SBINDIR := $(PREFIX)/sbin
 BINDIR := $(PREFIX)/bin
 UNITDIR := $(PREFIX)/lib/systemd/system
 DOCDIR := $(PREFIX)/share/doc/spa
+MANDIR := $(PREFIX)/share/man
+BASHDIR := $(PREFIX)/share/bash-completion/completions
+# Debian's zsh looks in vendor-completions below /usr, and in site-functions below /usr/local.
+ZSHDIR := $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
+FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
+COMPLETIONS := spa-client/src/cli/completions
 
 # An error of a test says what went wrong; the way to it through the test runner adds nothing.
 export RUST_LIB_BACKTRACE ?= 0
@@ -40,6 +46,7 @@ demo: needs ## Show the main job on real parts: namespaces, firewall, sshd.
 .PHONY: test
 test: needs build lint interop deny doc ## Everything that decides about a change.
 	SPA_TESTS_BUILT=1 cargo test --locked --workspace
+	cargo test --locked -p spa-client --features tokio --test asynchronous
 
 .PHONY: build
 build: needs ## The programs, for development.
@@ -49,10 +56,11 @@ build: needs ## The programs, for development.
 lint: needs ## Formatting and clippy.
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p spa-client --all-targets --features tokio -- -D warnings
 
 .PHONY: doc
 doc: needs ## The documentation of the crates, without a warning.
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features spa-client/tokio
 
 .PHONY: interop
 interop: needs ## The second implementation, and the test vectors checked by it.
@@ -117,6 +125,11 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	install -D -m 644 spa-client/config.example.toml $(DESTDIR)$(DOCDIR)/examples/config.toml
 	install -D -m 644 docs/manual.md $(DESTDIR)$(DOCDIR)/manual.md
 	install -D -m 644 docs/protocol.md $(DESTDIR)$(DOCDIR)/protocol.md
+	install -D -m 644 $(COMPLETIONS)/spa-client.bash $(DESTDIR)$(BASHDIR)/spa-client
+	install -D -m 644 $(COMPLETIONS)/_spa-client $(DESTDIR)$(ZSHDIR)/_spa-client
+	install -D -m 644 $(COMPLETIONS)/spa-client.fish $(DESTDIR)$(FISHDIR)/spa-client.fish
+	install -d -m 755 $(DESTDIR)$(MANDIR)/man1
+	umask 022 && $(TARGET)/release/spa-client man $(DESTDIR)$(MANDIR)/man1
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 # A gate whose program is gone could be taken away by hand only.
@@ -130,6 +143,8 @@ uninstall: ## Remove what `make install` has installed. Configuration and state 
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,manual.md protocol.md)
+	rm -f $(DESTDIR)$(BASHDIR)/spa-client $(DESTDIR)$(ZSHDIR)/_spa-client $(DESTDIR)$(FISHDIR)/spa-client.fish
+	rm -f $(DESTDIR)$(MANDIR)/man1/spa-client.1 $(DESTDIR)$(MANDIR)/man1/spa-client-*.1
 	@for directory in $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR); do \
 		[ ! -d $$directory ] || rmdir --ignore-fail-on-non-empty $$directory; \
 	done

@@ -5,18 +5,21 @@
 
 mod announcing;
 mod args;
+mod completions;
 mod doctor;
 mod export;
 mod join;
 mod keep;
 mod key;
 mod keygen;
+mod man;
 mod open;
 mod passphrase;
 mod proxy;
 mod report;
 mod servers;
 mod setup;
+mod spinner;
 mod ssh;
 mod status;
 
@@ -28,6 +31,7 @@ use clap::Parser as _;
 use spa_keys::{KeyFileError, KeyTextError, NoRandomness};
 use spa_proto::{ItemError, MessageType};
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Runs the program: reads the command line, does what it says, tells what went wrong.
@@ -55,7 +59,11 @@ fn complain(error: &CliError) {
 }
 
 fn run(command: Command) -> Result<ExitCode, CliError> {
-    let directory = Config::directory()?;
+    let directory = match command {
+        // These need no configuration, nor a home to have one in.
+        Command::Completions(_) | Command::Complete(_) | Command::Man(_) => PathBuf::new(),
+        _ => Config::directory()?,
+    };
     let done = match command {
         Command::Ssh(args) => return ssh::run(&args),
         Command::Open(args) => {
@@ -80,6 +88,9 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Import(args) => export::import(&directory, args),
         Command::Join(args) => join::run(&directory, &args),
         Command::Doctor(args) => doctor::run(&directory, &args),
+        Command::Completions(args) => completions::script(&args),
+        Command::Complete(args) => completions::candidates(args),
+        Command::Man(args) => man::run(&args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

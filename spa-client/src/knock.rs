@@ -23,6 +23,8 @@ use spa_proto::{
 use std::io;
 use std::net::UdpSocket;
 use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -111,6 +113,7 @@ pub struct Knocker<'a> {
     random: SystemRandom,
     round: u32,
     first_sent: Option<Instant>,
+    wanted: Option<Arc<AtomicBool>>,
 }
 
 impl<'a> Knocker<'a> {
@@ -171,6 +174,7 @@ impl<'a> Knocker<'a> {
             random,
             round: 0,
             first_sent: None,
+            wanted: None,
         };
         knocker.seal(None)?;
         knocker.addresses = resolve(server, options.family, source)?;
@@ -205,9 +209,24 @@ impl<'a> Knocker<'a> {
         &self.request
     }
 
+    /// From now on, knocks are bound to none.
+    pub(crate) const fn unbind(&mut self) {
+        self.source = BindSource::Observed;
+    }
+
     /// How often [`send`](Self::send) was called.
     pub const fn rounds(&self) -> u32 {
         self.round
+    }
+
+    /// Lets a wait for it end as soon as this is false.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn while_wanted(&mut self, wanted: Arc<AtomicBool>) {
+        self.wanted = Some(wanted);
+    }
+
+    pub(crate) fn wanted(&self) -> Option<Arc<AtomicBool>> {
+        self.wanted.clone()
     }
 
     pub(crate) const fn first_sent(&self) -> Option<Instant> {

@@ -18,9 +18,15 @@
 //!
 //! A server never answers. To learn whether the port opened, [prepare](Knocker::prepare) a
 //! [`Knocker`] and give it to [`until_open`], which probes the port and knocks again as needed.
+//! `examples/open.rs` does so.
+//!
+//! Both block. With the feature `tokio`, the module `asynchronous` has the same for programs with a
+//! runtime (`examples/open_async.rs`); without it, nothing of tokio is linked.
 
 mod announce;
 mod asking;
+#[cfg(feature = "tokio")]
+pub mod asynchronous;
 mod carry;
 pub mod cli;
 mod clock;

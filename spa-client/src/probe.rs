@@ -15,6 +15,7 @@ use mio::{Events, Interest, Poll, Token};
 use spa_proto::Item;
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Attempts at one address that wait for an answer at the same time; one more drops the oldest,
@@ -110,7 +111,14 @@ pub fn until_open(
         knocker.send()?;
         start
     };
-    let wait = Wait { start, timeout, rounds: knocker.rounds(), first: FIRST_ATTEMPT };
+    let wanted = knocker.wanted();
+    let wait = Wait {
+        start,
+        timeout,
+        rounds: knocker.rounds(),
+        first: FIRST_ATTEMPT,
+        wanted: wanted.as_deref(),
+    };
     let doors = probes.iter().map(|probe| Door::new(probe, knocker.sockets())).collect();
     let ended = watch(&mut |_| knocker.send(), doors, wait, &mut progress)?;
     Ok(ended.into_iter().map(|door| door.end().0).collect())
@@ -118,7 +126,7 @@ pub fn until_open(
 
 /// How to wait.
 #[derive(Clone, Copy)]
-pub(crate) struct Wait {
+pub(crate) struct Wait<'w> {
     /// When the first knock was sent, or would have been.
     pub(crate) start: Instant,
     pub(crate) timeout: Duration,
@@ -126,6 +134,8 @@ pub(crate) struct Wait {
     pub(crate) rounds: u32,
     /// When the first attempt is made.
     pub(crate) first: Duration,
+    /// Whether anybody still waits.
+    pub(crate) wanted: Option<&'w AtomicBool>,
 }
 
 /// Sends knocks: to all addresses, or to this one.
@@ -135,10 +145,11 @@ pub(crate) type Knock<'k> = dyn FnMut(Option<SocketAddr>) -> Result<Vec<Sent>, K
 pub(crate) fn watch<'p>(
     knock: &mut Knock<'_>,
     mut doors: Vec<Door<'p>>,
-    wait: Wait,
+    wait: Wait<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<Door<'p>>, KnockError> {
-    let Wait { start, timeout, mut rounds, first } = wait;
+    let Wait { start, timeout, mut rounds, first, wanted } = wait;
+    let is_wanted = || wanted.is_none_or(|wanted| wanted.load(Ordering::Relaxed));
     let mut poll = Poll::new().map_err(KnockError::Wait)?;
     let mut events = Events::with_capacity(64);
     let mut next_token: usize = 0;
@@ -149,7 +160,7 @@ pub(crate) fn watch<'p>(
     }
     loop {
         let now = start.elapsed();
-        if now >= timeout || doors.iter().all(|door| door.opened.is_some()) {
+        if now >= timeout || !is_wanted() || doors.iter().all(|door| door.opened.is_some()) {
             break;
         }
         if rounds > 0 && now >= knock_at(rounds) {

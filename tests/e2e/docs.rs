@@ -182,6 +182,7 @@ fn commands(document: &str) -> Vec<Vec<String>> {
         });
         for command in lines.flat_map(|line| line.split(['\'', ';', '&'])) {
             let command = command.split(" #").next().unwrap_or_default();
+            let command = command.split(" > ").next().unwrap_or_default();
             let words: Vec<String> = command.split_ascii_whitespace().map(Into::into).collect();
             let name = words.first().and_then(|word| word.rsplit('/').next()).unwrap_or_default();
             if matches!(name, "spa-server" | "spa-client" | "make") {
@@ -219,7 +220,23 @@ fn every_command_is_understood() -> Result<()> {
     for known in ["init", "check", "client", "status", "grants", "gate"] {
         ensure!(ours.contains(&format!("spa-server {known}")), "{known} is missing: {ours:?}");
     }
-    for known in ["keygen", "key", "server", "open", "close", "list", "export", "import", "proxy", "ssh", "setup", "status"] {
+    for known in [
+        "keygen",
+        "key",
+        "server",
+        "open",
+        "close",
+        "list",
+        "export",
+        "import",
+        "proxy",
+        "ssh",
+        "setup",
+        "status",
+        "doctor",
+        "completions",
+        "join",
+    ] {
         ensure!(ours.contains(&format!("spa-client {known}")), "{known} is missing: {ours:?}");
     }
     // The control: other words are not.
@@ -269,6 +286,8 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
         fs::write(&path, "#!/bin/sh\n")?;
         fs::set_permissions(&path, Permissions::from_mode(0o755))?;
     }
+    // The real one: it writes the manual pages.
+    fs::copy(our_binary("spa-client")?, target.join("release/spa-client"))?;
     let ours = root_directory.join("etc/spa/server.toml");
     fs::create_dir_all(ours.parent().context("it has one")?)?;
     fs::write(&ours, "mine")?;
@@ -296,6 +315,17 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
         }
         ensure!(programs == 2, "the unit starts {programs} programs");
         ensure!(installed(&format!("{prefix}/bin/spa-client")).is_file());
+        for file in [
+            "man/man1/spa-client.1",
+            "man/man1/spa-client-open.1",
+            "bash-completion/completions/spa-client",
+            "fish/vendor_completions.d/spa-client.fish",
+        ] {
+            ensure!(installed(&format!("{prefix}/share/{file}")).is_file(), "{file}");
+        }
+        let functions = if prefix == "/usr" { "vendor-completions" } else { "site-functions" };
+        let zsh = installed(&format!("{prefix}/share/zsh/{functions}/_spa-client"));
+        ensure!(zsh.is_file(), "{}", zsh.display());
         let example = installed(&format!("{prefix}/share/doc/spa/examples/server.toml"));
         Settings::parse(Path::new("/etc/spa/server.toml"), &fs::read_to_string(example)?)?;
 

@@ -289,7 +289,7 @@ fn nothing_listens_behind_the_gate_or_nothing_is_there_at_all() -> Result<()> {
     ensure_told(
         &run,
         1,
-        &["came back: port unreachable", "most likely: no gate hides the ports of 10.66.0.3"],
+        &["came back: port unreachable", "10.66.0.3 refuses tcp/22 and the knock port alike"],
         &scene,
     )?;
     // A machine that is not there.
@@ -301,6 +301,23 @@ fn nothing_listens_behind_the_gate_or_nothing_is_there_at_all() -> Result<()> {
         &["most likely: 10.66.0.99 can't be reached: no route to host; the server is down"],
         &scene,
     )
+}
+
+#[test]
+fn a_gate_that_refuses_what_it_hides() -> Result<()> {
+    let scene = Scene::with(|server| server.gate.refuse = "reject".into())?;
+    let home = Home::new(&scene, &[62201], "ssh")?;
+    let run = home.laptop.run(&["doctor", "-4"])?;
+    ensure_told(
+        &run,
+        0,
+        &["before a knock: connection refused", "result: nothing is wrong"],
+        &scene,
+    )?;
+    scene.server.admin(&["client", "remove", "mine"])?.ok()?;
+    scene.server.admin(&["reload"])?.ok()?;
+    let told = "most likely: gateway refuses tcp/22 and the knock port alike: either no gate hides them, or one that refuses what it hides took no knock";
+    ensure_told(&home.laptop.run(&["doctor", "-4"])?, 1, &[told, "unknown tag"], &scene)
 }
 
 #[test]

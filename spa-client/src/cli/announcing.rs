@@ -69,7 +69,13 @@ pub(super) fn announce(
     tell("key announced", &announcer.send()?);
     thread::sleep(HEAD_START);
     tell("under the new key", &knocker.send()?);
-    let wait = Wait { start, timeout, rounds: 1, first: HEAD_START.saturating_add(FIRST_ATTEMPT) };
+    let wait = Wait {
+        start,
+        timeout,
+        rounds: 1,
+        first: HEAD_START.saturating_add(FIRST_ATTEMPT),
+        wanted: None,
+    };
     // One port of the service is enough to see it.
     let doors = probes.iter().take(1).map(|probe| Door::new(probe, &addresses)).collect();
     let mut again = |_| {

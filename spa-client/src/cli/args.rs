@@ -1,10 +1,12 @@
 //! The words of the command line.
 
+use super::completions::{CompleteArgs, CompletionsArgs};
 use super::doctor::DoctorArgs;
 use super::export::{ExportArgs, ImportArgs};
 use super::join::JoinArgs;
 use super::keep::Meanwhile;
 use super::key::KeyCommand;
+use super::man::ManArgs;
 use super::open::Settings;
 use super::proxy::ProxyArgs;
 use super::setup::SetupCommand;
@@ -76,6 +78,14 @@ pub(super) enum Command {
     Import(ImportArgs),
     /// Find out why a port does not open, and say what to do about it.
     Doctor(DoctorArgs),
+    /// Print a script for the shell's completions: bash, zsh or fish.
+    Completions(CompletionsArgs),
+    /// What the scripts ask.
+    #[command(hide = true)]
+    Complete(CompleteArgs),
+    /// Write the manual pages.
+    #[command(hide = true)]
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -253,6 +263,9 @@ pub(super) struct AddArgs {
     /// Make it the default server.
     #[arg(long)]
     pub(super) default: bool,
+    /// Write what was added as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 fn length(text: &str) -> Result<PacketLength, String> {
@@ -286,6 +299,9 @@ pub(super) struct RemoveArgs {
     /// The server's name.
     #[arg(value_name = "NAME")]
     pub(super) name: ServerName,
+    /// Write what was removed as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -303,6 +319,9 @@ pub(super) struct KeygenArgs {
     /// Known only to be refused: a key that was replaced is a lock-out.
     #[arg(long, hide = true)]
     pub(super) force: bool,
+    /// Write the public key and the file as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[cfg(test)]

@@ -6,13 +6,12 @@ mod facts;
 mod trial;
 
 use super::passphrase::Prompt;
-use super::{CliError, print, print_json};
+use super::{CliError, print, print_json, spinner};
 use crate::clock::{self, Synchronised};
 use crate::config::Config;
 use crate::endpoint::Endpoint;
 use crate::knock::{Asked, Family, KnockError, Knocker, Options, own_address, plain};
 use crate::server::{Connections, DEFAULT_KNOCK_PORT, Server};
-use crate::source::BindSource;
 use crate::stun;
 use crate::system::clock_state;
 use clap::Args;
@@ -21,6 +20,7 @@ use core::num::NonZeroU16;
 use diagnosis::Diagnosis;
 use facts::{Early, Facts, Line, SeenBy, Way};
 use serde::Serialize;
+use spa_keys::PublicKey;
 use spa_proto::Item;
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -60,9 +60,11 @@ pub(super) struct DoctorArgs {
 pub(super) fn run(directory: &Path, args: &DoctorArgs) -> Result<(), CliError> {
     let mut report = Report { lines: Vec::new(), silent: args.json };
     let mut facts = Facts { server: args.server.clone().unwrap_or_default(), ..Facts::default() };
+    let waiting = (!args.json).then(|| spinner::start("looking"));
     if let Err(early) = examine(directory, args, &mut facts, &mut report)? {
         facts.early = Some(early);
     }
+    drop(waiting);
     let diagnosis = Diagnosis::of(&facts);
     if args.json {
         print_json(&Shown::of(&facts, &diagnosis, &report))?;
@@ -85,7 +87,12 @@ struct Report {
 impl Report {
     fn add(&mut self, line: Line) -> Result<(), CliError> {
         if !self.silent {
-            print(&format!("{line}\n"))?;
+            let mut printed = Ok(());
+            spinner::above(|_| {
+                printed = print(&format!("{line}\n"));
+                Ok(())
+            });
+            printed?;
         }
         self.lines.push(line);
         Ok(())
@@ -149,13 +156,10 @@ fn examine(
         (_, true) => Family::V6,
         _ => Family::Both,
     };
-    let mut prompt = Prompt::default();
-    let mut prepare = |source| {
-        let asked = Asked::open([item.clone()])?;
-        let options = Options { source, family, ..Options::default() };
-        Ok::<_, CliError>(Knocker::prepare_with(server, &asked, &options, &mut prompt))
-    };
-    let knocker = match prepare(None)? {
+    let asked = Asked::open([item])?;
+    let options = Options { family, ..Options::default() };
+    let prepared = Knocker::prepare_with(server, &asked, &options, &mut Prompt::default());
+    let mut knocker = match prepared {
         Ok(knocker) => knocker,
         Err(error) => {
             let text = error.to_string();
@@ -166,7 +170,9 @@ fn examine(
                     | KnockError::SourceFamily { .. }
             );
             if is_name {
-                key(server, facts, report)?;
+                if let Ok(stored) = server.identity.stored() {
+                    key(server, stored.public(), facts, report)?;
+                }
                 report.add(Line::trouble("name", &text))?;
                 return Ok(Err(Early::Name(text)));
             }
@@ -178,7 +184,7 @@ fn examine(
             return Ok(Err(Early::Key(text)));
         }
     };
-    key(server, facts, report)?;
+    key(server, knocker.identity(), facts, report)?;
     let addresses: Vec<String> = knocker.addresses().map(|it| it.to_string()).collect();
     report.add(Line::ok("name", format!("{}: {}", server.host, addresses.join(", "))))?;
     for to in knocker.sockets() {
@@ -194,12 +200,9 @@ fn examine(
     knocks(&knocker, port, facts, report)?;
     // A knock that is bound to none, only where it would tell something.
     let bound = |way: &Way| way.trials.iter().any(|trial| trial.bound.is_some());
-    if facts.ways.iter().any(|way| !way.is_open() && bound(way))
-        && let Ok(unbound) = prepare(Some(BindSource::Observed))?
-    {
-        let first = server.knock_ports.first().copied().unwrap_or(DEFAULT_KNOCK_PORT);
-        round(&unbound, first, port, facts, report, |way| !way.is_open() && bound(way))?;
-    }
+    knocker.unbind();
+    let first = server.knock_ports.first().copied().unwrap_or(DEFAULT_KNOCK_PORT);
+    round(&knocker, first, port, facts, report, |way| !way.is_open() && bound(way))?;
     Ok(Ok(()))
 }
 
@@ -229,15 +232,14 @@ fn looked_at(server: &Server, named: Option<&Item>) -> Result<(Item, NonZeroU16)
     })
 }
 
-/// Looks at the key once more, which can't fail any more but for somebody who changes it meanwhile.
-fn key(server: &Server, facts: &mut Facts, report: &mut Report) -> Result<(), CliError> {
-    match server.identity.stored() {
-        Ok(key) => {
-            facts.key = key.public().to_string();
-            report.add(Line::ok("key", format!("{}, {}", server.identity, facts.key)))
-        }
-        Err(error) => report.add(Line::trouble("key", error.to_string())),
-    }
+fn key(
+    server: &Server,
+    identity: PublicKey,
+    facts: &mut Facts,
+    report: &mut Report,
+) -> Result<(), CliError> {
+    facts.key = identity.to_string();
+    report.add(Line::ok("key", format!("{}, {identity}", server.identity)))
 }
 
 fn clock(ntp: Option<&Endpoint>, facts: &mut Facts, report: &mut Report) -> Result<(), CliError> {

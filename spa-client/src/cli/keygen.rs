@@ -3,13 +3,20 @@
 use super::args::KeygenArgs;
 use super::key::place;
 use super::passphrase::new_passphrase;
-use super::{CliError, print};
+use super::{CliError, print, print_json};
 use crate::config::{Config, ConfigError, make_directory};
 use crate::key_source::{KeyError, KeySource, protected};
 use ring::rand::SystemRandom;
-use spa_keys::{ClientKeys, KeyFileError, Overwrite, PrivateKey};
+use serde::Serialize;
+use spa_keys::{ClientKeys, KeyFileError, Overwrite, PrivateKey, PublicKey};
 use std::io::{self, Write as _};
 use std::path::Path;
+
+#[derive(Serialize)]
+struct Made<'a> {
+    public_key: PublicKey,
+    file: &'a Path,
+}
 
 pub(super) fn run(directory: &Path, args: KeygenArgs) -> Result<(), CliError> {
     let is_default = args.output.is_none();
@@ -43,6 +50,9 @@ pub(super) fn run(directory: &Path, args: KeygenArgs) -> Result<(), CliError> {
         Ok(()) => {}
         Err(KeyError::File(KeyFileError::Exists { .. })) => return Err(exists(&to)),
         Err(error) => return Err(error.into()),
+    }
+    if args.json {
+        return print_json(&Made { public_key: public, file: &path });
     }
     print(&format!("{public}\n"))?;
     let identity = if is_default { String::new() } else { format!(" --identity {shown}") };

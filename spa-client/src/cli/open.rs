@@ -4,7 +4,7 @@
 use super::args::CommonArgs;
 use super::passphrase::Prompt;
 use super::report::{self, Report, ServerReport};
-use super::{CliError, print_json};
+use super::{CliError, print_json, spinner};
 use crate::asking::{Asking, First, Reuse, Reused};
 use crate::config::Config;
 use crate::duration::Lifetime;
@@ -16,7 +16,7 @@ use crate::server::{Connections, Server, ServerName};
 use crate::target::by_server;
 use core::time::Duration;
 use spa_proto::{Item, MessageType};
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
@@ -70,6 +70,9 @@ pub(super) fn visit_all<'a>(
     }
 
     let settings = &Settings { fresh: settings.fresh || args.source.is_some(), ..*settings };
+    let targets: Vec<String> = args.targets.iter().map(ToString::to_string).collect();
+    let waiting = (settings.wait.is_some() && !args.quiet)
+        .then(|| spinner::start(&format!("waiting for {}", targets.join(" "))));
     // One thread for each server: a slow one keeps nobody waiting.
     let (visits, reports) = thread::scope(|scope| {
         let threads: Vec<_> = visits
@@ -87,6 +90,7 @@ pub(super) fn visit_all<'a>(
         joined.unzip::<_, _, Vec<_>, Vec<_>>()
     });
 
+    drop(waiting);
     let report = Report::new(message_type, reports);
     if args.json {
         print_json(&report)?;
@@ -190,7 +194,7 @@ fn await_open(
         }
     };
     let first = if reused.is_some() { Duration::ZERO } else { FIRST_ATTEMPT };
-    let wait = Wait { start, timeout, rounds: 1, first };
+    let wait = Wait { start, timeout, rounds: 1, first, wanted: None };
     let doors = probes.iter().map(|probe| Door::new(probe, asking.knocker().sockets())).collect();
     let ended = watch(&mut |only| asking.again(only), doors, wait, &mut progress)?;
     let probed: Vec<Probed> = ended.into_iter().map(|door| door.end().0).collect();
@@ -238,7 +242,7 @@ impl Voice {
 
     pub(super) fn say(self, text: &str) {
         if !self.quiet {
-            let _ = writeln!(io::stderr(), "{text}");
+            spinner::above(|stderr| writeln!(stderr, "{text}"));
         }
     }
 

@@ -103,7 +103,8 @@ fn connect(
     let service = asking.knocker().server().service_of(&probe.item);
     let lets_one_in = service.is_some_and(|service| service.connections == Connections::One);
     let start = Instant::now();
-    let mut wait = Wait { start, timeout: args.timeout, rounds: 1, first: FIRST_ATTEMPT };
+    let mut wait =
+        Wait { start, timeout: args.timeout, rounds: 1, first: FIRST_ATTEMPT, wanted: None };
     let mut all_sent = Vec::new();
     if lets_one_in && is_server {
         // An address that is never tried must not be opened for somebody else's connection.

@@ -143,6 +143,15 @@ fn command(source: &KeySource) -> Option<&[String]> {
     }
 }
 
+/// A server that was added or removed.
+#[derive(Serialize)]
+struct Changed<'a> {
+    server: &'a str,
+    file: &'a Path,
+    /// Whether it is the default server now.
+    default: bool,
+}
+
 pub(super) fn add(directory: &Path, args: AddArgs) -> Result<(), CliError> {
     let here = |file: PathBuf| std::path::absolute(&file).unwrap_or(file);
     let identity = match &args.identity {
@@ -178,6 +187,10 @@ pub(super) fn add(directory: &Path, args: AddArgs) -> Result<(), CliError> {
         ("", format!("@{}", server.name))
     };
     let path = Config::path(directory);
+    if args.json {
+        let changed = Changed { server: server.name.as_str(), file: &path, default: is_default };
+        return print_json(&changed);
+    }
     say(&format!("added {}{mark} to {}", server.name, path.display()));
     say(&no_key.unwrap_or_else(|| format!("next: spa-client open ssh{at}")));
     Ok(())
@@ -212,6 +225,10 @@ fn check(server: &Server) -> Result<(), KnockError> {
 pub(super) fn remove(directory: &Path, args: &RemoveArgs) -> Result<(), CliError> {
     let config = Config::remove_server(directory, args.name.as_str())?;
     let path = Config::path(directory);
+    if args.json {
+        let default = false;
+        return print_json(&Changed { server: args.name.as_str(), file: &path, default });
+    }
     say(&format!("removed {} from {}", args.name, path.display()));
     if config.servers().next().is_some() && config.default_server().is_none() {
         say("there is no default server now; choose one with default = \"NAME\" in that file");

@@ -20,6 +20,7 @@ fn help_shows_all_there_is_with_examples() {
     insta::assert_snapshot!("help_status", help(&["status", "--help"]));
     insta::assert_snapshot!("help_list", help(&["list", "--help"]));
     insta::assert_snapshot!("help_keygen", help(&["keygen", "--help"]));
+    insta::assert_snapshot!("help_completions", help(&["completions", "--help"]));
     insta::assert_snapshot!("help_doctor", help(&["doctor", "--help"]));
     insta::assert_snapshot!("help_server", help(&["server", "--help"]));
     insta::assert_snapshot!("help_server_add", help(&["server", "add", "--help"]));

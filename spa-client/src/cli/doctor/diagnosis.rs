@@ -140,9 +140,9 @@ fn fails(facts: &Facts) -> (String, String) {
         if trials().any(|trial| trial.rejected == Some(Rejection::Port)) {
             return (
                 format!(
-                    "no gate hides the ports of {host}: it refuses the knock port as well as tcp/{port}"
+                    "{host} refuses tcp/{port} and the knock port alike: either no gate hides them, or one that refuses what it hides took no knock"
                 ),
-                "is it the right machine? There: spa-server status, spa-server gate show".into(),
+                format!("is it the right machine? Then, {}", on_the_server(facts)),
             );
         }
         return (

@@ -161,7 +161,7 @@ fn each_trouble_has_its_sentence_and_something_to_do() {
         (
             before(REFUSED, vec![rejected(Rejection::Port, REFUSED)]),
             false,
-            "no gate hides the ports of gw",
+            "gw refuses tcp/22 and the knock port alike: either no gate hides them, or one that refuses",
             "is it the right machine?",
         ),
         (
