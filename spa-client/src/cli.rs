@@ -17,6 +17,7 @@ mod open;
 mod passphrase;
 mod proxy;
 mod report;
+mod rotate;
 mod servers;
 mod setup;
 mod spinner;
@@ -87,6 +88,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Export(args) => export::export(&directory, args),
         Command::Import(args) => export::import(&directory, args),
         Command::Join(args) => join::run(&directory, &args),
+        Command::Rotate(args) => rotate::run(&directory, &args),
         Command::Doctor(args) => doctor::run(&directory, &args),
         Command::Completions(args) => completions::script(&args),
         Command::Complete(args) => completions::candidates(args),

@@ -104,6 +104,23 @@ impl KeySource {
         }
     }
 
+    /// Destroys the keys there, if there are any.
+    pub fn remove(&self) -> Result<(), KeyError> {
+        match self {
+            Self::File(path) => match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(KeyFileError::Io { action: "remove", path: path.clone(), error }.into())
+                }
+                _ => Ok(()),
+            },
+            Self::Command(_) => Err(KeyError::ReadOnly { place: self.to_string() }),
+            Self::SecretService(name) => match secret_service::remove(name) {
+                Err(SecretServiceError::NotFound { .. }) | Ok(()) => Ok(()),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
     fn text<T>(
         &self,
         parse: impl FnOnce(&str) -> Result<T, StoredKeysError>,

@@ -124,6 +124,20 @@ pub fn until_open(
     Ok(ended.into_iter().map(|door| door.end().0).collect())
 }
 
+/// Looks for that long whether the port accepts a connection, and knocks at nobody's.
+pub(crate) fn until_open_without_knock(
+    probe: &Probe,
+    addresses: &[SocketAddr],
+    timeout: Duration,
+) -> Result<Probed, KnockError> {
+    let start = Instant::now();
+    let wait = Wait { start, timeout, rounds: 1, first: FIRST_ATTEMPT, wanted: None };
+    let door = Door::new(probe, addresses);
+    let ended = watch(&mut |_| Ok(Vec::new()), vec![door], wait, &mut |_| {})?;
+    let probed = ended.into_iter().map(|door| door.end().0).next();
+    Ok(probed.unwrap_or_else(|| Probed { probe: probe.clone(), result: Err(Vec::new()) }))
+}
+
 /// How to wait.
 #[derive(Clone, Copy)]
 pub(crate) struct Wait<'w> {

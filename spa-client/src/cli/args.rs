@@ -9,6 +9,7 @@ use super::key::KeyCommand;
 use super::man::ManArgs;
 use super::open::Settings;
 use super::proxy::ProxyArgs;
+use super::rotate::RotateArgs;
 use super::setup::SetupCommand;
 use super::ssh::SshArgs;
 use super::status::StatusArgs;
@@ -69,6 +70,8 @@ pub(super) enum Command {
     Server(ServerCommand),
     /// Make this client's key; prints the public half.
     Keygen(KeygenArgs),
+    /// Give a server a new key of this client in the place of the old one.
+    Rotate(RotateArgs),
     /// Show a key's public half, change its passphrase, copy it.
     #[command(subcommand)]
     Key(KeyCommand),

@@ -40,6 +40,11 @@ impl Unlock for Prompt {
 }
 
 impl Prompt {
+    /// What was given last.
+    pub(super) fn take(&mut self) -> Option<Passphrase> {
+        self.known.take()
+    }
+
     fn ask(&mut self, locked: &Locked<'_>) -> Result<Passphrase, UnlockError> {
         loop {
             if self.typed == TRIES {

@@ -43,6 +43,30 @@ impl Config {
         store(directory, &document)
     }
 
+    /// Has a server's keys be in another place, all in one.
+    pub fn set_keys(
+        directory: &Path,
+        server: &Server,
+        keys: &KeySource,
+    ) -> Result<Self, ConfigError> {
+        let mut document = document(&Self::path(directory))?;
+        let entry = document
+            .get_mut("server")
+            .and_then(Item::as_table_like_mut)
+            .and_then(|servers| servers.get_mut(server.name.as_str()))
+            .and_then(Item::as_table_like_mut);
+        if let Some(entry) = entry {
+            for key in ["key-command", "pre-shared-key-file", "pre-shared-key-command"] {
+                entry.remove(key);
+            }
+            match place(directory, keys) {
+                Some((key, place)) => drop(entry.insert(key, place)),
+                None => drop(entry.remove("identity")),
+            }
+        }
+        store(directory, &document)
+    }
+
     /// Takes the server `name` out of the configuration in `directory`. A default that named it
     /// goes with it.
     pub fn remove_server(directory: &Path, name: &str) -> Result<Self, ConfigError> {
@@ -84,23 +108,12 @@ pub(super) fn table(directory: &Path, server: &Server) -> Table {
         let ports: Array = server.knock_ports.iter().map(|port| i64::from(port.get())).collect();
         table.insert("knock-ports", value(ports));
     }
-    let shown =
-        |file: &Path| file.strip_prefix(directory).unwrap_or(file).to_string_lossy().into_owned();
-    match &server.identity {
-        KeySource::File(file) if *file == Config::default_identity(directory) => {}
-        KeySource::File(file) => {
-            table.insert("identity", value(shown(file)));
-        }
-        KeySource::Command(words) => {
-            table.insert("key-command", value(words.iter().collect::<Array>()));
-        }
-        name @ KeySource::SecretService(_) => {
-            table.insert("identity", value(name.to_string()));
-        }
+    if let Some((key, place)) = place(directory, &server.identity) {
+        table.insert(key, place);
     }
     match &server.pre_shared_key {
         Some(KeySource::File(file)) => {
-            table.insert("pre-shared-key-file", value(shown(file)));
+            table.insert("pre-shared-key-file", value(shown(directory, file)));
         }
         Some(KeySource::Command(words)) => {
             table.insert("pre-shared-key-command", value(words.iter().collect::<Array>()));
@@ -139,6 +152,20 @@ pub(super) fn table(directory: &Path, server: &Server) -> Table {
         table.insert("services", Item::Table(services));
     }
     table
+}
+
+/// What says where the keys are; nothing, where they usually are.
+fn place(directory: &Path, keys: &KeySource) -> Option<(&'static str, Item)> {
+    match keys {
+        KeySource::File(file) if *file == Config::default_identity(directory) => None,
+        KeySource::File(file) => Some(("identity", value(shown(directory, file)))),
+        KeySource::Command(words) => Some(("key-command", value(words.iter().collect::<Array>()))),
+        KeySource::SecretService(_) => Some(("identity", value(keys.to_string()))),
+    }
+}
+
+fn shown(directory: &Path, file: &Path) -> String {
+    file.strip_prefix(directory).unwrap_or(file).to_string_lossy().into_owned()
 }
 
 /// Writes the file beside the old one and puts it in its place. What could not be read again is

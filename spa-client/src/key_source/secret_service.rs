@@ -19,6 +19,11 @@ pub(super) fn fetch(name: &SecretName) -> Result<Zeroizing<Vec<u8>>, SecretServi
     within(name, move || system::fetch(&owned))
 }
 
+pub(super) fn remove(name: &SecretName) -> Result<(), SecretServiceError> {
+    let owned = name.clone();
+    within(name, move || system::remove(&owned))
+}
+
 pub(super) fn store(
     name: &SecretName,
     text: &Zeroizing<String>,
@@ -76,6 +81,11 @@ mod system {
         entry(name).and_then(|entry| entry.set_secret(secret)).map_err(|error| told(name, error))
     }
 
+    pub(super) fn remove(name: &SecretName) -> Result<(), SecretServiceError> {
+        let removed = entry(name).and_then(|entry| entry.delete_credential());
+        removed.map_err(|error| told(name, error))
+    }
+
     fn entry(name: &SecretName) -> Result<keyring_core::Entry, Error> {
         let store = Store::new()?;
         // What the user sees in a list of secrets; only the D-Bus service knows labels.
@@ -110,6 +120,10 @@ mod system {
     }
 
     pub(super) fn store(_: &SecretName, _: &[u8]) -> Result<(), SecretServiceError> {
+        Err(SecretServiceError::NotBuilt)
+    }
+
+    pub(super) fn remove(_: &SecretName) -> Result<(), SecretServiceError> {
         Err(SecretServiceError::NotBuilt)
     }
 }

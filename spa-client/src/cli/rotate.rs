@@ -1,0 +1,310 @@
+//! `spa-client rotate`: a new key in the place of the one that a server knows.
+//!
+//! The old key stays until a knock under the new one was seen to open something: then the server
+//! has made the change, too. Whatever interrupts it, one of the two keys gets in.
+
+use super::announcing::{self, Outcome, to_be_probed};
+use super::args::timeout;
+use super::open::Voice;
+use super::passphrase::{Prompt, new_passphrase};
+use super::{CliError, print_json};
+use crate::announce::Announcement;
+use crate::config::Config;
+use crate::duration::spoken;
+use crate::key_source::{KeyError, KeySource, protected};
+use crate::knock::{Asked, Family, KnockError, Knocker, Options};
+use crate::probe::{Failure, Probe, Probed, until_open_without_knock};
+use crate::server::{Server, ServerName};
+use clap::Args;
+use core::time::Duration;
+use ring::rand::SystemRandom;
+use serde::Serialize;
+use spa_keys::{ClientKeys, Overwrite, PrivateKey, PublicKey};
+use std::path::Path;
+
+/// How long a port is looked at that is to be shut.
+const LOOK: Duration = Duration::from_millis(1500);
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  spa-client rotate                 a new key for the default server
+  spa-client rotate work --finish   after its log has said event=rotation-announced
+
+The new key is announced under the old one and tried at once: what this client has open is
+closed, and opened again by the new key. When that works the old key is destroyed; if not,
+both are kept, and the same command goes on. --finish takes the new key without a trial,
+for servers that offer nothing that could be probed.")]
+pub(super) struct RotateArgs {
+    /// The server [default: the default one].
+    #[arg(value_name = "SERVER")]
+    server: Option<ServerName>,
+    /// Take the key that was announced without seeing it open anything.
+    #[arg(long)]
+    finish: bool,
+    /// Give up the key that was announced, and keep the old one.
+    #[arg(long, conflicts_with = "finish")]
+    abandon: bool,
+    /// How long to try.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = timeout)]
+    timeout: Duration,
+    /// Say what is sent where.
+    #[arg(short, long, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Say nothing but errors.
+    #[arg(short, long)]
+    quiet: bool,
+    /// Write the result to standard output as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Rotated<'a> {
+    server: &'a str,
+    old_public_key: PublicKey,
+    public_key: PublicKey,
+    identity: String,
+    /// Whether the new key is in use; else both are kept.
+    done: bool,
+}
+
+pub(super) fn run(directory: &Path, args: &RotateArgs) -> Result<(), CliError> {
+    let voice = Voice { quiet: args.quiet, verbose: args.verbose };
+    let config = Config::load(directory)?;
+    let server = config.server(args.server.as_ref().map(ServerName::as_str))?;
+    let next = next_to(&server.identity)?;
+    if args.abandon {
+        return abandon(server, &next, voice);
+    }
+    let mut prompt = Prompt::default();
+    let old = server.keys(&mut prompt)?;
+    let (announcement, new, is_new) = new_key(server, &old, &next, args, &mut prompt)?;
+    let (old_key, key) = (old.private.public(), new.private.public());
+    if is_new && args.finish {
+        return Err(CliError::Usage(format!(
+            "no key was announced to {} yet; leave --finish out",
+            server.name
+        )));
+    }
+    let done = if args.finish {
+        true
+    } else {
+        voice.say(&format!("the new key is {key}"));
+        let trial = shut(server, &old, voice)?;
+        match announcing::announce(server, &announcement, &new, Family::Both, args.timeout, voice)?
+        {
+            Outcome::Opened { item, address, after } if trial => {
+                voice.say(&super::report::opened(&server.name, &item, address, after));
+                true
+            }
+            Outcome::Opened { item, .. } => {
+                voice.say(&format!(
+                    "the new key was sent, but {item} is open whatever is knocked, so nothing shows whether {name} has taken it; when its log says event=rotation-announced with that key: spa-client rotate {name} --finish",
+                    name = server.name
+                ));
+                false
+            }
+            Outcome::NotProbed => {
+                voice.say(&format!(
+                    "the new key was sent several times; nothing of what {name} offers can be probed from here. When its log says event=rotation-announced with that key: spa-client rotate {name} --finish",
+                    name = server.name
+                ));
+                false
+            }
+            Outcome::NotOpened { item, seen } => {
+                return Err(CliError::Failed(not_opened(
+                    server,
+                    &item.to_string(),
+                    &seen,
+                    key,
+                    args.timeout,
+                )));
+            }
+        }
+    };
+    let identity = if done {
+        let identity = take(directory, &config, server, &next)?;
+        voice.say(&format!(
+            "{} has the new key now, in {identity}; the old one is gone",
+            server.name
+        ));
+        identity
+    } else {
+        next
+    };
+    if args.json {
+        print_json(&Rotated {
+            server: server.name.as_str(),
+            old_public_key: old_key,
+            public_key: key,
+            identity: identity.to_string(),
+            done,
+        })?;
+    }
+    Ok(())
+}
+
+fn not_opened(
+    server: &Server,
+    item: &str,
+    seen: &str,
+    key: PublicKey,
+    timeout: Duration,
+) -> String {
+    format!(
+        "\
+{item} on {name} did not open under the new key within {timeout} ({seen}); the old key stays in use, the new one is kept
+run the same again to go on. The server's log tells what became of it:
+  - event=rotation-announced with {key}: it has the new key; was the knock under it lost, or does {item} not run?
+  - event=refused reason=rotation-pending: another key was announced before, by whoever has a copy of the old one? There: spa-server client show NAME
+  - event=refused reason=previous-server-key: first give this client the server's new key
+  - nothing: see spa-client doctor {name}; or give the new key up: spa-client rotate {name} --abandon",
+        name = server.name,
+        timeout = spoken(timeout),
+    )
+}
+
+/// Where the new key waits until it is in use.
+fn next_to(identity: &KeySource) -> Result<KeySource, CliError> {
+    match identity {
+        KeySource::File(path) => {
+            let mut next = path.clone().into_os_string();
+            next.push(".next");
+            Ok(KeySource::File(next.into()))
+        }
+        KeySource::SecretService(name) => {
+            format!("{name}.next").parse().map(KeySource::SecretService).map_err(|_| {
+                CliError::Usage(format!(
+                    "the name {name} leaves no room for a second key beside it; copy the key to a shorter one: spa-client key copy"
+                ))
+            })
+        }
+        KeySource::Command(_) => Err(CliError::Usage(
+            "the key comes from a command, which can't be given another one; copy it to a file first: spa-client key copy".into(),
+        )),
+    }
+}
+
+/// The key that was made by an earlier try, or a new one.
+fn new_key(
+    server: &Server,
+    old: &ClientKeys,
+    next: &KeySource,
+    args: &RotateArgs,
+    prompt: &mut Prompt,
+) -> Result<(Announcement, ClientKeys, bool), CliError> {
+    let derive = |private: &PrivateKey| {
+        Announcement::rotation(old, private, &server.public_key)
+            .map_err(|source| KnockError::Derive { server: server.name.to_string(), source })
+    };
+    match next.keys(prompt) {
+        Ok(keys) => {
+            let announcement = derive(&keys.private)?;
+            let derived = announcement.keys(keys.private.again());
+            let same = keys.pre_shared.as_ref().zip(derived.pre_shared.as_ref());
+            if !same.is_some_and(|(kept, derived)| kept.is(derived)) {
+                return Err(CliError::Failed(format!(
+                    "{next} holds a key that was made for another one than the present; give it up first: spa-client rotate {} --abandon",
+                    server.name
+                )));
+            }
+            Ok((announcement, keys, false))
+        }
+        Err(error) if error.is_absent() => {
+            let private = PrivateKey::generate(&SystemRandom::new())?;
+            let announcement = derive(&private)?;
+            let keys = announcement.keys(private);
+            if args.finish {
+                return Ok((announcement, keys, true));
+            }
+            let is_encrypted = server.identity.stored().is_ok_and(|stored| stored.is_encrypted());
+            let passphrase = match (is_encrypted, prompt.take()) {
+                (false, _) => None,
+                (true, Some(known)) => Some(known),
+                (true, None) => Some(new_passphrase(&next.to_string(), None)?),
+            };
+            let again = ClientKeys {
+                private: keys.private.again(),
+                pre_shared: keys.pre_shared.as_ref().map(spa_keys::PreSharedKey::again),
+            };
+            let stored = protected(again, passphrase.as_ref()).map_err(KeyError::from)?;
+            next.store(&stored, Overwrite::Refuse)?;
+            Ok((announcement, keys, true))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Closes what is to be opened by the new key. Whether it is shut then: else opening it shows
+/// nothing.
+fn shut(server: &Server, old: &ClientKeys, voice: Voice) -> Result<bool, CliError> {
+    let Some(item) = to_be_probed(server) else { return Ok(true) };
+    let asked = Asked::close([item.clone()])?;
+    let options = Options::default();
+    let mut knocker = Knocker::prepare_with_keys(server, &asked, &options, old)?;
+    for datagram in knocker.send()? {
+        voice.detail(&format!("{}: close, {}", server.name, super::report::datagram(&datagram)));
+    }
+    let port = server.service_of(&item).and_then(|service| service.probed().next());
+    let Some(port) = port else { return Ok(true) };
+    let probe = Probe { item, port: port.number };
+    let Probed { result, .. } = until_open_without_knock(&probe, knocker.sockets(), LOOK)?;
+    let is_shut = |failures: &Vec<(core::net::IpAddr, Failure)>| !failures.is_empty();
+    Ok(result.as_ref().err().is_some_and(is_shut))
+}
+
+/// Puts the new key in the place of the old one. Other servers may know the old one: then the new
+/// key has a place of its own.
+fn take(
+    directory: &Path,
+    config: &Config,
+    server: &Server,
+    next: &KeySource,
+) -> Result<KeySource, CliError> {
+    let is_shared = config
+        .servers()
+        .any(|other| other.name != server.name && other.identity == server.identity);
+    let stored = next.stored()?;
+    let place = if is_shared {
+        KeySource::File(directory.join(format!("{}.key", server.name)))
+    } else {
+        server.identity.clone()
+    };
+    if place != server.identity || server.pre_shared_key.is_some() {
+        // First the place, then what names it: whoever is interrupted in between goes on with
+        // the old one, and the new one is still there.
+        let overwrite = if is_shared { Overwrite::Refuse } else { Overwrite::Replace };
+        if is_shared {
+            place.store(&stored, overwrite)?;
+            Config::set_keys(directory, server, &place)?;
+        } else {
+            Config::set_keys(directory, server, next)?;
+            place.store(&stored, overwrite)?;
+            Config::set_keys(directory, server, &place)?;
+        }
+    } else {
+        place.store(&stored, Overwrite::Replace)?;
+    }
+    next.remove()?;
+    Ok(place)
+}
+
+fn abandon(server: &Server, next: &KeySource, voice: Voice) -> Result<(), CliError> {
+    match next.stored() {
+        Ok(stored) => {
+            next.remove()?;
+            voice.say(&format!(
+                "the key {key} is given up; if {name} has it (event=rotation-announced in its log), it has to be told before another can be announced, there: spa-server client withdraw-key NAME",
+                key = stored.public(),
+                name = server.name
+            ));
+            Ok(())
+        }
+        Err(error) if error.is_absent() => Err(CliError::Failed(format!(
+            "no key was announced to {}, so there is none to give up",
+            server.name
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
