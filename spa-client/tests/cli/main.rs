@@ -4,15 +4,19 @@
 mod commands;
 #[cfg(test)]
 mod dependencies;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod export;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod keys;
 #[cfg(test)]
 mod knock;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod secret_service;
 #[cfg(test)]
 mod support;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod terminal;
