@@ -66,7 +66,7 @@ impl KeySource {
                 }
                 other => other.into(),
             }),
-            _ => self.text(|text| text.parse()),
+            _ => self.text(str::parse),
         }
     }
 

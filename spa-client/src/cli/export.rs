@@ -80,11 +80,9 @@ better: a key of its own for each device, by an invitation: spa-server invite NA
         );
     }
     confirm(args.yes)?;
-    let keys = server.keys(&mut Prompt::default()).map_err(KeyError::from)?;
-    let passphrase = match args.plain {
-        true => None,
-        false => Some(new_passphrase("the exported key", None)?),
-    };
+    let keys = server.keys(&mut Prompt::default())?;
+    let passphrase =
+        if args.plain { None } else { Some(new_passphrase("the exported key", None)?) };
     let stored = protected(keys, passphrase.as_ref()).map_err(KeyError::from)?;
     let text = exported::write(server, &stored);
     match args.output {

@@ -73,8 +73,8 @@ pub(super) struct CopyArgs {
 pub(super) fn run(directory: &Path, command: KeyCommand) -> Result<(), CliError> {
     match command {
         KeyCommand::Show(args) => show(directory, &args),
-        KeyCommand::Passphrase(args) => passphrase(directory, args),
-        KeyCommand::Copy(args) => copy(directory, args),
+        KeyCommand::Passphrase(args) => passphrase(directory, &args),
+        KeyCommand::Copy(args) => copy(directory, &args),
     }
 }
 
@@ -134,7 +134,7 @@ fn show(directory: &Path, args: &ShowArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn passphrase(directory: &Path, args: PassphraseArgs) -> Result<(), CliError> {
+fn passphrase(directory: &Path, args: &PassphraseArgs) -> Result<(), CliError> {
     let source = source(directory, args.which.as_deref())?;
     if let KeySource::Command(_) = source {
         return Err(KeyError::ReadOnly { place: source.to_string() }.into());
@@ -147,7 +147,7 @@ fn passphrase(directory: &Path, args: PassphraseArgs) -> Result<(), CliError> {
                 return Ok(());
             }
             let keys = source.keys(&mut Prompt::default())?;
-            let new = new(&source, &args)?;
+            let new = new(&source, args)?;
             let stored = protected(keys, new.as_ref()).map_err(KeyError::from)?;
             source.store(&stored, Overwrite::Replace)?;
         }
@@ -157,7 +157,7 @@ fn passphrase(directory: &Path, args: PassphraseArgs) -> Result<(), CliError> {
                 return Err(KeyFileError::NoKey { path, wanted }.into());
             };
             let key = source.pre_shared_key(&mut Prompt::default())?;
-            let new = new(&source, &args)?;
+            let new = new(&source, args)?;
             let stored = protected_pre_shared(key, new.as_ref())?;
             spa_keys::write_stored_pre_shared_key(&path, &stored, Overwrite::Replace)?;
         }
@@ -190,7 +190,7 @@ fn protected_pre_shared(
     Ok(StoredPreSharedKey::Encrypted(sealed.map_err(KeyError::from)?))
 }
 
-fn copy(directory: &Path, args: CopyArgs) -> Result<(), CliError> {
+fn copy(directory: &Path, args: &CopyArgs) -> Result<(), CliError> {
     let from = source(directory, args.which.as_deref())?;
     let to = place(&args.to)?;
     let stored = from.stored()?;
