@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Send one knock (docs/protocol.md) by UDP."""
+"""Send one knock (docs/protocol.md) by UDP, or enrol by an invitation: knock.py join."""
 
 import argparse
 import os
@@ -7,6 +7,8 @@ import socket
 import sys
 import time
 
+import announcement
+import invitation
 import spa
 
 # Linux: set "don't fragment" (the module `socket` of Python 3.11 has no names for these).
@@ -67,7 +69,69 @@ def number(low, high):
     return parse
 
 
+def write_key_file(kind, path, key):
+    """A new file that nobody else can read."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(fd, "w", encoding="ascii") as f:
+            f.write(spa.key_to_text(kind, key) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise KnockError(f"{path}: {e.strerror}") from e
+
+
+def join(argv):
+    """Section 9.2: the key is stored before anything is sent, so that it can be sent again."""
+    parser = argparse.ArgumentParser(
+        prog="knock.py join", allow_abbrev=False,
+        description="Read an invitation (spa1:…) from standard input, make a key, and announce it"
+        " to the server. Prints the server's public key and the packet's nonce.")
+    parser.add_argument("--client-private-file", required=True, metavar="FILE",
+                        help="the new key is written here; one that is there is announced again")
+    parser.add_argument("--psk-file", required=True, metavar="FILE",
+                        help="its pre-shared key is written here")
+    parser.add_argument("--server", metavar="HOST",
+                        help="name or address (default: the first of the invitation)")
+    parser.add_argument("--port", type=number(1, 65535),
+                        help="(default: the first of the invitation)")
+    parser.add_argument("--bound-source", metavar="ADDRESS",
+                        help="the address that the packet is good for (default: as observed)")
+    args = parser.parse_args(argv)
+    try:
+        i = invitation.from_text(sys.stdin.read())
+        if time.time() >= i.expiry_s:
+            raise KnockError("the invitation has expired")
+        if os.path.exists(args.client_private_file):
+            private = read_key_file("private", args.client_private_file)
+        else:
+            private = os.urandom(32)
+            write_key_file("private", args.client_private_file, private)
+        kind, keys = announcement.ENROLMENT, announcement.invitation_secret(i.secret,
+                                                                            i.server_public)
+        ephemeral = announcement.derived_ephemeral(private, i.secret, i.server_public)
+        made = announcement.announce(kind, i.secret, ephemeral, private, i.server_public)
+        if not os.path.exists(args.psk_file):
+            write_key_file("psk", args.psk_file, made.psk)
+        elif read_key_file("psk", args.psk_file) != made.psk:
+            raise KnockError(f"{args.psk_file}: this is another key's, or another invitation's")
+        nonce, at = os.urandom(spa.NONCE_LEN), time.time_ns() // 1000
+        plaintext = announcement.encode(kind, made, nonce, at, args.bound_source,
+                                        i.plaintext_length)
+        sealed = spa.seal_plaintext(keys, i.server_public, nonce, plaintext, spa.epoch_of(at))
+        send(args.server or i.hosts[0], args.port or i.knock_ports[0], sealed.packet)
+    except (spa.SpaError, KnockError) as e:
+        print(f"knock.py: {e}", file=sys.stderr)
+        return 1
+    print(spa.key_to_text("public", i.server_public))
+    print(nonce.hex())
+    return 0
+
+
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["join"]:
+        return join(argv[1:])
     parser = argparse.ArgumentParser(prog="knock.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--server", required=True, metavar="HOST", help="name or address")
     parser.add_argument("--port", type=number(1, 65535), default=spa.DEFAULT_PORT)

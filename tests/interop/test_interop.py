@@ -5,10 +5,12 @@ import io
 import json
 import pathlib
 import socket
+import sys
 import tempfile
 import time
 import unittest
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 
 import announcement
 import announcement_vectors
@@ -313,8 +315,9 @@ class Announcements(unittest.TestCase):
     def test_each_drop_reason_is_there(self):
         wanted = {"length", "unknown-tag", "skew-unexamined", "mac", "replay", "decrypt",
                   "layout", "epoch", "too-old", "too-new", "barrier", "floor", "bound-source",
-                  "window-full", "invitation-expired", "invitation-void", "proof",
-                  "invitation-used", "rotation-pending", "key-known"}
+                  "superseded", "window-full", "previous-server-key", "invitation-expired",
+                  "invitation-void", "proof", "invitation-used", "rotation-pending",
+                  "key-known"}
         self.assertEqual({v["drop_reason"] for v in self.negative}, wanted)
         for kind in announcement_vectors.KINDS:
             self.assertTrue(any(v["name"].startswith(kind) for v in self.file["positive"]))
@@ -522,6 +525,68 @@ class Command(unittest.TestCase):
         self.assertTrue(verdict.accepted, verdict)
         self.assertEqual((verdict.request.message_type, verdict.request.bound_source,
                           verdict.request.lifetime_s), (spa.CLOSE, "::1", 77))
+
+    def run_join(self, text, *args, key="joined.key"):
+        out, err = io.StringIO(), io.StringIO()
+        stdin, sys.stdin = sys.stdin, io.StringIO(text)
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                code = knock.main(["join", "--client-private-file", str(self.dir / key),
+                                   "--psk-file", str(self.dir / "joined.psk"), *args])
+        finally:
+            sys.stdin = stdin
+        return code, out.getvalue(), err.getvalue()
+
+    def invited(self, port, **more):
+        i = replace(invitation_vectors.MINIMAL, hosts=("127.0.0.1",), knock_ports=(int(port),),
+                    expiry_s=int(time.time()) + 600, plaintext_length=200, **more)
+        return i, invitation.to_text(i) + "\n"
+
+    def test_join_and_knock(self):
+        s, port = self.listen(socket.AF_INET, "127.0.0.1")
+        i, text = self.invited(port)
+        r = announcement.Receiver(vectors.SERVER, plaintext_length=200)
+        r.invite(i.secret, i.expiry_s)
+
+        def arrives():
+            packet, source = s.recvfrom(2000)
+            return r.receive(packet, source[0], time.time_ns() // 1000)
+
+        code, out, err = self.run_join(text, "--bound-source", "127.0.0.1")
+        self.assertEqual((code, err), (0, ""))
+        verdict = arrives()
+        self.assertTrue(verdict.accepted, verdict)
+        self.assertEqual(out.split(), [self.server, verdict.nonce.hex()])
+        for name in ("joined.key", "joined.psk"):
+            self.assertEqual((self.dir / name).stat().st_mode & 0o777, 0o600)
+        # Once more, as after an interruption: the same key and pre-shared key, without effect.
+        (self.dir / "joined.psk").unlink()
+        known = len(r.clients)
+        self.assertEqual(self.run_join(text)[0], 0)
+        verdict = arrives()
+        self.assertTrue(verdict.accepted, verdict)
+        self.assertEqual(len(r.clients), known)
+        code, _, err = self.run_knock(
+            "--port", port, "--psk-file", str(self.dir / "joined.psk"), "--plaintext-length",
+            "200", "ssh", key=str(self.dir / "joined.key"))
+        self.assertEqual((code, err), (0, ""))
+        verdict = arrives()
+        self.assertTrue(verdict.accepted, verdict)
+
+    def test_join_sends_nothing_that_can_not_be_right(self):
+        s, port = self.listen(socket.AF_INET, "127.0.0.1")
+        s.settimeout(0.05)
+        i, text = self.invited(port)
+        past = invitation.to_text(replace(i, expiry_s=int(time.time()) - 1))
+        for bad in ("", text[:-2], past, self.server):
+            code, out, err = self.run_join(bad)
+            self.assertEqual((code, out), (1, ""))
+            self.assertNotIn(text[12:40], err)
+            self.assertEqual(list(self.dir.glob("joined.*")), [])
+        self.file("joined.psk", spa.key_to_text("psk", vectors.BOB.psk))
+        self.assertEqual(self.run_join(text)[0], 1)
+        with self.assertRaises(TimeoutError):
+            s.recv(2000)
 
     def test_nonces_differ(self):
         s, port = self.listen(socket.AF_INET, "127.0.0.1")
