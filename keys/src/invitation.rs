@@ -6,7 +6,7 @@ pub use text::{InvitationTextError, InvitedService};
 
 use crate::text::{KeyKind, KeyTextError, decode, encode};
 use crate::{AllZero, NoRandomness, PublicKey, derive, random_bytes};
-use core::fmt;
+use core::fmt::{self, Write as _};
 use core::num::NonZeroU16;
 use core::str::FromStr;
 use ring::rand::SecureRandom;
@@ -59,7 +59,12 @@ impl InvitationSecret {
     /// What it goes by in records, whatever key the server has: 32 hexadecimal digits.
     pub fn fingerprint(&self) -> String {
         let output = derive::hkdf_sha256::<16>(self.0.as_slice(), &[b"invitation fingerprint"]);
-        output.iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut text = String::with_capacity(32);
+        for byte in output.iter() {
+            // Writing to a text in memory does not fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8; 32] {

@@ -1,6 +1,6 @@
 //! The vectors of `tests/vectors/`, which a second implementation wrote from `docs/protocol.md`.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod announcements;
 mod invitations;

@@ -48,12 +48,10 @@ impl Keys {
             Sender::Invitation(_) => {
                 let invited = self.roster.invitations.get(&id).ok_or_else(unknown)?;
                 let since = self.store.enrolments().since;
-                let is_used = self.store.enrolments().of(&invited.introduction).is_some();
-                // Who has enrolled may repeat it: it has no effect.
-                if !is_used && now >= invited.expires {
+                if now >= invited.expires {
                     return Err(Dropped::Announcement(Rejection::InvitationExpired));
                 }
-                if !is_used && invited.issued < since {
+                if invited.issued < since {
                     return Err(Dropped::Announcement(Rejection::InvitationVoid));
                 }
                 let secret = AnnouncementSecret::of_invitation(&invited.secret);
@@ -270,3 +268,6 @@ pub(super) fn open_store(directory: &Path, now: UnixMicros) -> anyhow::Result<En
     }
     Ok(store)
 }
+
+#[cfg(test)]
+mod tests;
