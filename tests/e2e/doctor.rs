@@ -117,9 +117,21 @@ fn what_is_wrong_on_the_laptop_is_found_before_a_packet_leaves() -> Result<()> {
         "trouble route fd66::1: network",
         "most likely: this machine has no way to gateway: ",
     ])?;
+    home.host.sh("ip route add default via 10.80.1.2")?;
+    home.host.sh("iptables -A OUTPUT -p udp --dport 62201 -j DROP")?;
+    ensure_told(
+        &home.laptop.run(&["doctor", "-4"])?,
+        1,
+        &[
+            "trouble knock udp/62201 at 10.66.0.1, source as observed: it could not be sent",
+            "most likely: no knock leaves this machine: operation not permitted",
+            "now: does a firewall on this machine forbid it?",
+        ],
+        &scene,
+    )?;
     ensure!(scene.server.status()?.accepted == 0, "{}", scene.server.account());
     // The control: with all of it mended, it opens.
-    home.host.sh("ip route add default via 10.80.1.2")?;
+    home.host.sh("iptables -F OUTPUT")?;
     ensure_told(&home.laptop.run(&["doctor", "-4"])?, 0, &["result: nothing is wrong"], &scene)
 }
 
