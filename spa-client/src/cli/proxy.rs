@@ -9,9 +9,8 @@ use crate::carry::carry;
 use crate::config::Config;
 use crate::duration::spoken;
 use crate::knock::{Asked, Family, Knocker, Options, Sent, plain};
-use crate::probe::{Door, Probe, Progress, Wait, watch};
+use crate::probe::{Door, Known, Probe, Progress, Wait, watch};
 use crate::record::{Moment, Record};
-use crate::schedule::FIRST_ATTEMPT;
 use crate::server::{Connections, Server, ServerName};
 use clap::Args;
 use core::net::{IpAddr, SocketAddr};
@@ -105,11 +104,11 @@ fn connect(
     let service = asking.knocker().server().service_of(&probe.item);
     let lets_one_in = service.is_some_and(|service| service.connections == Connections::One);
     let start = Instant::now();
-    let mut wait = Wait { start, timeout: args.timeout, rounds: 1, first: FIRST_ATTEMPT };
+    let mut wait = Wait { start, timeout: args.timeout, rounds: 1, known: Known::Shut };
     let mut all_sent = Vec::new();
     if lets_one_in && is_server {
         // An address that is never tried must not be opened for somebody else's connection.
-        (wait.rounds, wait.first) = (0, Duration::ZERO);
+        wait.rounds = 0;
     } else {
         let reuse = if args.fresh { Reuse::Never } else { Reuse::Asked };
         match asking.first(reuse, Duration::ZERO, true)? {
@@ -118,7 +117,7 @@ fn connect(
                 all_sent = sent;
             }
             First::Reused(reused) => {
-                wait.first = Duration::ZERO;
+                wait.known = Known::Open;
                 voice.detail(&format!("{name}: {}", report::reused(&reused)));
             }
         }
