@@ -116,7 +116,7 @@ pub fn until_open(
         start,
         timeout,
         rounds: knocker.rounds(),
-        first: FIRST_ATTEMPT,
+        known: Known::Shut,
         wanted: wanted.as_deref(),
     };
     let doors = probes.iter().map(|probe| Door::new(probe, knocker.sockets())).collect();
@@ -131,7 +131,7 @@ pub(crate) fn until_open_without_knock(
     timeout: Duration,
 ) -> Result<Probed, KnockError> {
     let start = Instant::now();
-    let wait = Wait { start, timeout, rounds: 1, first: FIRST_ATTEMPT, wanted: None };
+    let wait = Wait { start, timeout, rounds: 1, known: Known::Shut, wanted: None };
     let door = Door::new(probe, addresses);
     let ended = watch(&mut |_| Ok(Vec::new()), vec![door], wait, &mut |_| {})?;
     let probed = ended.into_iter().map(|door| door.end().0).next();
@@ -146,10 +146,19 @@ pub(crate) struct Wait<'w> {
     pub(crate) timeout: Duration,
     /// How many knocks are behind us. With none, each address has its own when it is tried first.
     pub(crate) rounds: u32,
-    /// When the first attempt is made.
-    pub(crate) first: Duration,
+    /// What is thought of the ports.
+    pub(crate) known: Known,
     /// Whether anybody still waits.
     pub(crate) wanted: Option<&'w AtomicBool>,
+}
+
+/// Whether a port is open before it was knocked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// A knock is on its way.
+    Shut,
+    /// A knock of before holds.
+    Open,
 }
 
 /// Sends knocks: to all addresses, or to this one.
@@ -162,15 +171,17 @@ pub(crate) fn watch<'p>(
     wait: Wait<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<Door<'p>>, KnockError> {
-    let Wait { start, timeout, mut rounds, first, wanted } = wait;
+    let Wait { start, timeout, mut rounds, known, wanted } = wait;
     let is_wanted = || wanted.is_none_or(|wanted| wanted.load(Ordering::Relaxed));
     let mut poll = Poll::new().map_err(KnockError::Wait)?;
     let mut events = Events::with_capacity(64);
     let mut next_token: usize = 0;
     let singly = rounds == 0;
     let mut not_sent = None;
-    for line in doors.iter_mut().flat_map(|door| &mut door.lines) {
-        line.next = line.next.saturating_add(first);
+    if known == Known::Shut && !singly {
+        for line in doors.iter_mut().flat_map(|door| &mut door.lines) {
+            line.next = line.next.saturating_add(FIRST_ATTEMPT);
+        }
     }
     loop {
         let now = start.elapsed();
@@ -200,7 +211,7 @@ pub(crate) fn watch<'p>(
                     line.probe_soon(start.elapsed());
                     continue;
                 }
-                line.attempt(now, Token(next_token), &poll);
+                line.attempt(now, Token(next_token), &poll, known);
                 next_token = next_token.wrapping_add(1);
             }
         }
@@ -313,8 +324,12 @@ impl Line {
         self.gaps = Some(ProbeGaps::default());
     }
 
-    fn attempt(&mut self, now: Duration, token: Token, poll: &Poll) {
-        self.next = now.saturating_add(self.gaps.get_or_insert_default().next_gap());
+    fn attempt(&mut self, now: Duration, token: Token, poll: &Poll, known: Known) {
+        let gaps = self.gaps.get_or_insert_with(|| match known {
+            Known::Shut => ProbeGaps::default(),
+            Known::Open => ProbeGaps::where_open(),
+        });
+        self.next = now.saturating_add(gaps.next_gap());
         let connected = TcpStream::connect(self.to).and_then(|mut stream| {
             poll.registry().register(&mut stream, token, Interest::WRITABLE)?;
             Ok(stream)

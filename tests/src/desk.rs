@@ -4,7 +4,7 @@
 use crate::capture::Capture;
 use crate::command::{Finished, finish};
 use crate::config::Configuration;
-use crate::lab::{Host, SERVER_NAME};
+use crate::lab::{Family, Host, SERVER_NAME};
 use crate::laptop::Laptop;
 use crate::programs::our_binary;
 use crate::scene::Scene;
@@ -91,10 +91,15 @@ impl Desk {
         Ok(Knocks(Capture::on(self.owner(), "udp port 62201")?))
     }
 
-    /// How many connections sshd has accepted.
+    /// How many connections from the laptop sshd has accepted.
     pub fn connections(&self) -> Result<usize> {
-        Ok(self.scene.sshd.log()?.matches("Connection from 10.66.0.2 port ").count()
-            + self.scene.sshd.log()?.matches("Connection from fd66::2 port ").count())
+        Ok(self.connections_by(Family::V4)? + self.connections_by(Family::V6)?)
+    }
+
+    /// The same of one family.
+    pub fn connections_by(&self, family: Family) -> Result<usize> {
+        let from = format!("Connection from {} port ", self.owner().address(family));
+        Ok(self.scene.sshd.log()?.matches(&from).count())
     }
 }
 

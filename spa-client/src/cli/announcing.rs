@@ -6,8 +6,7 @@ use super::open::{Voice, probes};
 use super::report;
 use crate::announce::{Announcement, Announcer};
 use crate::knock::{Asked, Family, Knocker, Options, Sent};
-use crate::probe::{Door, Wait, watch};
-use crate::schedule::FIRST_ATTEMPT;
+use crate::probe::{Door, Known, Wait, watch};
 use crate::server::Server;
 use core::net::IpAddr;
 use core::time::Duration;
@@ -69,13 +68,7 @@ pub(super) fn announce(
     tell("key announced", &announcer.send()?);
     thread::sleep(HEAD_START);
     tell("under the new key", &knocker.send()?);
-    let wait = Wait {
-        start,
-        timeout,
-        rounds: 1,
-        first: HEAD_START.saturating_add(FIRST_ATTEMPT),
-        wanted: None,
-    };
+    let wait = Wait { start, timeout, rounds: 1, known: Known::Shut, wanted: None };
     // One port of the service is enough to see it.
     let doors = probes.iter().take(1).map(|probe| Door::new(probe, &addresses)).collect();
     let mut again = |_| {

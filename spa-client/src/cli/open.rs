@@ -9,9 +9,8 @@ use crate::asking::{Asking, First, Reuse, Reused};
 use crate::config::Config;
 use crate::duration::Lifetime;
 use crate::knock::{Asked, KnockError, Knocker, Options, Sent};
-use crate::probe::{Door, Probe, Probed, Progress, Wait, watch};
+use crate::probe::{Door, Known, Probe, Probed, Progress, Wait, watch};
 use crate::record::{Moment, Record};
-use crate::schedule::FIRST_ATTEMPT;
 use crate::server::{Connections, Server, ServerName};
 use crate::target::by_server;
 use core::time::Duration;
@@ -193,8 +192,8 @@ fn await_open(
             tell_again(name, sent, voice);
         }
     };
-    let first = if reused.is_some() { Duration::ZERO } else { FIRST_ATTEMPT };
-    let wait = Wait { start, timeout, rounds: 1, first, wanted: None };
+    let known = if reused.is_some() { Known::Open } else { Known::Shut };
+    let wait = Wait { start, timeout, rounds: 1, known, wanted: None };
     let doors = probes.iter().map(|probe| Door::new(probe, asking.knocker().sockets())).collect();
     let ended = watch(&mut |only| asking.again(only), doors, wait, &mut progress)?;
     let probed: Vec<Probed> = ended.into_iter().map(|door| door.end().0).collect();

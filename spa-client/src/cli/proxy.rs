@@ -10,9 +10,8 @@ use crate::carry::carry;
 use crate::config::Config;
 use crate::duration::spoken;
 use crate::knock::{Asked, Family, Knocker, Options, Sent, plain};
-use crate::probe::{Door, Probe, Progress, Wait, watch};
+use crate::probe::{Door, Known, Probe, Progress, Wait, watch};
 use crate::record::{Moment, Record};
-use crate::schedule::FIRST_ATTEMPT;
 use crate::server::{Connections, Host, Server, ServerName};
 use clap::Args;
 use core::net::{IpAddr, SocketAddr};
@@ -104,11 +103,11 @@ fn connect(
     let lets_one_in = service.is_some_and(|service| service.connections == Connections::One);
     let start = Instant::now();
     let mut wait =
-        Wait { start, timeout: args.timeout, rounds: 1, first: FIRST_ATTEMPT, wanted: None };
+        Wait { start, timeout: args.timeout, rounds: 1, known: Known::Shut, wanted: None };
     let mut all_sent = Vec::new();
     if lets_one_in && is_server {
         // An address that is never tried must not be opened for somebody else's connection.
-        (wait.rounds, wait.first) = (0, Duration::ZERO);
+        wait.rounds = 0;
     } else {
         let reuse = if args.fresh { Reuse::Never } else { Reuse::Asked };
         match asking.first(reuse, Duration::ZERO, true)? {
@@ -117,7 +116,7 @@ fn connect(
                 all_sent = sent;
             }
             First::Reused(reused) => {
-                wait.first = Duration::ZERO;
+                wait.known = Known::Open;
                 voice.detail(&format!("{name}: {}", report::reused(&reused)));
             }
         }
