@@ -53,7 +53,7 @@ mod tests {
         };
         assert_eq!(knock(&server).unwrap().len(), 1);
         assert_eq!(ear.recv(&mut [0; 512]).unwrap(), 216);
-        server.identity = directory.path().join("none");
+        server.identity = directory.path().join("none").into();
         assert!(knock(&server).unwrap_err().to_string().contains("there is no identity key"));
     }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::fmt;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -57,13 +57,25 @@ pub fn finish(command: &mut Command) -> Result<Finished> {
 
 /// Runs the command to its end; one that takes longer than `limit` is killed, and an error.
 pub fn finish_within(limit: Duration, command: &mut Command) -> Result<Finished> {
+    run(limit, command.stdin(Stdio::null()), "")
+}
+
+/// Runs the command to its end; it reads `input`.
+pub fn finish_reading(input: &str, command: &mut Command) -> Result<Finished> {
+    run(LIMIT, command.stdin(Stdio::piped()), input)
+}
+
+fn run(limit: Duration, command: &mut Command, input: &str) -> Result<Finished> {
     let text = Quoted(command).to_string();
     let mut child = command
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {text}"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // What it doesn't read it doesn't need.
+        let _ = stdin.write_all(input.as_bytes());
+    }
     let stdout = child.stdout.take().map(read_all);
     let stderr = child.stderr.take().map(read_all);
     let start = Instant::now();

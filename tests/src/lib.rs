@@ -46,7 +46,7 @@ mod weather;
 pub use backend::Backend;
 pub use breakable::BreakableTool;
 pub use capture::{Capture, Packet};
-pub use command::{Finished, Quoted, finish, finish_within};
+pub use command::{Finished, Quoted, finish, finish_reading, finish_within};
 pub use config::{Client, Configuration, Gate, Hook, Rate, Service, SourcePrefix};
 pub use desk::{Desk, Knocks};
 pub use device::{Ask, Device, Identity, now};

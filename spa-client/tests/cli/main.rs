@@ -11,25 +11,32 @@ mod daily;
 mod dependencies;
 #[cfg(test)]
 mod examples;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod export;
 #[cfg(test)]
 mod json;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod keys;
 #[cfg(test)]
 mod knock;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod man;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod manners;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod screen;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod secret_service;
 #[cfg(test)]
 mod setup;
 #[cfg(test)]
 mod support;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod terminal;

@@ -125,26 +125,31 @@ pub(super) fn load(
 ) -> Result<(Vec<Client>, Vec<Problem>), Problem> {
     let files = client_files(server_toml)?;
     let mut clients = Vec::with_capacity(files.len());
+    let mut marked = Vec::with_capacity(files.len());
     let mut problems = Vec::new();
     for loaded in load_all(&files, surroundings, known) {
         clients.extend(loaded.client);
+        marked.extend(loaded.marked);
         problems.extend(loaded.problems);
     }
-    problems.extend(same_keys(&clients));
+    problems.extend(same_keys(&marked));
     let wrong: HashSet<&Path> = problems.iter().map(|problem| problem.path.as_path()).collect();
-    let sound = clients
-        .into_iter()
-        .filter(|((file, _), _)| !wrong.contains(file.as_path()))
-        .filter_map(|(_, client)| client)
-        .collect();
+    let is_sound = |client: &Client| !wrong.contains(client.settings.file.as_path());
+    let sound = clients.into_iter().filter(is_sound).collect();
     Ok((sound, problems))
 }
 
 #[derive(Default)]
 struct Loaded {
-    /// The settings as far as two clients are compared by them, and the whole client.
-    client: Option<((PathBuf, Vec<Mark>), Option<Client>)>,
+    marked: Option<Marked>,
+    client: Option<Client>,
     problems: Vec<Problem>,
+}
+
+/// A client's file, and what no other may have.
+struct Marked {
+    file: PathBuf,
+    marks: Vec<Mark>,
 }
 
 /// What no two clients may have.
@@ -211,24 +216,25 @@ fn load_one(
 ) -> Loaded {
     let settings = match ClientSettings::load_within(file, surroundings) {
         Ok(settings) => settings,
-        Err(problems) => return Loaded { client: None, problems },
+        Err(problems) => return Loaded { problems, ..Loaded::default() },
     };
     let (file, mark) = (settings.file.clone(), Mark::of(&settings));
     match known.map(|(keys, enrolled)| Client::derive(settings, keys, enrolled)).transpose() {
         Ok(client) => {
             let marks = client.as_ref().map_or_else(|| vec![mark], Mark::all);
-            Loaded { client: Some(((file, marks), client)), problems: Vec::new() }
+            Loaded { marked: Some(Marked { file, marks }), client, problems: Vec::new() }
         }
         Err(problem) => {
-            Loaded { client: Some(((file, vec![mark]), None)), problems: vec![problem] }
+            let marked = Some(Marked { file, marks: vec![mark] });
+            Loaded { marked, client: None, problems: vec![problem] }
         }
     }
 }
 
-fn same_keys(clients: &[((PathBuf, Vec<Mark>), Option<Client>)]) -> Vec<Problem> {
+fn same_keys(clients: &[Marked]) -> Vec<Problem> {
     let mut seen: HashMap<&Mark, &Path> = HashMap::with_capacity(clients.len());
     let mut problems = Vec::new();
-    for ((file, marks), _) in clients {
+    for Marked { file, marks } in clients {
         let other = marks.iter().find_map(|mark| Some((mark, *seen.get(mark)?)));
         match other {
             None => seen.extend(marks.iter().map(|mark| (mark, file.as_path()))),

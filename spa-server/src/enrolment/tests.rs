@@ -36,7 +36,9 @@ fn withdrawn(introduction: Introduction, byte: u8) -> Record {
 
 fn after(records: &[Record]) -> Enrolments {
     let mut enrolments = Enrolments::default();
-    records.iter().for_each(|record| enrolments.apply(record));
+    for record in records {
+        enrolments.apply(record);
+    }
     enrolments
 }
 
