@@ -45,15 +45,16 @@ fn public_key(laptop: &Laptop) -> Result<String> {
 
 /// By both families, whatever was open before.
 fn ensure_gets_in(scene: &Scene, laptop: &Laptop) -> Result<()> {
-    laptop.run(&["close", "ssh@gateway"])?.ok()?;
-    for family in Family::BOTH {
-        scene.await_state(scene.lab.owner(), family, SSH_PORT, PortState::Filtered)?;
-    }
+    close(scene, laptop)?;
     laptop.run(&["open", "ssh@gateway", "--wait", "--fresh"])?.ok()?;
     for family in Family::BOTH {
         scene.await_open(scene.lab.owner(), family, SSH_PORT)?;
         scene.sshd.login(scene.lab.owner(), family, "true")?.ok()?;
     }
+    close(scene, laptop)
+}
+
+fn close(scene: &Scene, laptop: &Laptop) -> Result<()> {
     laptop.run(&["close", "ssh@gateway"])?.ok()?;
     for family in Family::BOTH {
         scene.await_state(scene.lab.owner(), family, SSH_PORT, PortState::Filtered)?;
@@ -97,8 +98,14 @@ fn an_invited_client_joins_once_and_for_good() -> Result<()> {
     // The same again has no effect, and opens as well.
     join(&tablet, &line, &[])?.ok()?;
     ensure!(scene.server.audit("enrolled")?.len() == 1);
-    // Another key comes too late: the trail has both.
+    // What is open shows nothing, and is not taken for a sign.
     let thief = laptop(&scene, "thief");
+    let sent = join(&thief, &line, &["--timeout", "2s", "--json"])?;
+    ensure!(sent.success() && sent.stderr.contains("was open before"), "{sent}");
+    let report: serde_json::Value = serde_json::from_str(&sent.stdout)?;
+    ensure!(report["opened"].is_null(), "{report}");
+    close(&scene, &tablet)?;
+    // Another key comes too late: the trail has both.
     let refused = join(&thief, &line, &["--timeout", "2s"])?;
     ensure!(refused.status.code() == Some(1), "{refused}");
     ensure!(refused.stderr.contains("invitation-used"), "{refused}");
@@ -150,6 +157,8 @@ fn an_invitation_ends_and_is_no_use_after_the_records_were_lost() -> Result<()> 
     join(&tablet, &line, &[])?.ok()?;
     ensure!(public_key(&tablet)? == key);
 
+    close(&scene, &tablet)?;
+
     // Who was invited before the records were lost may have come before.
     let late = invite(&scene, "late", &[])?;
     scene.server.stop()?;
@@ -159,6 +168,9 @@ fn an_invitation_ends_and_is_no_use_after_the_records_were_lost() -> Result<()> 
     let refused = join(&phone, &late, &["--timeout", "2s"])?;
     ensure!(refused.status.code() == Some(1), "{refused}");
     ensure!(scene.server.dropped("invitation-void")? > 0);
+    for family in Family::BOTH {
+        scene.await_state(scene.lab.owner(), family, SSH_PORT, PortState::Filtered)?;
+    }
     ensure_kept_out(&scene, &tablet, "unknown-tag")?;
     // A new one is good.
     scene.server.admin(&["client", "remove", "late"])?.ok()?;

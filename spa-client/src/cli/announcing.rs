@@ -6,7 +6,7 @@ use super::open::{Voice, probes};
 use super::report;
 use crate::announce::{Announcement, Announcer};
 use crate::knock::{Asked, Family, Knocker, Options, Sent};
-use crate::probe::{Door, Known, Wait, watch};
+use crate::probe::{Door, Known, Wait, until_open_without_knock, watch};
 use crate::server::Server;
 use core::net::IpAddr;
 use core::time::Duration;
@@ -28,8 +28,32 @@ pub(super) enum Outcome {
     Opened { item: Item, address: IpAddr, after: Duration },
     /// Nothing opened; what each address did last.
     NotOpened { item: Item, seen: String },
+    /// This is open whatever is knocked, so that nothing shows.
+    OpenAnyway { item: Item },
     /// There is nothing that could be probed.
     NotProbed,
+}
+
+/// For how long a port is looked at that is to be shut: an answer may take that long.
+const LOOK: Duration = Duration::from_millis(1500);
+/// How often: what was just closed may be seen open once more.
+const LOOKS: u32 = 4;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+
+/// Whether what is going to be probed is shut before.
+pub(super) fn is_shut(knocker: &Knocker<'_>) -> Result<bool, CliError> {
+    for _ in 0..LOOKS {
+        let mut open = false;
+        for probe in probes(knocker).iter().take(1) {
+            let looked = until_open_without_knock(probe, knocker.sockets(), LOOK)?;
+            open = looked.result.is_ok();
+        }
+        if !open {
+            return Ok(true);
+        }
+        thread::sleep(BETWEEN_LOOKS);
+    }
+    Ok(false)
 }
 
 /// Announces a key, and knocks with it, until that opens something or the time is over.
@@ -63,6 +87,8 @@ pub(super) fn announce(
     let mut knocker = Knocker::prepare_with_keys(server, &asked, &options, new)?;
     let addresses = knocker.sockets().to_vec();
     let probes = probes(&knocker);
+    // Else a port that others have open would pass for a sign of the server's.
+    let shut = is_shut(&knocker)?;
     let mut announcer = Announcer::new(server, announcement, &addresses);
     let start = Instant::now();
     tell("key announced", &announcer.send()?);
@@ -82,6 +108,7 @@ pub(super) fn announce(
     let mut seen = Vec::new();
     for door in ended {
         match door.end().0.result {
+            Ok(_) if !shut => return Ok(Outcome::OpenAnyway { item }),
             Ok((address, after)) => return Ok(Outcome::Opened { item, address, after }),
             Err(failures) => {
                 seen.extend(failures.iter().map(|(address, it)| format!("{address}: {it}")));

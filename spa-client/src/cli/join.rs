@@ -113,6 +113,12 @@ pub(super) fn run(directory: &Path, args: &JoinArgs) -> Result<(), CliError> {
             ));
             Some(Opened { item, address })
         }
+        Outcome::OpenAnyway { item } => {
+            voice.say(&format!(
+                "the key was sent to {name}; but {item} was open before, so nothing shows whether it has come: close what others have open from here and run this again, or look for event=enrolled with {key} in the server's log"
+            ));
+            None
+        }
         Outcome::NotProbed => {
             voice.say(&format!(
                 "the key was sent to {name} several times; a server never answers, and nothing of what it offers can be probed from here. Its log has event=enrolled with {key} if it has come"

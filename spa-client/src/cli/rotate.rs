@@ -1,7 +1,7 @@
 //! `spa-client rotate`: a new key in the place of the one that a server knows.
 //!
-//! The old key stays until a knock under the new one was seen to open something: then the server
-//! has made the change, too. Whatever interrupts it, one of the two keys gets in.
+//! The old key stays in use until a knock under the new one was seen to open something: then the
+//! server has made the change, too. Whatever interrupts it, one of the two keys gets in.
 
 use super::announcing::{self, Outcome, to_be_probed};
 use super::args::timeout;
@@ -13,7 +13,6 @@ use crate::config::Config;
 use crate::duration::spoken;
 use crate::key_source::{KeyError, KeySource, protected};
 use crate::knock::{Asked, Family, KnockError, Knocker, Options};
-use crate::probe::{Failure, Probe, Probed, until_open_without_knock};
 use crate::server::{Server, ServerName};
 use clap::Args;
 use core::time::Duration;
@@ -22,9 +21,6 @@ use serde::Serialize;
 use spa_keys::{ClientKeys, Overwrite, PrivateKey, PublicKey};
 use std::path::Path;
 
-/// How long a port is looked at that is to be shut.
-const LOOK: Duration = Duration::from_millis(1500);
-
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,8 +28,8 @@ Examples:
   spa-client rotate work --finish   after its log has said event=rotation-announced
 
 The new key is announced under the old one and tried at once: what this client has open is
-closed, and opened again by the new key. When that works the old key is destroyed; if not,
-both are kept, and the same command goes on. --finish takes the new key without a trial,
+closed, and opened again by the new key. When that works the new key is the key; if not, the
+old one stays it, and the same command goes on. --finish takes the new key without a trial,
 for servers that offer nothing that could be probed.")]
 pub(super) struct RotateArgs {
     /// The server [default: the default one].
@@ -73,7 +69,7 @@ pub(super) fn run(directory: &Path, args: &RotateArgs) -> Result<(), CliError> {
     let voice = Voice { quiet: args.quiet, verbose: args.verbose };
     let config = Config::load(directory)?;
     let server = config.server(args.server.as_ref().map(ServerName::as_str))?;
-    let next = next_to(&server.identity)?;
+    let next = beside(&server.identity, "next")?;
     if args.abandon {
         return abandon(server, &next, voice);
     }
@@ -91,14 +87,14 @@ pub(super) fn run(directory: &Path, args: &RotateArgs) -> Result<(), CliError> {
         true
     } else {
         voice.say(&format!("the new key is {key}"));
-        let trial = shut(server, &old, voice)?;
+        close(server, &old, voice)?;
         match announcing::announce(server, &announcement, &new, Family::Both, args.timeout, voice)?
         {
-            Outcome::Opened { item, address, after } if trial => {
+            Outcome::Opened { item, address, after } => {
                 voice.say(&super::report::opened(&server.name, &item, address, after));
                 true
             }
-            Outcome::Opened { item, .. } => {
+            Outcome::OpenAnyway { item } => {
                 voice.say(&format!(
                     "the new key was sent, but {item} is open whatever is knocked, so nothing shows whether {name} has taken it; when its log says event=rotation-announced with that key: spa-client rotate {name} --finish",
                     name = server.name
@@ -165,16 +161,16 @@ run the same again to go on. The server's log tells what became of it:
     )
 }
 
-/// Where the new key waits until it is in use.
-fn next_to(identity: &KeySource) -> Result<KeySource, CliError> {
+/// Where the new key waits until it is in use (`next`), and the old one stays behind (`old`).
+fn beside(identity: &KeySource, what: &str) -> Result<KeySource, CliError> {
     match identity {
         KeySource::File(path) => {
-            let mut next = path.clone().into_os_string();
-            next.push(".next");
-            Ok(KeySource::File(next.into()))
+            let mut beside = path.clone().into_os_string();
+            beside.push(format!(".{what}"));
+            Ok(KeySource::File(beside.into()))
         }
         KeySource::SecretService(name) => {
-            format!("{name}.next").parse().map(KeySource::SecretService).map_err(|_| {
+            format!("{name}.{what}").parse().map(KeySource::SecretService).map_err(|_| {
                 CliError::Usage(format!(
                     "the name {name} leaves no room for a second key beside it; copy the key to a shorter one: spa-client key copy"
                 ))
@@ -236,22 +232,15 @@ fn new_key(
     }
 }
 
-/// Closes what is to be opened by the new key. Whether it is shut then: else opening it shows
-/// nothing.
-fn shut(server: &Server, old: &ClientKeys, voice: Voice) -> Result<bool, CliError> {
-    let Some(item) = to_be_probed(server) else { return Ok(true) };
-    let asked = Asked::close([item.clone()])?;
-    let options = Options::default();
-    let mut knocker = Knocker::prepare_with_keys(server, &asked, &options, old)?;
+/// Closes what is to be opened by the new key: what is open shows nothing.
+fn close(server: &Server, old: &ClientKeys, voice: Voice) -> Result<(), CliError> {
+    let Some(item) = to_be_probed(server) else { return Ok(()) };
+    let asked = Asked::close([item])?;
+    let mut knocker = Knocker::prepare_with_keys(server, &asked, &Options::default(), old)?;
     for datagram in knocker.send()? {
         voice.detail(&format!("{}: close, {}", server.name, super::report::datagram(&datagram)));
     }
-    let port = server.service_of(&item).and_then(|service| service.probed().next());
-    let Some(port) = port else { return Ok(true) };
-    let probe = Probe { item, port: port.number };
-    let Probed { result, .. } = until_open_without_knock(&probe, knocker.sockets(), LOOK)?;
-    let is_shut = |failures: &Vec<(core::net::IpAddr, Failure)>| !failures.is_empty();
-    Ok(result.as_ref().err().is_some_and(is_shut))
+    Ok(())
 }
 
 /// Puts the new key in the place of the old one. Other servers may know the old one: then the new
@@ -266,6 +255,10 @@ fn take(
         .servers()
         .any(|other| other.name != server.name && other.identity == server.identity);
     let stored = next.stored()?;
+    if !is_shared {
+        // What was seen may deceive, and a key that is gone is a lock-out.
+        beside(&server.identity, "old")?.store(&server.identity.stored()?, Overwrite::Replace)?;
+    }
     let place = if is_shared {
         KeySource::File(directory.join(format!("{}.key", server.name)))
     } else {

@@ -53,8 +53,12 @@ pub(crate) fn run(config: &Path, args: &InviteArgs) -> Done {
         )));
     }
     let now = client::now();
-    // To the next second, which is as exactly as the file says it: never before the store is made.
-    let issued = UnixMicros::from_secs(now.as_secs().saturating_add(1));
+    write::directory(&settings.state_directory)?;
+    // Else what is known of enrolments would begin after this one.
+    let since = EnrolmentStore::ensure(&settings.state_directory, now)
+        .map_err(|error| CommandError::Failed(with_causes(&error)))?;
+    // To the next second, which is as exactly as the file says it: nothing is known before.
+    let issued = UnixMicros::from_secs(now.max(since).as_secs().saturating_add(1));
     let expires = until(&args.expires, issued)?;
     let secret_file = file.with_extension("invitation");
     let text = text(args, issued, expires, &secret_file);
@@ -79,10 +83,6 @@ pub(crate) fn run(config: &Path, args: &InviteArgs) -> Done {
     let code = qr_code(args, &line)?;
 
     write::directory(&clients_directory(config))?;
-    // Else what is known of enrolments would begin after this one.
-    write::directory(&settings.state_directory)?;
-    EnrolmentStore::ensure(&settings.state_directory, now)
-        .map_err(|error| CommandError::Failed(with_causes(&error)))?;
     let mut written = Written(Vec::new());
     spa_keys::write_invitation_secret(&secret_file, &invitation.secret, Overwrite::Refuse)?;
     written.0.push(&secret_file);

@@ -11,9 +11,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 const FILE: &str = "enrolments";
+/// An invitation says the second after the one in which it was made; the next one is past that.
+const WHOLE_SECONDS: Duration = Duration::from_secs(2);
 /// A larger one was not written by us: it holds some 300 bytes a key.
 const MAX_BYTES: u64 = 256 * 1024 * 1024;
 
@@ -69,9 +72,11 @@ pub enum Found {
 
 impl EnrolmentStore {
     /// Opens the store in a state directory, or makes it. After damage, and where there was none,
-    /// what happened before `now` counts as not known.
+    /// what happened before `now` counts as not known, and a moment longer: the times of
+    /// invitations are whole seconds.
     pub fn open(directory: &Path, now: UnixMicros) -> Result<(Self, Found), EnrolmentStoreError> {
         let path = directory.join(FILE);
+        let now = now.saturating_add(WHOLE_SECONDS);
         let since = Record::Since { instant: now };
         let (enrolments, found) = match read(&path)? {
             None => {
@@ -100,12 +105,13 @@ impl EnrolmentStore {
     }
 
     /// Makes the store of a state directory where there is none: what happens from `now` on is
-    /// known.
-    pub fn ensure(directory: &Path, now: UnixMicros) -> Result<(), EnrolmentStoreError> {
-        match fs::symlink_metadata(directory.join(FILE)) {
-            Ok(_) => Ok(()),
-            Err(_) => make(directory, now),
+    /// known. Since when it is, comes back.
+    pub fn ensure(directory: &Path, now: UnixMicros) -> Result<UnixMicros, EnrolmentStoreError> {
+        if let Some((enrolments, _)) = Self::read(directory)? {
+            return Ok(enrolments.since);
         }
+        make(directory, now)?;
+        Ok(Self::read(directory)?.map_or(now, |(enrolments, _)| enrolments.since))
     }
 
     /// What the store of a state directory holds; `None` if there is none. The number is that of
