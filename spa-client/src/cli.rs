@@ -82,6 +82,7 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Status(args) => status::run(&args),
         Command::List(args) => servers::list(&directory, &args),
         Command::Server(ServerCommand::Add(args)) => servers::add(&directory, args),
+        Command::Server(ServerCommand::SetKey(args)) => servers::set_key(&directory, &args),
         Command::Server(ServerCommand::Remove(args)) => servers::remove(&directory, &args),
         Command::Keygen(args) => keygen::run(&directory, args),
         Command::Key(command) => key::run(&directory, command),

@@ -57,6 +57,8 @@ enum Command {
     )]
     #[command(subcommand)]
     Client(ClientCommand),
+    /// Give this server a new key; clients may use the old one for a time.
+    RotateKey(RotateKeyArgs),
     /// Show how the running daemon is.
     #[command(after_help = "Example:\n  spa-server status --json")]
     Status(Output),
@@ -116,6 +118,14 @@ enum ClientCommand {
     /// Let a disabled client in again.
     #[command(after_help = "Example:\n  spa-server client enable laptop")]
     Enable(NameArgs),
+    /// Drop the key that a client has announced as its next one.
+    #[command(after_help = "\
+Example:
+  spa-server client withdraw-key laptop
+
+The client keeps the key that it has, and can announce another one; not this one again.
+Whoever has announced it had the client's present key: was it the client?")]
+    WithdrawKey(NameArgs),
     /// Let a client in again whose clock was far ahead.
     ResetReplay(ResetArgs),
 }
@@ -147,6 +157,22 @@ pub(crate) struct AddArgs {
     /// Instead of ./NAME.key.
     #[arg(long, value_name = "FILE", conflicts_with = "public_key")]
     pub(crate) private_key_out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  spa-server rotate-key --for 30d
+
+Prints what each client's user has to run. Until then the client uses the old key, which
+holds for that time; after it nothing is accepted under it. Invitations that were made
+before name the old key, and hold for as long as it does.")]
+pub(crate) struct RotateKeyArgs {
+    /// For how long the old key holds.
+    #[arg(long = "for", value_name = "TIME", default_value = "30d")]
+    pub(crate) how_long: String,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -357,6 +383,7 @@ fn run(cli: Cli) -> u8 {
         Command::Check(output) => commands::check::run(&config, output),
         Command::Init(args) => commands::init::run(&config, args),
         Command::Invite(args) => commands::invite::run(&config, &args),
+        Command::RotateKey(args) => commands::rotate_key::run(&config, &args),
         Command::Client(command) => match command {
             ClientCommand::Add(args) => commands::client_add::run(&config, &args),
             ClientCommand::List(output) => commands::client::list(&config, output),
@@ -366,6 +393,7 @@ fn run(cli: Cli) -> u8 {
                 commands::client::disable(&config, &args.name, args.cut)
             }
             ClientCommand::Enable(args) => commands::client::enable(&config, &args.name),
+            ClientCommand::WithdrawKey(args) => commands::daemon::withdraw_key(&config, &args.name),
             ClientCommand::ResetReplay(args) => commands::daemon::reset_replay(&config, args),
         },
         Command::Status(output) => commands::daemon::status(&config, output),
@@ -441,7 +469,7 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen_and_shows_an_example() {
         let helps = helps(&built(), "spa-server");
-        assert_eq!(helps.len(), 23, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        assert_eq!(helps.len(), 25, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
         for (names, help) in helps {
             assert!(help.contains("Example"), "{names}: no example\n{help}");
             assert!(help.lines().count() <= 30, "{names}: too long\n{help}");
@@ -459,15 +487,17 @@ mod tests {
         Usage: spa-server [OPTIONS] <COMMAND>
 
         Commands:
-          run     Run the daemon in the foreground, as the systemd unit does
-          check   Look for what is wrong with this installation, and say how to mend it
-          init    Write a configuration and the server's key for this host
-          invite  Invite a client: it makes its key itself
-          client  Add, show and change clients
-          status  Show how the running daemon is
-          grants  Show or revoke what is open
-          reload  Have the running daemon read its configuration anew
-          gate    Install, show or remove the firewall rules without the daemon
+          run         Run the daemon in the foreground, as the systemd unit does
+          check       Look for what is wrong with this installation, and say how to mend
+                      it
+          init        Write a configuration and the server's key for this host
+          invite      Invite a client: it makes its key itself
+          client      Add, show and change clients
+          rotate-key  Give this server a new key; clients may use the old one for a time
+          status      Show how the running daemon is
+          grants      Show or revoke what is open
+          reload      Have the running daemon read its configuration anew
+          gate        Install, show or remove the firewall rules without the daemon
 
         Options:
               --config <FILE>  Configuration, if not /etc/spa/server.toml

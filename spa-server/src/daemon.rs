@@ -220,6 +220,10 @@ impl Daemon {
             }
             ControlRequest::GateConfirm { stands_since } => self.confirm(stands_since).await,
             ControlRequest::GateRemove => self.remove_gate().await,
+            ControlRequest::WithdrawKey { client } => match self.withdraw_key(&client).await {
+                Ok(()) => ControlResponse::Done,
+                Err(why) => ControlResponse::error(&why),
+            },
             ControlRequest::ResetReplayWindow { client } => {
                 match self.client_ids(client.as_deref()) {
                     Ok(clients) => {

@@ -298,3 +298,43 @@ fn take_over(scene: &Scene, laptop: &Laptop, files: &[PathBuf]) -> Result<()> {
         .ok()?;
     Ok(())
 }
+
+#[test]
+fn a_server_gets_a_new_key_and_nobody_is_locked_out_meanwhile() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let tablet = laptop(&scene, "tablet");
+    join(&tablet, &invite(&scene, "tablet", &[])?, &[])?.ok()?;
+    let invited = invite(&scene, "phone", &[])?;
+    let printed = scene.server.admin(&["rotate-key", "--for", "1h"])?.ok()?;
+    let key = printed.split_whitespace().next_back().context("no key")?;
+    // By the old key, by an invitation from before, and after a restart.
+    ensure_gets_in(&scene, &tablet)?;
+    let phone = laptop(&scene, "phone");
+    join(&phone, &invited, &[])?.ok()?;
+    ensure_gets_in(&scene, &phone)?;
+    scene.server.restart()?;
+    ensure_gets_in(&scene, &phone)?;
+    // What was stolen with the old key is not to outlive it.
+    let refused = phone.run(&["rotate", "--timeout", "2s"])?;
+    ensure!(refused.status.code() == Some(1), "{refused}");
+    ensure!(scene.server.dropped("previous-server-key")? > 0);
+    phone.run(&["rotate", "--abandon"])?.ok()?;
+    // By the new key, beside it.
+    tablet.run(&["server", "set-key", "gateway", key])?.ok()?;
+    ensure_gets_in(&scene, &tablet)?;
+    ensure_gets_in(&scene, &phone)?;
+    tablet.run(&["rotate"])?.ok()?;
+    ensure_gets_in(&scene, &tablet)?;
+    let again = scene.server.admin(&["rotate-key"])?;
+    ensure!(!again.success() && again.stderr.contains("one at a time"), "{again}");
+    // The time is over.
+    let file = scene.server.config_path();
+    let text = fs::read_to_string(&file)?;
+    let until = text.lines().find(|it| it.starts_with("previous-key-until")).context("no end")?;
+    fs::write(&file, text.replace(until, "previous-key-until = \"2026-01-01T00:00:00Z\""))?;
+    scene.server.admin(&["reload"])?.ok()?;
+    ensure_kept_out(&scene, &phone, "unknown-tag")?;
+    ensure_gets_in(&scene, &tablet)?;
+    phone.run(&["server", "set-key", "gateway", key])?.ok()?;
+    ensure_gets_in(&scene, &phone)
+}

@@ -223,6 +223,8 @@ pub(super) struct ListArgs {
 pub(super) enum ServerCommand {
     /// Add a server to the configuration; the first one becomes the default.
     Add(AddArgs),
+    /// Note a server's new key: what `spa-server rotate-key` prints.
+    SetKey(SetKeyArgs),
     /// Remove a server from the configuration. Key files stay.
     Remove(RemoveArgs),
 }
@@ -267,6 +269,26 @@ pub(super) struct AddArgs {
     #[arg(long)]
     pub(super) default: bool,
     /// Write what was added as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  spa-client server set-key work spa-public-...
+
+The key comes from the server's administrator, on a way that you trust. This client's own key
+stays.")]
+pub(super) struct SetKeyArgs {
+    /// The server.
+    #[arg(value_name = "NAME")]
+    pub(super) name: ServerName,
+    /// Its new public key.
+    // A text: the parser would echo what it refuses, and that might be a private key.
+    #[arg(value_name = "KEY")]
+    pub(super) public_key: String,
+    /// Write the result to standard output as JSON.
     #[arg(long)]
     pub(super) json: bool,
 }

@@ -1,6 +1,6 @@
 //! `spa-client list`, `spa-client server add` and `server remove`.
 
-use super::args::{AddArgs, ListArgs, NamedService, RemoveArgs};
+use super::args::{AddArgs, ListArgs, NamedService, RemoveArgs, SetKeyArgs};
 use super::key::place;
 use super::{CliError, print, print_json};
 use crate::config::Config;
@@ -220,6 +220,27 @@ fn check(server: &Server) -> Result<(), KnockError> {
             derive(&any.map_err(|_| KnockError::NoRandomness)?, None)
         }
     }
+}
+
+pub(super) fn set_key(directory: &Path, args: &SetKeyArgs) -> Result<(), CliError> {
+    let key: PublicKey = args.public_key.parse()?;
+    let config = Config::load(directory)?;
+    let mut server = config.server(Some(args.name.as_str()))?.clone();
+    let before = std::mem::replace(&mut server.public_key, key);
+    // A key that can't be used is told now, not at the first knock.
+    check(&server)?;
+    Config::set_public_key(directory, &server, &key)?;
+    let path = Config::path(directory);
+    say(&format!(
+        "{} has the key {key} now in {}; before it was {before}",
+        args.name,
+        path.display()
+    ));
+    if args.json {
+        let is_default = config.default_server().is_some_and(|it| it.name == server.name);
+        print_json(&Changed { server: args.name.as_str(), file: &path, default: is_default })?;
+    }
+    Ok(())
 }
 
 pub(super) fn remove(directory: &Path, args: &RemoveArgs) -> Result<(), CliError> {

@@ -4,6 +4,7 @@ use super::{Config, ConfigError};
 use crate::key_source::KeySource;
 use crate::server::{Connections, DEFAULT_KNOCK_PORT, Host, Server};
 use crate::source::BindSource;
+use spa_keys::PublicKey;
 use spa_proto::PacketLength;
 use std::collections::BTreeMap;
 use std::fs;
@@ -63,6 +64,24 @@ impl Config {
                 Some((key, place)) => drop(entry.insert(key, place)),
                 None => drop(entry.remove("identity")),
             }
+        }
+        store(directory, &document)
+    }
+
+    /// Notes another public key of a server.
+    pub fn set_public_key(
+        directory: &Path,
+        server: &Server,
+        key: &PublicKey,
+    ) -> Result<Self, ConfigError> {
+        let mut document = document(&Self::path(directory))?;
+        let entry = document
+            .get_mut("server")
+            .and_then(Item::as_table_like_mut)
+            .and_then(|servers| servers.get_mut(server.name.as_str()))
+            .and_then(Item::as_table_like_mut);
+        if let Some(entry) = entry {
+            entry.insert("public-key", value(key.to_string()));
         }
         store(directory, &document)
     }

@@ -42,6 +42,6 @@ fn the_examples_knock_wait_and_connect() {
         std::fs::remove_file(home.file("identity.key")).unwrap();
         let failed = run(port);
         let told = String::from_utf8_lossy(&failed.stderr);
-        assert!(!failed.status.success() && told.contains("NoIdentity"), "{name}: {told}");
+        assert!(!failed.status.success() && told.contains("Missing"), "{name}: {told}");
     }
 }

@@ -77,7 +77,7 @@ fn the_block_is_written_once_shown_before_and_removed_again() {
 fn the_servers_that_are_named_are_those_in_the_block() {
     let home = home();
     let printed = home.run(&["setup", "ssh", "home", "--print", "--match-exec"]).stdout;
-    assert!(printed.contains("open ssh@home --quiet --wait") && !printed.contains("work"));
+    assert!(printed.contains("open ssh@home --quiet --wait") && !printed.contains("@work"));
     assert_eq!(home.run(&["setup", "ssh", "hmoe", "--print"]).status, 2);
     assert_eq!(Home::empty().run(&["setup", "ssh", "--print"]).status, 78);
 }

@@ -3,6 +3,7 @@
 use super::output::{print, print_json, table};
 use super::{CommandError, Done, FAILED};
 use crate::cli::{Output, ResetArgs, RevokeArgs};
+use crate::config::ClientName;
 use crate::config::{Settings, format_duration, format_timestamp};
 use crate::control::{
     CallError, ControlRequest, ControlResponse, CutView, GrantView, Reloaded, Status, call,
@@ -127,6 +128,19 @@ pub(crate) fn reset_replay(config: &Path, args: ResetArgs) -> Done {
                 warning: knocks that were sent while a clock was ahead and never arrived are fresh when that time comes, and whoever kept them back can send them then; a new key for the client rules that out",
                 format_duration(settings.freshness.get())
             );
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `spa-server client withdraw-key`.
+pub(crate) fn withdraw_key(config: &Path, name: &ClientName) -> Done {
+    let settings = Settings::load(config)?;
+    let request = ControlRequest::WithdrawKey { client: name.to_string() };
+    match call(&settings.control_socket, &request)? {
+        ControlResponse::Done => {
+            eprintln!("the next key of client {name} is dropped");
             Ok(())
         }
         other => Err(unexpected(&other)),

@@ -14,6 +14,7 @@ pub(crate) mod init;
 pub(crate) mod invite;
 mod order;
 mod output;
+pub(crate) mod rotate_key;
 pub(crate) mod trial;
 mod write;
 

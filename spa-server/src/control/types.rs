@@ -59,6 +59,13 @@ pub enum ControlRequest {
     /// Take the gate away, until it is installed again or the daemon restarts: answered by
     /// [`ControlResponse::Done`].
     GateRemove,
+    /// Drop the key that a client has announced as its next one: answered by
+    /// [`ControlResponse::Done`].
+    #[serde(rename_all = "kebab-case")]
+    WithdrawKey {
+        /// The client's name.
+        client: String,
+    },
     /// Put a client's floor to now and a freshness window: answered by
     /// [`ControlResponse::Done`].
     #[serde(rename_all = "kebab-case")]

@@ -217,13 +217,7 @@ impl Daemon {
             member.is_pending = false;
         }
         for id in &old {
-            members.remove(id);
-            let mut judge = self.judge.lock();
-            judge.receiver.remove_client(*id);
-            judge.policy = Arc::new(judge.policy.without_key(id));
-            self.configured = Arc::new(self.configured.without_key(id));
-        }
-        for id in &old {
+            self.forget_key(*id);
             let event = KeyEvent::Rotated { old: (*id).into() };
             let request = RequestId::from(candidate.knock.nonce);
             let name = &candidate.permit.client;
@@ -237,6 +231,32 @@ impl Daemon {
                 with_causes(&error)
             );
         }
+    }
+
+    /// Drops the key that the client of this name has announced as its next one.
+    pub(super) async fn withdraw_key(&mut self, name: &str) -> Result<(), String> {
+        let ids = self.client_ids(Some(name))?.unwrap_or_default();
+        let members = &self.keys.roster.members;
+        let pending = ids.iter().find(|id| members.get(id).is_some_and(|it| it.is_pending));
+        let Some((id, member)) = pending.and_then(|id| Some((*id, members.get(id)?))) else {
+            return Err(format!("client {name} has announced no key"));
+        };
+        let introduction = member.introduction.clone();
+        let (key, at) = (PublicKey::from(id), Now::read().realtime);
+        let record = Record::Withdrawn { introduction, key, at };
+        self.keys.store.append(&record).map_err(|error| with_causes(&error))?;
+        tracing::info!(target: "audit", "event=key-withdrawn client={name} key={key}");
+        self.forget_key(id);
+        Ok(())
+    }
+
+    /// Nothing is accepted under this key any more.
+    fn forget_key(&mut self, id: ClientId) {
+        self.keys.roster.members.remove(&id);
+        let mut judge = self.judge.lock();
+        judge.receiver.remove_client(id);
+        judge.policy = Arc::new(judge.policy.without_key(&id));
+        self.configured = Arc::new(self.configured.without_key(&id));
     }
 
     /// The previous identity of the server ends with its time.

@@ -93,7 +93,7 @@ impl Daemon {
             return Ok(());
         }
         Err(format!(
-            "the server's private key is another one, and the one that clients know ({present}) is not there as previous-private-key-file; change it with `spa-server key rotate`, or restart the server to do without the old one"
+            "the server's private key is another one, and the one that clients know ({present}) is not there as previous-private-key-file; change it with `spa-server rotate-key`, or restart the server to do without the old one"
         ))
     }
 

@@ -91,6 +91,7 @@ impl Scene {
     fn new(v: &Negative) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = EnrolmentStore::open(directory.path(), SINCE).unwrap().0;
+        let since = store.enrolments().since;
         let never = UnixMicros(u64::MAX);
         let server = ServerKeys {
             present: private(&v.server_private),
@@ -125,7 +126,7 @@ impl Scene {
                     introduction: Introduction::Invitation(secret.fingerprint()),
                     name: "invited".into(),
                     secret: Arc::clone(&secret),
-                    issued: if invitation.void { UnixMicros(0) } else { SINCE },
+                    issued: if invitation.void { UnixMicros(0) } else { since },
                     expires: UnixMicros::from_secs(invitation.expiry_s),
                 };
                 roster.invitations.insert(derived.id, invited);
