@@ -47,6 +47,8 @@ pub struct Authorizer<G, R, L> {
     /// `None`: it can't be written, and grants end with this process.
     grant_log: Option<L>,
     limits: Limits,
+    announcements: Limits,
+    new_keys: Limits,
     max_grants: usize,
     /// The barrier that the store holds.
     stored_barrier: UnixMicros,
@@ -101,6 +103,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             former: FormerGrants::default(),
             grant_log,
             limits: Limits::default(),
+            announcements: Limits::default(),
+            new_keys: Limits::default(),
             max_grants,
             // Not known: the first tick finds out.
             stored_barrier: UnixMicros::default(),

@@ -64,7 +64,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let daemon = Daemon::start(config, &left_out).await?;
+        let daemon = Daemon::start(config, left_out).await?;
         Box::pin(daemon.serve()).await
     })
 }

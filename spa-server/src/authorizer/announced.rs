@@ -4,11 +4,19 @@ use super::{Authorizer, uptime};
 use crate::causes::with_causes;
 use crate::clock::Now;
 use crate::counters::{Dropped, count};
+use crate::enrolment::Introduction;
 use crate::gate::Gate;
 use crate::grants::GrantStore;
 use crate::policy::{Rate, Refusal};
 use crate::replay_store::ReplayStore;
-use spa_proto::{Announced, DropReason};
+use spa_proto::{Announced, ClientId, DropReason};
+
+/// How often one client, or one invitation, may announce something: a few packets to a few
+/// addresses, each of which costs two key agreements. Apart from its knocks: a packet that is
+/// refused can be sent again by whoever has seen it.
+const ANNOUNCEMENTS: Rate = Rate { per_minute: 30, burst: 30 };
+/// How often it may have a new key: each one is kept for ever.
+const NEW_KEYS: Rate = Rate { per_minute: 1, burst: 3 };
 
 /// Why an announcement is not accepted, though nothing speaks against what it says.
 #[derive(Debug)]
@@ -25,14 +33,23 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     pub fn take_announcement(
         &mut self,
         announced: &Announced,
-        rate: Rate,
+        introduction: &Introduction,
         now: Now,
     ) -> Result<(), Dropped> {
         let oldest = self.judge.lock().receiver.settings().freshness.get() + super::LONGEST_WAIT;
         if announced.stamp < now.realtime.saturating_sub(oldest) {
             return Err(Dropped::Protocol(DropReason::TooOld));
         }
-        if self.limits.take(&announced.sender.id(), rate, uptime(now)) {
+        if self.announcements.take(&bucket(introduction), ANNOUNCEMENTS, uptime(now)) {
+            Ok(())
+        } else {
+            Err(Dropped::Policy(Refusal::Rate))
+        }
+    }
+
+    /// Takes what a new key costs.
+    pub fn take_new_key(&mut self, introduction: &Introduction, now: Now) -> Result<(), Dropped> {
+        if self.new_keys.take(&bucket(introduction), NEW_KEYS, uptime(now)) {
             Ok(())
         } else {
             Err(Dropped::Policy(Refusal::Rate))
@@ -51,5 +68,19 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             tracing::error!("{error}");
             NotAccepted::Failed(error)
         })
+    }
+}
+
+/// Whatever keys a client has had, it is one client.
+fn bucket(introduction: &Introduction) -> ClientId {
+    match introduction {
+        Introduction::Key(key) => (*key).into(),
+        Introduction::Invitation(fingerprint) => {
+            let mut id = [0; 32];
+            for (byte, digit) in id.iter_mut().zip(fingerprint.bytes()) {
+                *byte = digit;
+            }
+            ClientId(id)
+        }
     }
 }

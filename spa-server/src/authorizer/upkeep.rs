@@ -23,6 +23,8 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         }
         self.tend_store();
         self.limits.prune(uptime(now));
+        self.announcements.prune(uptime(now));
+        self.new_keys.prune(uptime(now));
         let lines = {
             let mut judge = self.judge.lock();
             // Time has passed if tools had to be waited for.

@@ -13,6 +13,7 @@ use crate::enrolment::{EnrolmentStore, Enrolments};
 use serde::Serialize;
 use spa_keys::PublicKey;
 use spa_proto::{ServiceName, UnixMicros};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -209,7 +210,7 @@ pub(crate) fn show(config: &Path, name: &ClientName, output: Output) -> Done {
 /// `spa-server client remove`.
 pub(crate) fn remove(config: &Path, name: &ClientName, cut: bool) -> Done {
     let file = existing(config, name)?;
-    let keys = if cut { keys_of(config, &file)? } else { Vec::new() };
+    let keys = if cut { keys_of(config, &file) } else { Ok(Vec::new()) };
     // The key that `client add --psk` made is of no use to anybody else; another may be shared.
     let secrets = ["psk", "invitation"].map(|kind| file.with_extension(kind));
     for path in [&file].into_iter().chain(&secrets) {
@@ -221,21 +222,22 @@ pub(crate) fn remove(config: &Path, name: &ClientName, cut: bool) -> Done {
         }
     }
     eprintln!("client {name} is removed");
-    locked_out(config, &keys)
+    locked_out(config, keys)
 }
 
 /// `spa-server client disable`.
 pub(crate) fn disable(config: &Path, name: &ClientName, cut: bool) -> Done {
-    let keys = if cut { keys_of(config, &existing(config, name)?)? } else { Vec::new() };
+    let keys = if cut { keys_of(config, &existing(config, name)?) } else { Ok(Vec::new()) };
     set_enabled(config, name, false)?;
-    locked_out(config, &keys)
+    locked_out(config, keys)
 }
 
 /// Has the daemon take it up, and ends the connections of the client with these keys, one whatever
 /// became of the other.
-fn locked_out(config: &Path, keys: &[PublicKey]) -> Done {
+fn locked_out(config: &Path, keys: Result<Vec<PublicKey>, CommandError>) -> Done {
     let taken_up = take_up(config);
-    let cut = keys.iter().map(|key| cut_off(config, key)).fold(Ok(()), Result::and);
+    let cut =
+        keys.and_then(|keys| keys.iter().map(|key| cut_off(config, key)).fold(Ok(()), Result::and));
     match (taken_up, cut) {
         (Err(error), Err(also)) => {
             eprintln!("spa-server: {error}");
@@ -257,17 +259,22 @@ fn keys_of(config: &Path, file: &Path) -> Result<Vec<PublicKey>, CommandError> {
     if let Ok((client, settings)) =
         settings.and_then(|settings| Ok((load(file, &settings)?, settings)))
     {
-        let (present, pending) = client
-            .keys(&enrolments(&settings)?)
-            .map_err(|error| CommandError::Failed(error.to_string()))?;
-        return Ok([present, pending].into_iter().flatten().collect());
+        let enrolments = enrolments(&settings)?;
+        let failed = |error: spa_keys::KeyFileError| CommandError::Failed(error.to_string());
+        let (present, pending) = client.keys(&enrolments).map_err(failed)?;
+        // Connections that came in under a key before live on.
+        let (introduction, _) = client.introduction().map_err(failed)?;
+        let former = enrolments.of(&introduction).map(|keys| keys.former.clone());
+        let known = [present, pending, client.public_key()].into_iter().flatten();
+        let keys: BTreeSet<_> = known.chain(former.unwrap_or_default()).collect();
+        return Ok(keys.into_iter().collect());
     }
     let text = fs::read_to_string(file).unwrap_or_default();
     let document = text.parse::<DocumentMut>().ok();
     let key = document.as_ref().and_then(|document| document.get("public-key")?.as_str());
     key.and_then(|key| key.parse().ok()).map(|key| vec![key]).ok_or_else(|| {
         CommandError::Failed(format!(
-            "{} has no public key that could be read, so nothing was changed: whose connections to end is not known without it. Leave --cut out",
+            "{} has no public key that could be read: whose connections to end is not known without it",
             file.display()
         ))
     })

@@ -172,6 +172,11 @@ pub(super) fn usage(error: &ConfigError) -> CommandError {
 }
 
 fn refuse_same_key(config: &Path, enrolments: &Enrolments, public_key: &PublicKey) -> Done {
+    if enrolments.has(public_key) {
+        return Err(CommandError::Failed(format!(
+            "the key {public_key} was announced to this server before, or has been replaced by another one; a key that was replaced may be in wrong hands, so make a new one: spa-client keygen"
+        )));
+    }
     let has_key = |other: &ClientSettings| {
         let known = other.keys(enrolments).map_or([None; 2], |(present, next)| [present, next]);
         known.contains(&Some(*public_key)) || other.public_key() == Some(*public_key)

@@ -53,7 +53,7 @@ pub fn client_files(server_toml: &Path) -> Result<Vec<PathBuf>, Problem> {
 /// or is gone from its directory.
 ///
 /// What may be half written locks nobody out by what it lacks: then all other files have to be
-/// whole, and none of them may have the client's key, or any invitation, by another name.
+/// whole, and none of them may have the client's key or invitation by another name.
 pub fn locked_out<'a>(
     server_toml: &Path,
     clients: impl Iterator<Item = (ClientId, &'a Introduction, &'a str)>,
@@ -70,26 +70,23 @@ pub fn locked_out<'a>(
     let file_of = |name: &str| clients_directory(server_toml).join(format!("{name}.toml"));
     let clients: Vec<_> = clients.collect();
     let known: HashSet<_> = clients.iter().map(|(_, _, name)| file_of(name)).collect();
-    // Which one an invitation is for is not known without the server's key: a file of a new name
-    // may be anybody's.
-    let admits = |file: &Path, outline: &Outline, introduction: &Introduction| {
-        outline.enabled
-            && match (&outline.client, introduction) {
-                (Some(key), Introduction::Key(own)) => key == own,
-                (None, Introduction::Invitation(_)) => !known.contains(file),
-                _ => false,
-            }
+    let admits = |outline: &Outline, introduction: &Introduction| {
+        outline.enabled && outline.introduction.as_ref() == Some(introduction)
     };
-    let is_about = |outline: &Outline, introduction: &Introduction| match introduction {
-        Introduction::Key(own) => outline.client.as_ref() == Some(own),
-        Introduction::Invitation(_) => outline.client.is_none(),
+    // A secret that can't be read tells nothing: then the name has to do.
+    let is_about = |outline: &Outline, introduction: &Introduction| {
+        outline.introduction.as_ref().is_none_or(|it| it == introduction)
+    };
+    let may_be_anybodys = |file: &Path, outline: &Outline| {
+        outline.enabled && outline.introduction.is_none() && !known.contains(file)
     };
     let is_locked_out = |introduction: &Introduction, name: &str| {
         let file = file_of(name);
-        let is_gone = || is_whole && !files.contains(&file);
+        let is_renamed = || present.iter().any(|(file, it)| may_be_anybodys(file, it));
+        let is_gone = || is_whole && !files.contains(&file) && !is_renamed();
         let is_disabled =
             present.get(&file).map(|file| !file.enabled && is_about(file, introduction));
-        let is_admitted = || present.iter().any(|(file, it)| admits(file, it, introduction));
+        let is_admitted = || present.values().any(|it| admits(it, introduction));
         is_disabled.unwrap_or_else(is_gone) && !is_admitted()
     };
     let out = clients.iter().filter(|(_, introduction, name)| is_locked_out(introduction, name));
@@ -98,8 +95,8 @@ pub fn locked_out<'a>(
 
 /// Who a client's file is about, and whether he is let in.
 struct Outline {
-    /// `None`: somebody who is invited.
-    client: Option<PublicKey>,
+    /// `None`: somebody who is invited, by a secret that can't be read.
+    introduction: Option<Introduction>,
     enabled: bool,
 }
 
@@ -107,12 +104,16 @@ impl Outline {
     fn read(file: &Path) -> Option<Self> {
         let table = toml::from_str::<toml::Table>(&file::read_unjudged(file).ok()?).ok()?;
         let enabled = table.get("enabled") != Some(&toml::Value::Boolean(false));
-        let client = match (table.get("public-key"), table.get("invitation")) {
-            (Some(key), None) => Some(key.as_str()?.parse().ok()?),
-            (None, Some(_)) => None,
+        let introduction = match (table.get("public-key"), table.get("invitation")) {
+            (Some(key), None) => Some(Introduction::Key(key.as_str()?.parse().ok()?)),
+            (None, Some(invitation)) => {
+                let file = invitation.get("secret-file")?.as_str()?;
+                let secret = spa_keys::read_invitation_secret(file).ok();
+                secret.map(|secret| Introduction::Invitation(secret.fingerprint()))
+            }
             _ => return None,
         };
-        Some(Self { client, enabled })
+        Some(Self { introduction, enabled })
     }
 }
 

@@ -44,6 +44,13 @@ impl ServerKeys {
         both.into_iter().filter_map(|which| self.private(which)).any(|own| own.public() == *key)
     }
 
+    /// Whether clients can use this one of the server's keys at `now`.
+    pub fn holds(&self, key: &PublicKey, now: UnixMicros) -> bool {
+        let is_previous =
+            |(own, until): &(Arc<PrivateKey>, UnixMicros)| own.public() == *key && now < *until;
+        self.present.public() == *key || self.previous.as_ref().is_some_and(is_previous)
+    }
+
     /// What a client's knocks are sealed with, to each of the identities.
     pub fn pair_secrets(
         &self,
@@ -123,7 +130,8 @@ impl ClientSettings {
     ) -> Result<(Option<PublicKey>, Option<PublicKey>), KeyFileError> {
         let announced = enrolments.of(&self.introduction()?.0).cloned().unwrap_or_default();
         let key = |key: ClientKey| key.key;
-        Ok((announced.present.map(key).or(self.public_key()), announced.pending.map(key)))
+        let at_first = self.public_key().filter(|_| !announced.is_lost);
+        Ok((announced.present.map(key).or(at_first), announced.pending.map(key)))
     }
 }
 
@@ -159,6 +167,7 @@ impl Client {
         let invitation = invitation.map(Arc::new);
         let announced = enrolments.of(&introduction).cloned().unwrap_or_default();
         let parts = |key: ClientKey| (key.key, Some(key.pre_shared));
+        let at_first = at_first.filter(|_| !announced.is_lost);
         let present = announced.present.map(parts).or(at_first);
         let keys = [(present, false), (announced.pending.map(parts), true)]
             .into_iter()

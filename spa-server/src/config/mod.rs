@@ -56,7 +56,16 @@ impl Config {
     ///
     /// Anything is wrong anywhere; all of it is told.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        match Self::read(path) {
+        match Self::read(path, None) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(ConfigError { problems }),
+        }
+    }
+
+    /// The same for a daemon that keeps its state in this directory, whatever the configuration
+    /// says of that now.
+    pub fn load_beside(path: &Path, state_directory: &Path) -> Result<Self, ConfigError> {
+        match Self::read(path, Some(state_directory)) {
             (Some(config), problems) if problems.is_empty() => Ok(config),
             (_, problems) => Err(ConfigError { problems }),
         }
@@ -66,14 +75,14 @@ impl Config {
     /// the problem handed over: one wrong file must not keep everybody out of a server that
     /// starts.
     pub fn load_sound_clients(path: &Path) -> Result<(Self, Vec<Problem>), ConfigError> {
-        match Self::read(path) {
+        match Self::read(path, None) {
             (Some(config), problems) => Ok((config, problems)),
             (None, problems) => Err(ConfigError { problems }),
         }
     }
 
     /// No configuration when `server.toml`, the key, or the directory of clients is wrong.
-    fn read(path: &Path) -> (Option<Self>, Vec<Problem>) {
+    fn read(path: &Path, state_directory: Option<&Path>) -> (Option<Self>, Vec<Problem>) {
         let mut problems = Vec::new();
         let settings = keep(Settings::load(path).map_err(|error| error.problems), &mut problems);
         let keys = settings.as_ref().and_then(|settings| {
@@ -82,7 +91,8 @@ impl Config {
             keys
         });
         let enrolments = settings.as_ref().map(|settings| {
-            let (enrolments, wrong) = enrolments(&settings.state_directory);
+            let directory = state_directory.unwrap_or(&settings.state_directory);
+            let (enrolments, wrong) = enrolments(directory);
             problems.extend(wrong);
             enrolments
         });

@@ -13,15 +13,13 @@ use crate::enrolment::{
 };
 use crate::grants::RequestId;
 use crate::pipeline::Candidate;
-use crate::policy::{Rate, Refusal};
+use crate::policy::Refusal;
 use spa_keys::{AnnouncementSecret, PreSharedKey, PublicKey, open_announcement};
 use spa_proto::{Announced, ClientId, Sender, ServerKey, UnixMicros};
 use std::path::Path;
 use std::sync::Arc;
 
-/// How often one invitation may be tried: its holder sends a few packets, and each costs two key
-/// agreements.
-const INVITATION_RATE: Rate = Rate { per_minute: 12, burst: 12 };
+const REPLACED: &str = "its key was replaced";
 
 /// What the daemon knows of keys, beside what receiver and policy do.
 pub(super) struct Keys {
@@ -39,6 +37,14 @@ struct Proved {
 }
 
 impl Keys {
+    /// Who the sender of an announcement is.
+    fn introduction(&self, sender: &Sender) -> Option<&Introduction> {
+        match sender {
+            Sender::Invitation(id) => self.roster.invitations.get(id).map(|it| &it.introduction),
+            Sender::Client(id) => self.roster.members.get(id).map(|it| &it.introduction),
+        }
+    }
+
     /// Judges what a sender says of himself: the invitation, the proof, the key.
     fn judge(&self, announced: &Announced, now: UnixMicros) -> Result<Proved, Dropped> {
         let unknown = || Dropped::Policy(Refusal::UnknownClient);
@@ -112,20 +118,21 @@ impl Daemon {
 
     fn take_in(&mut self, announced: &Announced, now: Now) -> Result<(), Dropped> {
         let id = announced.sender.id();
-        let (name, rate) = {
+        let name = {
             let judge = self.judge.lock();
             let rules = judge
                 .policy
                 .judge_announcement(&id, announced.source, now.realtime)
                 .map_err(Dropped::Policy)?;
-            (Arc::clone(&rules.name), rules.rate)
+            Arc::clone(&rules.name)
         };
-        let rate = match announced.sender {
-            Sender::Invitation(_) => INVITATION_RATE,
-            Sender::Client(_) => rate,
-        };
-        self.authorizer.take_announcement(announced, rate, now)?;
+        let introduction = self.keys.introduction(&announced.sender);
+        let introduction = introduction.ok_or(Dropped::Policy(Refusal::UnknownClient))?.clone();
+        self.authorizer.take_announcement(announced, &introduction, now)?;
         let proved = self.keys.judge(announced, now.realtime)?;
+        if proved.effect == Effect::New {
+            self.authorizer.take_new_key(&introduction, now)?;
+        }
         let request = RequestId::from(announced.nonce);
         let failed = |why: &str| {
             audit::write_key_failed(&name, announced.source, &proved.key, why, request);
@@ -185,6 +192,7 @@ impl Daemon {
     /// the client's key, before anything opens. Hands back those that may open something.
     pub(super) async fn replace_keys(&mut self, accepted: Vec<Candidate>) -> Vec<Candidate> {
         let mut kept = Vec::with_capacity(accepted.len());
+        let mut dead = Vec::new();
         for candidate in accepted {
             let id = candidate.knock.client;
             let pending = self.keys.roster.members.get(&id).filter(|member| member.is_pending);
@@ -198,14 +206,25 @@ impl Daemon {
                 self.authorizer.failed(&candidate, &with_causes(&error));
                 continue;
             }
-            self.replaced(&introduction, &candidate).await;
+            dead.extend(self.replaced(&introduction, &candidate).await);
             kept.push(candidate);
+        }
+        // Of the same moment, under a key that is none any more.
+        let (dropped, kept): (Vec<Candidate>, _) =
+            kept.into_iter().partition(|candidate| dead.contains(&candidate.knock.client));
+        for candidate in &dropped {
+            self.authorizer.failed(candidate, REPLACED);
         }
         kept
     }
 
     /// From now on the client has this key alone.
-    async fn replaced(&mut self, introduction: &Introduction, candidate: &Candidate) {
+    /// Hands back the keys that it had.
+    async fn replaced(
+        &mut self,
+        introduction: &Introduction,
+        candidate: &Candidate,
+    ) -> Vec<ClientId> {
         let key = candidate.knock.client;
         let members = &mut self.keys.roster.members;
         let old: Vec<ClientId> = members
@@ -224,13 +243,14 @@ impl Daemon {
             audit::write_key(event, name, candidate.knock.source, &key.into(), request);
         }
         // Whoever has stolen the old key has nothing of it any more.
-        let grants = Selection { client: Some(old), ..Selection::default() };
-        if let Err(error) = self.authorizer.revoke(&grants, "its key was replaced").await {
+        let grants = Selection { client: Some(old.clone()), ..Selection::default() };
+        if let Err(error) = self.authorizer.revoke(&grants, REPLACED).await {
             tracing::error!(
                 "grants of a key that was replaced can't be withdrawn yet, which is tried every second: {}",
                 with_causes(&error)
             );
         }
+        old
     }
 
     /// Drops the key that the client of this name has announced as its next one.
@@ -277,12 +297,12 @@ pub(super) fn open_store(directory: &Path, now: UnixMicros) -> anyhow::Result<En
     let (store, found) = EnrolmentStore::open(directory, now)?;
     match found {
         Found::Whole => {}
-        Found::Missing => tracing::info!(
-            "{} is new: invitations from before can't be used any more",
+        Found::Missing => tracing::warn!(
+            "{} is new, if this server was there before: whoever was invited has to be invited again, and a key in clients.d that had been replaced holds again",
             store.path().display()
         ),
         Found::Damaged(lines) => tracing::error!(
-            "{} was damaged, {lines} of its lines are lost: clients whose keys stood there are not known any more, and invitations that were not used until now can't be used any more; invite those clients again",
+            "{} was damaged, {lines} of its lines are lost: clients whose keys stood there are not known any more, keys in clients.d that were replaced may hold again, and invitations that were not used until now can't be used any more; invite those clients again",
             store.path().display()
         ),
     }

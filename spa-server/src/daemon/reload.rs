@@ -75,8 +75,9 @@ impl Daemon {
     fn begin_reading(&mut self, orders: Orders) {
         let path = self.config_path.clone();
         let configured = Arc::clone(&self.configured);
+        let state_directory = self.settings.state_directory.clone();
         let reading = tokio::task::spawn_blocking(move || {
-            Config::load(&path).map_err(|error| Refused {
+            Config::load_beside(&path, &state_directory).map_err(|error| Refused {
                 why: with_causes(&error),
                 locked_out: locked_out(&path, configured.enabled()),
             })
@@ -89,7 +90,7 @@ impl Daemon {
     /// wrong file in its place would lock everybody out.
     fn judge_server_keys(&self, new: &ServerKeys) -> Result<(), String> {
         let present = self.keys.server.present.public();
-        if new.has(&present) {
+        if new.holds(&present, Now::read().realtime) {
             return Ok(());
         }
         Err(format!(
@@ -101,7 +102,12 @@ impl Daemon {
         if let Some(reload) = &self.reload
             && reload.enrolment_records != self.keys.store.enrolments().records
         {
-            // A client has brought a key meanwhile, which this configuration may not know.
+            // A client has brought a key meanwhile, which this configuration may not know. Whoever
+            // is to be locked out doesn't wait for that.
+            if let Ok(config) = &config {
+                let locked_out = self.locked_out_by(&config.policy());
+                self.lock_out(&locked_out).await;
+            }
             let orders = self.reload.take().map(|reload| reload.orders).unwrap_or_default();
             self.begin_reading(orders);
             return;
@@ -150,8 +156,10 @@ impl Daemon {
     }
 
     fn locked_out_by(&self, policy: &Policy) -> Vec<ClientId> {
-        let clients = self.configured.enabled().map(|(client, ..)| client);
-        clients.filter(|client| !policy.is_enabled(client)).collect()
+        let stay: BTreeSet<_> = policy.enabled().map(|(_, introduction, _)| introduction).collect();
+        let clients = self.configured.enabled();
+        let out = clients.filter(|(_, introduction, _)| !stay.contains(introduction));
+        out.map(|(client, ..)| client).collect()
     }
 
     /// Nothing else of a configuration is in force, but whoever is to be locked out is: that can't

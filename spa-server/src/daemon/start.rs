@@ -33,13 +33,22 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 impl Daemon {
     /// The gate comes last. A server that can't capture, or can't be talked to, must not hide
     /// what nobody could open; what is captured meanwhile waits in the queue.
-    pub(super) async fn start(config: Config, left_out: &[Problem]) -> anyhow::Result<Self> {
-        for problem in left_out {
+    pub(super) async fn start(config: Config, left_out: Vec<Problem>) -> anyhow::Result<Self> {
+        for problem in &left_out {
             tracing::error!("this client is left out until it is mended: {problem}");
         }
         let now = Now::read();
         let settings = config.settings.clone();
         let lock = lock_state(&settings.state_directory)?;
+        let store = announce::open_store(&settings.state_directory, now.realtime)?;
+        // Another daemon may have taken keys in before it gave the lock away.
+        let (config, left_out) = if store.enrolments().records == config.enrolment_records {
+            (config, left_out)
+        } else {
+            Config::load_sound_clients(&config.path)?
+        };
+        let settings =
+            Settings { state_directory: settings.state_directory, ..config.settings.clone() };
         let boot = BootId::read().with_context(|| format!("cannot read {}", BootId::SOURCE))?;
         let Choice { gate, passed_over } =
             AnyGate::choose(&settings.gate, &settings.gate_plan()).await?;
@@ -60,7 +69,6 @@ impl Daemon {
         );
         config.instruct(&mut receiver);
         let roster = config.roster();
-        let store = announce::open_store(&settings.state_directory, now.realtime)?;
         let replay = load_replay_store(&settings, boot, &mut receiver, now);
         receiver.roll(now.realtime);
 

@@ -9,6 +9,8 @@ use crate::counters::read;
 use crate::gate::{Mode, Refusal};
 use crate::grants::client_of_digits;
 use spa_proto::ClientId;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// How many clients there are.
 #[derive(Debug, Clone, Copy)]
@@ -99,10 +101,20 @@ impl Daemon {
         if let Some(client) = client_of_digits(name) {
             return Ok(Some(vec![client]));
         }
-        let judge = self.judge.lock();
-        judge.policy.clients_named(name).map(Some).ok_or_else(|| {
+        let policy = Arc::clone(&self.judge.lock().policy);
+        let mut ids = policy.clients_named(name).ok_or_else(|| {
             format!("there is no client {name:?}; `spa-server client list` shows all")
-        })
+        })?;
+        // What came in under a key before is the same client's.
+        let members = &self.keys.roster.members;
+        let introductions: BTreeSet<_> =
+            ids.iter().filter_map(|id| Some(&members.get(id)?.introduction)).collect();
+        let enrolments = self.keys.store.enrolments();
+        let former = introductions.into_iter().filter_map(|it| enrolments.of(it));
+        let former: Vec<ClientId> =
+            former.flat_map(|keys| keys.former.iter().map(|key| (*key).into())).collect();
+        ids.extend(former);
+        Ok(Some(ids))
     }
 }
 

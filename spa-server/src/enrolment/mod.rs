@@ -58,6 +58,8 @@ pub struct ClientKeys {
     pub pending: Option<ClientKey>,
     /// Those that nothing is accepted under any more.
     pub former: Vec<PublicKey>,
+    /// Its key was replaced by one that is not known: what was written of it is damaged.
+    pub is_lost: bool,
 }
 
 /// All keys that were announced.
@@ -208,7 +210,7 @@ impl Enrolments {
     }
 
     /// Whether any client has, had or is to have this key.
-    fn has(&self, key: &PublicKey) -> bool {
+    pub fn has(&self, key: &PublicKey) -> bool {
         self.clients.iter().any(|(introduction, keys)| {
             *introduction == Introduction::Key(*key)
                 || keys.former.contains(key)
@@ -233,14 +235,16 @@ impl Enrolments {
             }
             Record::Replaced { introduction, key, .. } => {
                 let keys = self.clients.entry(introduction.clone()).or_default();
-                if let Some(pending) = keys.pending.take_if(|pending| pending.key == *key) {
-                    let before = keys.present.replace(pending).map(|before| before.key);
-                    let first = match introduction {
-                        Introduction::Key(key) => Some(*key),
-                        Introduction::Invitation(_) => None,
-                    };
-                    keys.former.extend(before.or(first));
-                }
+                let pending = keys.pending.take_if(|pending| pending.key == *key);
+                let first = match introduction {
+                    Introduction::Key(key) => Some(*key),
+                    Introduction::Invitation(_) => None,
+                };
+                let before = keys.present.take().map(|before| before.key).or(first);
+                keys.former.extend(before.filter(|_| !keys.is_lost));
+                // Without the line that announced it, it is not known; the one before is dead.
+                keys.is_lost = pending.is_none();
+                keys.present = pending;
             }
             Record::Withdrawn { introduction, key, .. } => {
                 let keys = self.clients.entry(introduction.clone()).or_default();

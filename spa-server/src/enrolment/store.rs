@@ -15,6 +15,8 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 const FILE: &str = "enrolments";
+/// Long before a file is too large to be read it takes nothing more: it would keep everybody out.
+const MAX_BYTES_TO_APPEND: u64 = 64 * 1024 * 1024;
 /// An invitation says the second after the one in which it was made; the next one is past that.
 const WHOLE_SECONDS: Duration = Duration::from_secs(2);
 /// A larger one was not written by us: it holds some 300 bytes a key.
@@ -54,6 +56,9 @@ pub enum EnrolmentStoreError {
     /// A record could not be put into words.
     #[error("cannot write a record as JSON")]
     Json(#[from] serde_json::Error),
+    /// It has all the records that it can.
+    #[error("{} is full: some client has had far too many keys; look who, lock it out, and put the file away", .0.display())]
+    Full(PathBuf),
     /// Half a record stands at the end of the file.
     #[error("{} ends with half a record since a write failed; restart the server", .0.display())]
     Torn(PathBuf),
@@ -134,6 +139,9 @@ impl EnrolmentStore {
     pub fn append(&mut self, record: &Record) -> Result<(), EnrolmentStoreError> {
         let length = self.length.ok_or_else(|| EnrolmentStoreError::Torn(self.path.clone()))?;
         let line = record.line()?;
+        if length > MAX_BYTES_TO_APPEND {
+            return Err(EnrolmentStoreError::Full(self.path.clone()));
+        }
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
             // Half a line would spoil the next one; a whole one that is not on the disk would
@@ -186,15 +194,16 @@ fn load(bytes: &[u8]) -> (Enrolments, usize) {
 
 fn whole_lines(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
     let whole = lines(bytes).filter(|line| record(line).is_some());
-    Zeroizing::new(whole.flat_map(|line| line.iter().copied().chain([b'\n'])).collect())
+    Zeroizing::new(whole.flatten().copied().collect())
 }
 
 fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+    // One without an end was never written to its end, so it has not happened.
+    bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| *line != b"\n")
 }
 
 fn record(line: &[u8]) -> Option<Record> {
-    core::str::from_utf8(line).ok().and_then(Record::parse)
+    core::str::from_utf8(line).ok()?.strip_suffix('\n').and_then(Record::parse)
 }
 
 /// Makes the file with its first line in one step; leaves one that is there alone.

@@ -154,9 +154,17 @@ fn one_key_is_pending_at_a_time_and_the_old_one_dies_with_the_first_knock() {
         dropped.judge_rotation(&introduction, &key(2), &pre_shared(2), nobody),
         Err(Rejection::KeyKnown { offered: key(2) })
     );
-    // Late, or of another key: nothing comes of it.
-    let late = after(&[announced(introduction.clone(), 2), replaced(introduction.clone(), 3)]);
-    assert_eq!(keys(&late, &introduction), (None, Some(2), vec![]));
+    // Of a key that nobody knows: the old one is dead all the same.
+    let lost = after(&[replaced(introduction.clone(), 3)]);
+    assert_eq!(keys(&lost, &introduction), (None, None, vec![1]));
+    assert!(lost.of(&introduction).unwrap().is_lost);
+    let again = after(&[
+        replaced(introduction.clone(), 3),
+        announced(introduction.clone(), 4),
+        replaced(introduction.clone(), 4),
+    ]);
+    assert_eq!(keys(&again, &introduction), (Some(4), None, vec![1]));
+    assert!(!again.of(&introduction).unwrap().is_lost);
 }
 
 #[test]
