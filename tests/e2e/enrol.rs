@@ -205,8 +205,23 @@ fn a_client_gets_a_new_key_and_the_old_one_dies() -> Result<()> {
     scene.server.start()?;
     ensure_gets_in(&scene, &tablet)?;
     ensure_kept_out(&scene, &old, "unknown-tag")?;
-    // Once more, from the key that was announced.
-    tablet.run(&["rotate"])?.ok()?;
+    // Once more, from the key that was announced, which another server has meanwhile.
+    let other = scene.server_identity.public().to_string();
+    let shared = tablet.configuration().join("gateway.key");
+    let identity = shared.display().to_string();
+    let words = ["server", "add", "other", "--host", "gw", "--public-key", &other];
+    tablet.run(&[&words[..], &["--identity", &identity]].concat())?.ok()?;
+    let kept = fs::read(&shared)?;
+    tablet.run(&["rotate", "gateway"])?.ok()?;
+    ensure!(fs::read(&shared)? == kept, "the other server's key is gone");
+    ensure!(public_key(&tablet)? != key);
+    ensure_gets_in(&scene, &tablet)?;
+    // An interrupted end is an end.
+    let place = tablet.configuration().join("gateway-2.key");
+    fs::copy(&place, tablet.configuration().join("gateway-2.key.next"))?;
+    let done = tablet.run(&["rotate", "gateway"])?;
+    ensure!(done.success() && done.stderr.contains("already"), "{done}");
+    ensure!(!tablet.configuration().join("gateway-2.key.next").exists());
     ensure_gets_in(&scene, &tablet)
 }
 

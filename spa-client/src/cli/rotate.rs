@@ -11,15 +11,18 @@ use super::{CliError, print_json};
 use crate::announce::Announcement;
 use crate::config::Config;
 use crate::duration::spoken;
-use crate::key_source::{KeyError, KeySource, protected};
+use crate::key_source::{KeyError, KeySource, SecretNameError, protected};
 use crate::knock::{Asked, Family, KnockError, Knocker, Options};
 use crate::server::{Server, ServerName};
 use clap::Args;
 use core::time::Duration;
 use ring::rand::SystemRandom;
 use serde::Serialize;
-use spa_keys::{ClientKeys, Overwrite, PrivateKey, PublicKey};
+use spa_keys::{ClientKeys, Overwrite, PrivateKey, PublicKey, StoredKeys};
 use std::path::Path;
+
+/// Names tried for a key of its own before giving up.
+const MOST_PLACES: u32 = 64;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -72,6 +75,11 @@ pub(super) fn run(directory: &Path, args: &RotateArgs) -> Result<(), CliError> {
     let next = beside(&server.identity, "next")?;
     if args.abandon {
         return abandon(server, &next, voice);
+    }
+    if is_done(server, &next)? {
+        next.remove()?;
+        voice.say(&format!("{} has its new key already, in {}", server.name, server.identity));
+        return Ok(());
     }
     let mut prompt = Prompt::default();
     let old = server.keys(&mut prompt)?;
@@ -161,6 +169,17 @@ run the same again to go on. The server's log tells what became of it:
     )
 }
 
+/// Whether an earlier run was interrupted when all but its last step was done.
+fn is_done(server: &Server, next: &KeySource) -> Result<bool, CliError> {
+    match next.stored() {
+        Ok(stored) => {
+            Ok(*next != server.identity && server.identity.stored()?.public() == stored.public())
+        }
+        Err(error) if error.is_absent() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Where the new key waits until it is in use (`next`), and the old one stays behind (`old`).
 fn beside(identity: &KeySource, what: &str) -> Result<KeySource, CliError> {
     match identity {
@@ -244,43 +263,63 @@ fn close(server: &Server, old: &ClientKeys, voice: Voice) -> Result<(), CliError
 }
 
 /// Puts the new key in the place of the old one. Other servers may know the old one: then the new
-/// key has a place of its own.
+/// key has a place of its own. Whatever interrupts it, it can be done again.
 fn take(
     directory: &Path,
     config: &Config,
     server: &Server,
     next: &KeySource,
 ) -> Result<KeySource, CliError> {
+    let new = next.stored()?;
     let is_shared = config
         .servers()
         .any(|other| other.name != server.name && other.identity == server.identity);
-    let stored = next.stored()?;
-    if !is_shared {
+    let place = if is_shared {
+        own_place(directory, server, &new)?
+    } else {
         // What was seen may deceive, and a key that is gone is a lock-out.
         beside(&server.identity, "old")?.store(&server.identity.stored()?, Overwrite::Replace)?;
-    }
-    let place = if is_shared {
-        KeySource::File(directory.join(format!("{}.key", server.name)))
-    } else {
         server.identity.clone()
     };
-    if place != server.identity || server.pre_shared_key.is_some() {
-        // First the place, then what names it: whoever is interrupted in between goes on with
-        // the old one, and the new one is still there.
-        let overwrite = if is_shared { Overwrite::Refuse } else { Overwrite::Replace };
-        if is_shared {
-            place.store(&stored, overwrite)?;
-            Config::set_keys(directory, server, &place)?;
-        } else {
-            Config::set_keys(directory, server, next)?;
-            place.store(&stored, overwrite)?;
-            Config::set_keys(directory, server, &place)?;
-        }
-    } else {
-        place.store(&stored, Overwrite::Replace)?;
+    if server.pre_shared_key.is_some() && !is_shared {
+        // The new key has its pre-shared key with it: until both are in one place, it is named
+        // where it waits.
+        Config::set_keys(directory, server, next)?;
+    }
+    place.store(&new, Overwrite::Replace)?;
+    if is_shared || server.pre_shared_key.is_some() {
+        Config::set_keys(directory, server, &place)?;
     }
     next.remove()?;
     Ok(place)
+}
+
+/// A place that nobody else's key is in.
+fn own_place(directory: &Path, server: &Server, new: &StoredKeys) -> Result<KeySource, CliError> {
+    for number in 1..=MOST_PLACES {
+        let name = match number {
+            1 => server.name.to_string(),
+            more => format!("{}-{more}", server.name),
+        };
+        let place = match &server.identity {
+            KeySource::SecretService(_) => name
+                .parse()
+                .map(KeySource::SecretService)
+                .map_err(|error: SecretNameError| CliError::Usage(error.to_string()))?,
+            _ => KeySource::File(directory.join(format!("{name}.key"))),
+        };
+        match place.stored() {
+            Err(error) if error.is_absent() => return Ok(place),
+            // Left by a try that was interrupted.
+            Ok(stored) if stored.public() == new.public() => return Ok(place),
+            _ => {}
+        }
+    }
+    Err(CliError::Failed(format!(
+        "no free name for the new key of {} is left in {}",
+        server.name,
+        directory.display()
+    )))
 }
 
 fn abandon(server: &Server, next: &KeySource, voice: Voice) -> Result<(), CliError> {

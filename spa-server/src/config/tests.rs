@@ -616,3 +616,42 @@ fn who_is_locked_out_by_a_configuration_that_is_wrong() {
     std::fs::remove_dir_all(&clients).unwrap();
     assert!(out().is_empty());
 }
+
+#[test]
+fn who_was_invited_is_locked_out_by_a_configuration_that_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let server_toml = directory.path().join("server.toml");
+    let clients = clients_directory(&server_toml);
+    std::fs::create_dir(&clients).unwrap();
+    let path = |name: &str| clients.join(format!("{name}.toml"));
+    let secret = |byte: u8| spa_keys::InvitationSecret::from_bytes([byte; 32].into()).unwrap();
+    let write = |name: &str, byte: u8, rest: &str| {
+        let file = clients.join(format!("{byte}.invitation"));
+        spa_keys::write_invitation_secret(&file, &secret(byte), Overwrite::Replace).unwrap();
+        let text = format!("{rest}\n[invitation]\nsecret-file = \"{}\"\n", file.display());
+        std::fs::write(path(name), text).unwrap();
+    };
+    let introduction = Introduction::Invitation(secret(1).fingerprint());
+    let id = spa_proto::ClientId([1; 32]);
+    let is_out =
+        || !locked_out(&server_toml, [(id, &introduction, "laptop")].into_iter()).is_empty();
+    write("laptop", 1, "");
+    assert!(!is_out());
+    // Whatever other invitations there are, of clients that are not known.
+    write("carol", 2, "");
+    write("laptop", 1, "enabled = false");
+    assert!(is_out());
+    std::fs::remove_file(path("laptop")).unwrap();
+    assert!(is_out());
+    // By another name he is in.
+    write("notebook", 1, "");
+    assert!(!is_out());
+    // Another invitation in his place is not his.
+    std::fs::remove_file(path("notebook")).unwrap();
+    write("laptop", 3, "enabled = false");
+    assert!(!is_out());
+    // A secret that can't be read may be anybody's.
+    std::fs::remove_file(path("laptop")).unwrap();
+    std::fs::remove_file(clients.join("2.invitation")).unwrap();
+    assert!(!is_out());
+}
