@@ -9,7 +9,7 @@ use crate::gate::Element;
 use crate::grants::RequestId;
 use crate::source::Source;
 use spa_keys::PublicKey;
-use spa_proto::{ClientId, Item, PortRange, UnixMicros};
+use spa_proto::{ClientId, Item, PortRange, ServerKey, UnixMicros};
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -49,6 +49,9 @@ pub struct Line<'a> {
     pub items: &'a [Item],
     /// The knock that it is about.
     pub id: RequestId,
+    /// To which of the server's keys it was sealed: who still uses the previous one has to be told
+    /// of the present one.
+    pub server_key: ServerKey,
 }
 
 impl fmt::Display for Line<'_> {
@@ -77,6 +80,9 @@ impl fmt::Display for Line<'_> {
                 write!(f, " ports={}", ports.join(","))?;
             }
             Event::Revoked(why) | Event::Failed(why) => write!(f, " reason={}", Value(why))?,
+        }
+        if self.server_key == ServerKey::Previous {
+            f.write_str(" server-key=previous")?;
         }
         write!(f, " id={}", self.id)
     }
@@ -420,6 +426,7 @@ mod tests {
             source: source().into(),
             items,
             id: Nonce([0xab; 24]).into(),
+            server_key: ServerKey::Present,
         }
     }
 

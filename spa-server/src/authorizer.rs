@@ -26,7 +26,7 @@ use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Permitted, Policy, Refusal};
 use crate::replay_store::ReplayStore;
 use comparison::Schedule;
-use spa_proto::{Accepted, ClientId, DropReason, Item, Knock, MessageType, UnixMicros};
+use spa_proto::{Accepted, ClientId, DropReason, Item, Knock, MessageType, ServerKey, UnixMicros};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -445,6 +445,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             source: grant.key.source,
             items: std::slice::from_ref(&grant.key.service),
             id: grant.request,
+            server_key: ServerKey::Present,
         });
     }
 
@@ -547,6 +548,7 @@ fn write_audit(candidate: &Candidate, event: Event<'_>) {
         source: permit.source,
         items: &items,
         id: RequestId::from(knock.nonce),
+        server_key: knock.server_key,
     });
 }
 

@@ -220,7 +220,7 @@ impl Daemon {
             }
             ControlRequest::GateConfirm { stands_since } => self.confirm(stands_since).await,
             ControlRequest::GateRemove => self.remove_gate().await,
-            ControlRequest::WithdrawKey { client } => match self.withdraw_key(&client).await {
+            ControlRequest::WithdrawKey { client } => match self.withdraw_key(&client) {
                 Ok(()) => ControlResponse::Done,
                 Err(why) => ControlResponse::error(&why),
             },

@@ -324,6 +324,9 @@ fn a_server_gets_a_new_key_and_nobody_is_locked_out_meanwhile() -> Result<()> {
     let key = printed.split_whitespace().next_back().context("no key")?;
     // By the old key, by an invitation from before, and after a restart.
     ensure_gets_in(&scene, &tablet)?;
+    let opened = scene.server.audit("opened")?;
+    let last = opened.last().context("nothing opened")?;
+    ensure!(last.contains("server-key=previous"), "{last}");
     let phone = laptop(&scene, "phone");
     join(&phone, &invited, &[])?.ok()?;
     ensure_gets_in(&scene, &phone)?;
@@ -337,6 +340,8 @@ fn a_server_gets_a_new_key_and_nobody_is_locked_out_meanwhile() -> Result<()> {
     // By the new key, beside it.
     tablet.run(&["server", "set-key", "gateway", key])?.ok()?;
     ensure_gets_in(&scene, &tablet)?;
+    let opened = scene.server.audit("opened")?;
+    ensure!(opened.last().is_some_and(|it| !it.contains("server-key")), "{opened:?}");
     ensure_gets_in(&scene, &phone)?;
     tablet.run(&["rotate"])?.ok()?;
     ensure_gets_in(&scene, &tablet)?;

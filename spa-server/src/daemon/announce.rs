@@ -254,7 +254,7 @@ impl Daemon {
     }
 
     /// Drops the key that the client of this name has announced as its next one.
-    pub(super) async fn withdraw_key(&mut self, name: &str) -> Result<(), String> {
+    pub(super) fn withdraw_key(&mut self, name: &str) -> Result<(), String> {
         let ids = self.client_ids(Some(name))?.unwrap_or_default();
         let members = &self.keys.roster.members;
         let pending = ids.iter().find(|id| members.get(id).is_some_and(|it| it.is_pending));
