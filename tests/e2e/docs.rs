@@ -107,7 +107,7 @@ fn load(document: &str) -> Result<[usize; 3]> {
 #[test]
 fn configurations_load_and_defaults_are_the_defaults() -> Result<()> {
     assert_eq!(load(README)?, [1, 1, 1]);
-    assert_eq!(load(MANUAL)?, [4, 2, 3]);
+    assert_eq!(load(MANUAL)?, [4, 3, 3]);
     // The control: it would be seen.
     for wrong in [
         "# /etc/spa/server.toml\nknock-port = 1\n",
@@ -146,6 +146,7 @@ fn every_setting_is_in_the_manual() -> Result<()> {
         ),
         ("A client's file", "", known_keys(client("nope = 1"))),
         ("A client's file", "source-prefix.", known_keys(client("source-prefix = { nope = 1 }"))),
+        ("A client's file", "invitation.", known_keys(client("[invitation]\nnope = 1"))),
         ("A client's file", "rate.", known_keys(client("rate = { nope = 1 }"))),
         ("The client's configuration", "", known_keys(config("nope = 1"))),
         ("The client's configuration", "server.NAME.", known_keys(config("[server.x]\nnope = 1"))),
@@ -217,7 +218,7 @@ fn every_command_is_understood() -> Result<()> {
             ours.insert(words[..2].join(" "));
         }
     }
-    for known in ["init", "check", "client", "status", "grants", "gate"] {
+    for known in ["init", "check", "client", "status", "grants", "gate", "invite", "rotate-key"] {
         ensure!(ours.contains(&format!("spa-server {known}")), "{known} is missing: {ours:?}");
     }
     for known in [
@@ -236,6 +237,7 @@ fn every_command_is_understood() -> Result<()> {
         "doctor",
         "completions",
         "join",
+        "rotate",
     ] {
         ensure!(ours.contains(&format!("spa-client {known}")), "{known} is missing: {ours:?}");
     }

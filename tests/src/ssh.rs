@@ -98,6 +98,12 @@ impl Sshd {
         )
     }
 
+    /// What a user has who may log in: the private key, and the known hosts.
+    pub fn users_files(&self) -> Result<[String; 2]> {
+        let [key, known] = ["user_key", "known_hosts"].map(|name| self.directory.join(name));
+        Ok([fs::read_to_string(key)?, fs::read_to_string(known)?])
+    }
+
     /// Runs `command` over a new ssh connection from `host`.
     pub fn login(&self, host: &Host, family: Family, command: &str) -> Result<Finished> {
         finish(self.ssh(host, family)?.arg(command))

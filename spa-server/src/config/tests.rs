@@ -118,7 +118,10 @@ fn the_shipped_server_toml_is_right_and_shows_the_defaults() {
     let mut text = in_force(defaults);
     assert!(text.contains("\nmax-grants = 65536\n") && text.contains("\nmode = \"guard\"\n"));
     text.push_str(SSH);
-    assert_eq!(Settings::parse(path, &text).unwrap(), shown);
+    let mut same = Settings::parse(path, &text).unwrap();
+    // There is no default of that.
+    assert!(same.previous_key.take().is_some());
+    assert_eq!(same, shown);
     // The examples hold together, too.
     let all = Settings::parse(path, &in_force(shipped)).unwrap();
     assert_eq!(all.services.len(), 6);
@@ -151,6 +154,13 @@ fn the_shipped_client_example_is_right_and_shows_the_defaults() {
     same.rules.sources.clear();
     (same.rules.not_before, same.rules.expires) = (None, None);
     assert_eq!(same, plain);
+
+    // In the place of a key; the section is written as prose, since both together are an error.
+    let (_, invitation) = shipped.split_once("#   [invitation]").unwrap();
+    let invited = format!("allow = [\"ssh\"]\n[invitation]{}", invitation.replace("#  ", ""));
+    let invited = ClientSettings::parse(path, &invited, &settings).unwrap();
+    assert!(matches!(invited.introduced, Introduced::ByInvitation { .. }));
+    assert_eq!(invited.rules, plain.rules);
 }
 
 #[test]
