@@ -36,6 +36,8 @@ pub(super) fn text(servers: &[&Server], program: &str, way: Way) -> String {
             Way::MatchExec => {
                 let hosts = if is_one { name.into() } else { format!("{name},{host}") };
                 if !is_one {
+                    // ssh expands tokens in it: an IPv6 scope is none.
+                    let host = host.replace('%', "%%");
                     let _ = writeln!(text, "Host {name}\n    HostName {host}");
                 }
                 writeln!(
@@ -156,6 +158,16 @@ Match all
 # <<< spa-client
 "
         );
+    }
+
+    #[test]
+    fn the_scope_of_an_address_is_no_token_of_ssh() {
+        let key = PublicKey::from_bytes([9; 32]);
+        let host = "fe80::1%eth0".parse().unwrap();
+        let server = Server::new("work".parse().unwrap(), host, key, "identity.key");
+        let text = text(&[&server], "spa-client", Way::MatchExec);
+        assert!(text.contains("\n    HostName fe80::1%%eth0\n"), "{text}");
+        assert!(text.contains("originalhost work,fe80::1%eth0 exec"), "{text}");
     }
 
     #[test]
