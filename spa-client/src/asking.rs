@@ -3,7 +3,7 @@
 //! Who wants to knock holds the record's lock for as long as that takes. The others wait for it,
 //! and then see that it was done: any number of programs at the same moment send one knock.
 
-use crate::knock::{KnockError, Knocker, Sent, own_address};
+use crate::knock::{KnockError, Knocker, Sent};
 use crate::record::{Entry, MARGIN, Moment, Record};
 use crate::server::Connections;
 use core::net::{IpAddr, SocketAddr};
@@ -13,12 +13,13 @@ use std::thread;
 
 /// For how long a port that was seen open is taken to be so still without another look.
 const SEEN_FOR: Duration = Duration::from_secs(30);
-
+/// The same where no lifetime was named: the server's own may be a short one.
+const SEEN_FOR_UNNAMED: Duration = Duration::from_secs(3);
+/// No server's lifetime is taken to be longer, where none was named and it has to be kept open.
+const REFRESHED_UNNAMED: Duration = Duration::from_secs(10);
 /// Another program that has knocked knows after that whether it helped, or knocks again.
 const OTHERS_TIME: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(4);
-/// The discard service (RFC 863).
-const DISCARD: u16 = 9;
 
 /// What is enough to go without a knock of one's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,26 +56,17 @@ pub(crate) struct Reused {
 pub(crate) struct Asking<'a> {
     knocker: Knocker<'a>,
     record: Option<Record>,
-    /// This machine's address towards each of the server's.
-    own: Vec<(IpAddr, Option<IpAddr>)>,
     began: Moment,
     /// When the last knock was sent that is known of.
     last: Option<Moment>,
-    /// For how long it asked.
+    /// For how long it asked, as far as that can be relied on.
     lifetime: Duration,
     watched: bool,
 }
 
 impl<'a> Asking<'a> {
     pub(crate) fn new(knocker: Knocker<'a>, record: Option<Record>, began: Moment) -> Self {
-        let own = |socket: &SocketAddr| {
-            let mut to = *socket;
-            // Any will do, but none: not every system connects to that.
-            to.set_port(DISCARD);
-            (to.ip(), own_address(to).ok())
-        };
-        let own = knocker.sockets().iter().map(own).collect();
-        Self { knocker, record, own, began, last: None, lifetime: Duration::ZERO, watched: false }
+        Self { knocker, record, began, last: None, lifetime: Duration::ZERO, watched: false }
     }
 
     pub(crate) const fn knocker(&self) -> &Knocker<'a> {
@@ -91,24 +83,35 @@ impl<'a> Asking<'a> {
     ) -> Result<First, KnockError> {
         self.watched = watched;
         let record = self.record.clone();
-        let held = record.as_ref().and_then(Record::lock);
+        let mut held = record.as_ref().and_then(Record::lock);
         if self.knocker.request().message_type == MessageType::Close {
-            let sent = self.knocker.send()?;
+            let sent = self.knocker.send_to(|_| true)?;
             if let Some(held) = held {
                 held.change(|entries| entries.retain(|entry| !self.is_mine(entry)));
             }
             return Ok(First::Knocked(sent));
         }
-        if reuse != Reuse::Never
-            && !self.lets_one_in()
-            && let Some(held) = &held
-            && let Some((reused, asked)) = self.reusable(&held.entries(), reuse, wanted)
-        {
-            self.last = Some(asked);
-            self.lifetime = reused.asked.saturating_add(reused.left);
-            return Ok(First::Reused(reused));
+        loop {
+            if reuse != Reuse::Never
+                && !self.lets_one_in()
+                && let Some(held) = &held
+                && let entries = held.entries()
+                && let Some((reused, asked)) = self.reusable(&entries, reuse, wanted)
+            {
+                let lifetime = reused.asked.saturating_add(reused.left);
+                let is_named = self.is_named(&entries);
+                self.relies_on(asked, lifetime, is_named);
+                return Ok(First::Reused(reused));
+            }
+            if !self.knocker.is_to_look() {
+                break;
+            }
+            // Others don't wait for a STUN server that this one waits for.
+            drop(held);
+            self.knocker.look();
+            held = record.as_ref().and_then(Record::lock);
         }
-        let sent = self.knocker.send()?;
+        let sent = self.knocker.send_to(|_| true)?;
         let new = self.noted(&sent);
         if let Some(held) = held {
             held.add(new);
@@ -119,6 +122,7 @@ impl<'a> Asking<'a> {
     /// Knocks again, unless another program has done so since the last time. `only`: one of the
     /// addresses, for the first time.
     pub(crate) fn again(&mut self, only: Option<SocketAddr>) -> Result<Vec<Sent>, KnockError> {
+        self.knocker.look();
         let record = self.record.clone();
         let held = record.as_ref().and_then(Record::lock);
         if let Some(held) = held.as_ref().filter(|_| only.is_none() && !self.lets_one_in()) {
@@ -131,9 +135,10 @@ impl<'a> Asking<'a> {
                 asked.age(now).is_some() && self.last.is_some_and(is_younger)
             };
             if let Some(asked) = latest.flatten().filter(|asked| is_newer(*asked)) {
-                self.last = Some(asked);
                 let lifetimes = found.iter().flatten().map(|entry| entry.lifetime_seconds);
-                self.lifetime = Duration::from_secs(lifetimes.min().unwrap_or_default());
+                let lifetime = Duration::from_secs(lifetimes.min().unwrap_or_default());
+                let is_named = self.is_named(&entries);
+                self.relies_on(asked, lifetime, is_named);
                 return Ok(Vec::new());
             }
         }
@@ -144,6 +149,21 @@ impl<'a> Asking<'a> {
             held.add_anew(new);
         }
         Ok(sent)
+    }
+
+    /// Before a knock by which a grant is to go on, perhaps from another network than the last.
+    pub(crate) fn renew(&mut self) {
+        self.knocker.renew();
+    }
+
+    fn relies_on(&mut self, asked: Moment, lifetime: Duration, is_named: bool) {
+        self.last = Some(asked);
+        self.lifetime = if is_named { lifetime } else { lifetime.min(REFRESHED_UNNAMED) };
+    }
+
+    /// Whether whoever asked has said for how long.
+    fn is_named(&self, entries: &[Entry]) -> bool {
+        self.matching(entries).is_some_and(|found| found.iter().all(|entry| entry.lifetime_asked))
     }
 
     /// Waits for what another program finds out that has just knocked: so that ten of them probe
@@ -188,9 +208,7 @@ impl<'a> Asking<'a> {
     pub(crate) fn not_open(&self, item: &Item) {
         self.change(|entries| {
             let item = item.to_string();
-            entries.retain(|entry| {
-                !(self.is_mine(entry) && entry.item == item && entry.seen_open.is_none())
-            });
+            entries.retain(|entry| !(self.is_mine(entry) && entry.item == item));
         });
     }
 
@@ -222,7 +240,9 @@ impl<'a> Asking<'a> {
         for item in &self.knocker.request().items {
             let item = item.to_string();
             // What this machine has no way to needs no grant.
-            for (to, from) in self.own.iter().filter_map(|(to, from)| Some((*to, (*from)?))) {
+            for (to, from) in
+                self.knocker.own().iter().filter_map(|(to, from)| Some((*to, (*from)?)))
+            {
                 found.push(
                     *ours
                         .iter()
@@ -248,7 +268,8 @@ impl<'a> Asking<'a> {
             return None;
         }
         let lately = |entry: &&Entry| {
-            entry.seen_open.and_then(|seen| seen.age(now)).is_some_and(|age| age <= SEEN_FOR)
+            let holds = if entry.lifetime_asked { SEEN_FOR } else { SEEN_FOR_UNNAMED };
+            entry.seen_open.and_then(|seen| seen.age(now)).is_some_and(|age| age <= holds)
         };
         let was_seen = |item: &Item| {
             let item = item.to_string();
@@ -265,15 +286,15 @@ impl<'a> Asking<'a> {
     /// The entries for knocks that were sent now.
     fn noted(&mut self, sent: &[Sent]) -> Vec<Entry> {
         let asked = Moment::now();
-        self.last = Some(asked);
         let request = self.knocker.request();
-        let server = self.knocker.server();
         let (lifetime_seconds, lifetime_asked) =
             Entry::lifetime(request.lifetime.map(core::num::NonZeroU32::get));
-        self.lifetime = Duration::from_secs(lifetime_seconds);
+        self.relies_on(asked, Duration::from_secs(lifetime_seconds), lifetime_asked);
+        let request = self.knocker.request();
+        let server = self.knocker.server();
         let left = sent.iter().filter(|sent| sent.outcome.is_ok()).filter_map(|sent| {
             let to = sent.to.ip();
-            let from = self.own.iter().find(|(known, _)| *known == to)?.1?;
+            let from = self.knocker.own().iter().find(|(known, _)| *known == to)?.1?;
             Some((to, from))
         });
         let left: Vec<(IpAddr, IpAddr)> = left.collect();

@@ -14,6 +14,9 @@ use std::thread;
 
 /// A pipe takes 64 KiB at once; a socket gives more.
 const BUFFER: usize = 256 * 1024;
+/// So much is written to the connection at once: a write returns when all of it is on its way, and
+/// by that is seen that it goes on at all.
+const PIECE: usize = 16 * 1024;
 /// After the other side has ended: whoever has sent nothing for so long has nothing more to say.
 const LINGER: Duration = Duration::from_secs(2);
 /// Before the next look at a stream that somebody has made non-blocking.
@@ -31,26 +34,33 @@ pub(crate) fn carry(stream: TcpStream) -> io::Result<()> {
     let (up, sent) = (Arc::clone(&stream), Arc::new(AtomicU64::new(0)));
     let (counted, (done, ended)) = (Arc::clone(&sent), channel::<()>());
     thread::spawn(move || {
-        let _ = copy(input, &*up, &counted);
+        let _ = copy(input, &*up, PIECE, &counted);
         // The other side may have gone: then there is nothing left to shut.
         let _ = up.shutdown(Shutdown::Write);
         drop(done);
     });
-    copy(&*stream, output, &AtomicU64::new(0))?;
+    copy(&*stream, output, BUFFER, &AtomicU64::new(0))?;
     // The one whose standard output this is may go on talking, to somebody who still listens.
     if system::end_output().is_ok() {
-        let mut before = None;
+        let mut before = sent.load(Ordering::Relaxed);
         while ended.recv_timeout(LINGER) == Err(RecvTimeoutError::Timeout) {
-            let now = Some(sent.load(Ordering::Relaxed));
-            if now == before.replace(sent.load(Ordering::Relaxed)) {
+            let now = sent.load(Ordering::Relaxed);
+            if now == before {
                 break;
             }
+            before = now;
         }
     }
     Ok(())
 }
 
-fn copy(mut from: impl Read, mut to: impl Write, carried: &AtomicU64) -> io::Result<()> {
+/// `carried` counts the pieces.
+fn copy(
+    mut from: impl Read,
+    mut to: impl Write,
+    piece: usize,
+    carried: &AtomicU64,
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = match from.read(&mut buffer) {
@@ -63,16 +73,18 @@ fn copy(mut from: impl Read, mut to: impl Write, carried: &AtomicU64) -> io::Res
         };
         let mut rest = buffer.get(..length).unwrap_or_default();
         while !rest.is_empty() {
-            match to.write(rest) {
+            match to.write(rest.get(..piece).unwrap_or(rest)) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Ok(written) => {
+                    rest = rest.get(written..).unwrap_or_default();
+                    carried.fetch_add(1, Ordering::Relaxed);
+                }
                 // Nobody reads any more, which is an end like any other.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
                 Err(error) => wait_after(error)?,
             }
         }
         to.flush()?;
-        carried.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -8,6 +8,7 @@ mod error;
 use crate::duration::Lifetime;
 use crate::endpoint::Endpoint;
 use crate::key_source::{NoPassphrase, Unlock};
+use crate::record::Moment;
 use crate::schedule::rotated;
 use crate::server::{DEFAULT_KNOCK_PORT, Server};
 use crate::source::{BindSource, Binding, Seen};
@@ -15,6 +16,7 @@ use crate::stun;
 use address::resolve;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::num::NonZeroU16;
+use core::time::Duration;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use spa_keys::{ClientKeys, PublicKey};
 use spa_proto::{
@@ -25,6 +27,7 @@ use std::net::UdpSocket;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +36,13 @@ pub use error::KnockError;
 
 /// 2025-01-01T00:00:00Z. A clock before it was never set.
 const CLOCK_WAS_SET: UnixMicros = UnixMicros::from_secs(1_735_689_600);
+/// For so long the STUN server's answer is taken to hold, where knocks go on for long.
+const ANSWER_HOLDS: Duration = Duration::from_secs(30);
+/// How long the resolver may take where a knock has to leave in time, by the addresses of before
+/// if need be.
+const RESOLVER_PATIENCE: Duration = Duration::from_secs(1);
+/// The discard service (RFC 863).
+const DISCARD: u16 = 9;
 
 /// Sends one knock to each address of `server`, and waits for nothing: there is no answer.
 ///
@@ -104,9 +114,13 @@ pub struct Knocker<'a> {
     server: &'a Server,
     request: Request,
     source: BindSource,
+    family: Family,
     /// What the STUN server said, for the family of the address beside it.
     seen: Vec<(IpAddr, Seen)>,
+    /// When it was asked.
+    looked: Option<Moment>,
     addresses: Vec<SocketAddr>,
+    own: Vec<(IpAddr, Option<IpAddr>)>,
     identity: PublicKey,
     pair: PairSecret,
     mask: MaskKey,
@@ -118,7 +132,7 @@ pub struct Knocker<'a> {
 
 impl<'a> Knocker<'a> {
     /// Reads the keys, resolves the name and checks the rest. No packet leaves but those of the
-    /// system's resolver, and the question to the STUN server where one is configured and needed.
+    /// system's resolver.
     ///
     /// Nobody is asked for a passphrase: a key that is under one is an error. Where there is
     /// somebody to ask, that is [`prepare_with`](Self::prepare_with).
@@ -166,8 +180,11 @@ impl<'a> Knocker<'a> {
             server,
             request,
             source,
+            family: options.family,
             seen: Vec::new(),
+            looked: None,
             addresses: Vec::new(),
+            own: Vec::new(),
             identity,
             pair,
             mask,
@@ -178,10 +195,58 @@ impl<'a> Knocker<'a> {
         };
         knocker.seal(None)?;
         knocker.addresses = resolve(server, options.family, source)?;
-        if let Some(stun) = &server.stun_server {
-            knocker.seen = seen(stun, source, &knocker.addresses);
-        }
+        knocker.own = own_addresses(&knocker.addresses);
         Ok(knocker)
+    }
+
+    /// Asks the STUN server by which address it sees this machine, where one is configured and
+    /// needed, and was not asked yet. [`send`](Self::send) does it by itself; whoever must not
+    /// wait then does it before.
+    pub fn look(&mut self) {
+        if self.is_to_look() {
+            self.look_again();
+        }
+    }
+
+    /// Whether [`look`](Self::look) has anything to do. A close needs no answer: it opens nothing
+    /// for anybody.
+    pub(crate) fn is_to_look(&self) -> bool {
+        self.looked.is_none()
+            && self.server.stun_server.is_some()
+            && self.source == BindSource::Auto
+            && self.request.message_type == MessageType::Open
+    }
+
+    fn look_again(&mut self) {
+        self.looked = Some(Moment::now());
+        if let Some(stun) = &self.server.stun_server {
+            self.seen = seen(stun, self.source, &self.addresses);
+        }
+    }
+
+    /// Before a knock long after the others: resolves the name again, and has the STUN server
+    /// asked again if this machine has other addresses now, or if its answer is an old one. Where
+    /// the resolver fails, the addresses stay; where the STUN server fails, knocks are bound to
+    /// none.
+    pub(crate) fn renew(&mut self) {
+        let (server, family, source) = (self.server.clone(), self.family, self.source);
+        let resolved = within(RESOLVER_PATIENCE, move || resolve(&server, family, source));
+        if let Some(Ok(addresses)) = resolved {
+            self.addresses = addresses;
+        }
+        let own = own_addresses(&self.addresses);
+        let age = self.looked.and_then(|looked| looked.age(Moment::now()));
+        if own != self.own || age.is_none_or(|age| age > ANSWER_HOLDS) {
+            self.looked = None;
+            self.seen.clear();
+        }
+        self.own = own;
+        self.look();
+    }
+
+    /// This machine's address towards each of the server's.
+    pub(crate) fn own(&self) -> &[(IpAddr, Option<IpAddr>)] {
+        &self.own
     }
 
     /// The server's addresses, the system's favourite first; the port is none of them yet.
@@ -240,10 +305,11 @@ impl<'a> Knocker<'a> {
     ///
     /// When none left this machine.
     pub fn send(&mut self) -> Result<Vec<Sent>, KnockError> {
+        self.look();
         self.send_to(|_| true)
     }
 
-    /// The same for some of the addresses.
+    /// The same for some of the addresses, without a question to the STUN server.
     pub(crate) fn send_to(
         &mut self,
         is_meant: impl Fn(&SocketAddr) -> bool,
@@ -259,7 +325,8 @@ impl<'a> Knocker<'a> {
     pub(crate) fn seal_for(&self, to: SocketAddr) -> Result<(Binding, Vec<u8>), KnockError> {
         let own = own_address(to).ok();
         let seen = self.seen.iter().find(|(like, _)| like.is_ipv4() == to.is_ipv4());
-        let binding = self.source.binding(own, seen.map(|(_, seen)| seen));
+        let seen = seen.map(|(_, seen)| seen.towards(to.ip()));
+        let binding = self.source.binding(own, seen.as_ref());
         let packet = self.seal(binding.address())?;
         Ok((binding, packet))
     }
@@ -363,6 +430,30 @@ pub(crate) fn own_address(to: SocketAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip().to_canonical())
 }
 
+fn own_addresses(addresses: &[SocketAddr]) -> Vec<(IpAddr, Option<IpAddr>)> {
+    let own = |socket: &SocketAddr| {
+        let mut to = *socket;
+        // Any will do, but none: not every system connects to that.
+        to.set_port(DISCARD);
+        (to.ip(), own_address(to).ok())
+    };
+    addresses.iter().map(own).collect()
+}
+
+/// What `work` gives, if it does so in that time: the system's resolver knows no limit of its own.
+pub(crate) fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, result) = channel();
+    let work = move || {
+        // Nobody may be waiting any more.
+        let _ = done.send(work());
+    };
+    thread::Builder::new().spawn(work).ok()?;
+    result.recv_timeout(limit).ok()
+}
+
 pub(crate) fn any(to: SocketAddr) -> SocketAddr {
     let address: IpAddr = match to {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -399,6 +490,51 @@ fn not_sent(host: String, sent: Vec<Sent>) -> KnockError {
 mod tests {
     use super::*;
     use crate::source::Unbound;
+    use spa_keys::PrivateKey;
+
+    /// A question to the STUN server takes time, and tells it who is there.
+    #[test]
+    fn the_stun_server_is_asked_once_and_only_for_what_opens() {
+        let stun = UdpSocket::bind("127.0.0.1:0").unwrap();
+        stun.set_nonblocking(true).unwrap();
+        let asked = || {
+            let mut questions = std::collections::BTreeSet::new();
+            let mut buffer = [0; 64];
+            while let Ok(length) = stun.recv(&mut buffer) {
+                questions.insert(buffer[..length].to_vec());
+            }
+            questions.len()
+        };
+        let key = || PrivateKey::generate(&SystemRandom::new()).unwrap();
+        let host = "127.0.0.1".parse().unwrap();
+        let mut server = Server::new("x".parse().unwrap(), host, key().public(), "identity.key");
+        server.stun_server = Some(stun.local_addr().unwrap().to_string().parse().unwrap());
+        let keys = ClientKeys { private: key(), pre_shared: None };
+        let item = || ["udp/53".parse().unwrap()];
+        let prepare = |asked: &Asked| {
+            Knocker::prepare_with_keys(&server, asked, &Options::default(), &keys).unwrap()
+        };
+        let mut close = prepare(&Asked::close(item()).unwrap());
+        close.send().unwrap();
+        let mut open = prepare(&Asked::open(item()).unwrap());
+        assert_eq!(asked(), 0, "to prepare, and to close");
+        open.send().unwrap();
+        open.send().unwrap();
+        open.renew();
+        assert_eq!(asked(), 1, "all that is known holds");
+        // As if it had come from another network.
+        open.own.clear();
+        open.renew();
+        assert_eq!(asked(), 1);
+        assert_eq!(open.own, [(IpAddr::from([127, 0, 0, 1]), Some(IpAddr::from([127, 0, 0, 1])))]);
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_he_wants() {
+        let long = Duration::from_secs(600);
+        assert_eq!(within(Duration::from_millis(1), move || thread::sleep(long)), None);
+        assert_eq!(within(long, || 7), Some(7));
+    }
 
     #[test]
     fn a_clock_that_was_never_set_is_told() {

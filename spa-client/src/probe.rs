@@ -107,6 +107,7 @@ pub fn until_open(
     let start = if let Some(start) = knocker.first_sent() {
         start
     } else {
+        knocker.look();
         let start = Instant::now();
         knocker.send()?;
         start

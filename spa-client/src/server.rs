@@ -205,13 +205,23 @@ impl FromStr for Host {
     fn from_str(text: &str) -> Result<Self, HostError> {
         let bad = || HostError(text.into());
         let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-        let address = inner.split_once('%').map_or(inner, |(address, _scope)| address);
-        let is_v6 = address.parse::<Ipv6Addr>().is_ok();
+        let (address, scope) = match inner.split_once('%') {
+            Some((address, scope)) => (address, Some(scope)),
+            None => (inner, None),
+        };
+        let is_v6 = address.parse::<Ipv6Addr>().is_ok() && scope.is_none_or(is_scope);
         let is_name = !text.is_empty()
             && text.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '_' || c == '.')
             && !text.starts_with('-');
         if is_v6 || is_name { Ok(Self(inner.into())) } else { Err(bad()) }
     }
+}
+
+/// The name or number of an interface, as in `fe80::1%eth0`. Hosts are written into the files of
+/// other programs, so that nothing else is to be in one.
+fn is_scope(text: &str) -> bool {
+    (1..=32).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 /// Not a host.
@@ -332,6 +342,19 @@ mod tests {
         {
             assert_eq!(text.parse::<Host>(), Err(HostError(text.into())));
         }
+    }
+
+    #[test]
+    fn behind_an_address_there_is_a_scope_and_nothing_that_another_program_would_read() {
+        for text in ["fe80::1%eth0", "fe80::1%3", "[fe80::1%br-lan.7_x]"] {
+            assert!(text.parse::<Host>().is_ok(), "{text}");
+        }
+        for scope in ["", "\n", "x\nProxyCommand evil", "\"", "\x1b[2J", "a b", "%", "a%h", "ü"] {
+            let text = format!("fe80::1%{scope}");
+            assert_eq!(text.parse::<Host>(), Err(HostError(text.clone())), "{text:?}");
+        }
+        assert!(format!("fe80::1%{}", "e".repeat(33)).parse::<Host>().is_err());
+        assert!("gw.example.org%eth0".parse::<Host>().is_err());
     }
 
     #[test]

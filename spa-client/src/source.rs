@@ -53,6 +53,20 @@ pub(crate) struct Seen {
     pub(crate) address: Result<IpAddr, String>,
 }
 
+impl Seen {
+    /// What it is worth for a knock to that address: a server that is asked from within the same
+    /// private network does not see what the Internet sees.
+    pub(crate) fn towards(&self, to: IpAddr) -> Self {
+        let address = match &self.address {
+            Ok(seen) if is_global(to) && !is_global(*seen) => {
+                Err(format!("sees {seen}, which is not a global one"))
+            }
+            address => address.clone(),
+        };
+        Self { by: self.by.clone(), address }
+    }
+}
+
 /// Which source address a knock holds for, and how that came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -220,6 +234,19 @@ mod tests {
         let asks = |source: BindSource, local: &str| source.asks(Some(local.parse().unwrap()));
         assert!(asks(auto, "10.0.0.1") && asks(auto, "fd00::1") && auto.asks(None));
         assert!(!asks(auto, "8.8.8.8") && !asks(BindSource::Observed, "10.0.0.1"));
+    }
+
+    #[test]
+    fn a_private_address_is_not_believed_towards_the_internet() {
+        let by: Endpoint = "stun.example.org".parse().unwrap();
+        let bound = |address: &str, to: &str| {
+            let seen = Seen { by: by.clone(), address: Ok(address.parse().unwrap()) };
+            let seen = seen.towards(to.parse().unwrap());
+            BindSource::Auto.binding(Some("10.0.0.1".parse().unwrap()), Some(&seen)).address()
+        };
+        assert_eq!(bound("8.8.4.4", "8.8.8.8"), Some("8.8.4.4".parse().unwrap()));
+        assert_eq!(bound("10.1.0.1", "10.2.0.1"), Some("10.1.0.1".parse().unwrap()));
+        assert_eq!(bound("10.1.0.1", "8.8.8.8"), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! the request, makes a knock bound to a wrong address, which opens nothing for anybody.
 
 use crate::endpoint::Endpoint;
-use crate::knock::any;
+use crate::knock::{any, within};
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
@@ -43,20 +43,26 @@ pub(crate) enum By {
 #[derive(Debug)]
 pub(crate) enum StunError {
     Resolve(io::Error),
+    Unresolved,
     NoAddress(&'static str),
     Io(io::Error),
     Silent,
     NotUnderstood,
+    OtherFamily,
 }
 
 impl fmt::Display for StunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Resolve(error) => write!(f, "does not resolve: {}", crate::knock::plain(error)),
+            Self::Unresolved => {
+                write!(f, "did not resolve within {} ms", TIME_LIMIT.as_millis())
+            }
             Self::NoAddress(family) => write!(f, "has no {family} address"),
             Self::Io(error) => write!(f, "can't be asked: {}", crate::knock::plain(error)),
             Self::Silent => write!(f, "did not answer within {} ms", TIME_LIMIT.as_millis()),
             Self::NotUnderstood => f.write_str("answered something else than STUN"),
+            Self::OtherFamily => f.write_str("answered with an address of the other family"),
         }
     }
 }
@@ -72,22 +78,25 @@ impl From<io::Error> for StunError {
 
 /// The address that `server` sees this machine by, in the family of `like`.
 pub(crate) fn lookup(server: &Endpoint, like: IpAddr, by: By) -> Result<IpAddr, StunError> {
+    let start = Instant::now();
     let same_family = |address: &SocketAddr| address.is_ipv4() == like.is_ipv4();
-    let address = server.resolve(PORT).map_err(StunError::Resolve)?.into_iter().find(same_family);
+    let named = server.clone();
+    let addresses = within(TIME_LIMIT, move || named.resolve(PORT)).ok_or(StunError::Unresolved)?;
+    let address = addresses.map_err(StunError::Resolve)?.into_iter().find(same_family);
     let family = if like.is_ipv4() { "IPv4" } else { "IPv6" };
     let to = address.ok_or(StunError::NoAddress(family))?;
     let mut transaction = [0; 12];
     SystemRandom::new()
         .fill(&mut transaction)
         .map_err(|_| StunError::Io(io::Error::other("no random numbers")))?;
-    match by {
-        By::Udp => over_udp(to, transaction),
+    let seen = match by {
+        By::Udp => over_udp(to, transaction, start),
         By::Tcp => over_tcp(to, transaction),
-    }
+    }?;
+    if seen.is_ipv4() == like.is_ipv4() { Ok(seen) } else { Err(StunError::OtherFamily) }
 }
 
-fn over_udp(to: SocketAddr, transaction: [u8; 12]) -> Result<IpAddr, StunError> {
-    let start = Instant::now();
+fn over_udp(to: SocketAddr, transaction: [u8; 12], start: Instant) -> Result<IpAddr, StunError> {
     let socket = UdpSocket::bind(any(to))?;
     // Connected: only the server's own datagrams come in, and an ICMP error is told at once.
     socket.connect(to)?;

@@ -60,11 +60,9 @@ pub(super) struct DoctorArgs {
 pub(super) fn run(directory: &Path, args: &DoctorArgs) -> Result<(), CliError> {
     let mut report = Report { lines: Vec::new(), silent: args.json };
     let mut facts = Facts { server: args.server.clone().unwrap_or_default(), ..Facts::default() };
-    let waiting = (!args.json).then(|| spinner::start("looking"));
     if let Err(early) = examine(directory, args, &mut facts, &mut report)? {
         facts.early = Some(early);
     }
-    drop(waiting);
     let diagnosis = Diagnosis::of(&facts);
     if args.json {
         print_json(&Shown::of(&facts, &diagnosis, &report))?;
@@ -184,6 +182,9 @@ fn examine(
             return Ok(Err(Early::Key(text)));
         }
     };
+    // Not before: a passphrase may have been asked for.
+    let _waiting = (!args.json).then(|| spinner::start("looking"));
+    knocker.look();
     key(server, knocker.identity(), facts, report)?;
     let addresses: Vec<String> = knocker.addresses().map(|it| it.to_string()).collect();
     report.add(Line::ok("name", format!("{}: {}", server.host, addresses.join(", "))))?;

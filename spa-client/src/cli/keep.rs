@@ -93,6 +93,7 @@ fn keep(mut asking: Asking<'_>, ended: &Receiver<()>, voice: Voice) {
                 return;
             }
         }
+        asking.renew();
         match asking.again(None) {
             Ok(sent) => {
                 has_failed = false;

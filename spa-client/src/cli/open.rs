@@ -21,6 +21,10 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
+/// Whoever has less must not rely on a grant of before: the knock that is sent where it turns out
+/// not to hold would come too late.
+pub(super) const NO_TIME_FOR_OTHERS: Duration = Duration::from_secs(2);
+
 /// What only `open` has.
 #[derive(Default)]
 pub(super) struct Settings {
@@ -117,7 +121,7 @@ fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> ServerRe
     let wait = settings.wait.filter(|_| !probes.is_empty());
     let start = Instant::now();
     let is_probed = |item: &Item| probes.iter().any(|probe| probe.item == *item);
-    let reuse = if settings.fresh {
+    let reuse = if settings.fresh || wait.is_some_and(|wait| wait < NO_TIME_FOR_OTHERS) {
         Reuse::Never
     } else if wait.is_some() && asking.knocker().request().items.iter().all(is_probed) {
         Reuse::Asked

@@ -2,7 +2,7 @@
 
 use super::CliError;
 use super::args::timeout;
-use super::open::Voice;
+use super::open::{NO_TIME_FOR_OTHERS, Voice};
 use super::passphrase::Prompt;
 use super::report::{self, Report, ServerReport};
 use crate::asking::{Asking, First, Reuse};
@@ -109,7 +109,8 @@ fn connect(
         // An address that is never tried must not be opened for somebody else's connection.
         wait.rounds = 0;
     } else {
-        let reuse = if args.fresh { Reuse::Never } else { Reuse::Asked };
+        let is_fresh = args.fresh || args.timeout < NO_TIME_FOR_OTHERS;
+        let reuse = if is_fresh { Reuse::Never } else { Reuse::Asked };
         match asking.first(reuse, Duration::ZERO, true)? {
             First::Knocked(sent) => {
                 tell(&sent);

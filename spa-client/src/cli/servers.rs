@@ -6,7 +6,7 @@ use super::{CliError, print, print_json};
 use crate::config::Config;
 use crate::key_source::{KeyError, KeySource, NoPassphrase};
 use crate::knock::KnockError;
-use crate::server::{Connections, Server, Service};
+use crate::server::{Connections, Host, Server, Service};
 use core::fmt::Write as _;
 use ring::rand::SystemRandom;
 use serde::Serialize;
@@ -42,6 +42,7 @@ struct List<'a> {
 struct Listed<'a> {
     name: &'a str,
     host: &'a str,
+    more_hosts: Vec<&'a str>,
     knock_ports: Vec<u16>,
     public_key: PublicKey,
     identity: Identity<'a>,
@@ -50,6 +51,7 @@ struct Listed<'a> {
     plaintext_length: usize,
     lifetime_seconds: Option<u32>,
     bind_source: String,
+    stun_server: Option<String>,
     services: BTreeMap<ServiceName, Service>,
 }
 
@@ -70,6 +72,7 @@ impl<'a> Listed<'a> {
         Self {
             name: server.name.as_str(),
             host: server.host.as_str(),
+            more_hosts: server.more_hosts.iter().map(Host::as_str).collect(),
             knock_ports: server.knock_ports.iter().map(|port| port.get()).collect(),
             public_key: server.public_key,
             identity,
@@ -78,6 +81,7 @@ impl<'a> Listed<'a> {
             plaintext_length: server.length.plaintext(),
             lifetime_seconds: server.lifetime.map(|lifetime| lifetime.0.get()),
             bind_source: server.bind_source.to_string(),
+            stun_server: server.stun_server.as_ref().map(ToString::to_string),
             services: server.known_services(),
         }
     }
@@ -97,6 +101,12 @@ impl<'a> Listed<'a> {
         let _ = writeln!(text, "{}{mark}", self.name);
         let plural = if self.knock_ports.len() == 1 { "" } else { "s" };
         let _ = writeln!(text, "  host        {}, knock port{plural} {ports}", self.host);
+        if !self.more_hosts.is_empty() {
+            let _ = writeln!(text, "  more hosts  {}", self.more_hosts.join(", "));
+        }
+        if let Some(stun) = &self.stun_server {
+            let _ = writeln!(text, "  STUN server {stun}");
+        }
         let _ = writeln!(text, "  services    {}", joined(services.collect()));
         let _ = writeln!(text, "  server key  {}", self.public_key);
         let _ = writeln!(text, "  client key  {}", self.identity.text());

@@ -6,11 +6,12 @@ use super::ssh::own_program;
 use super::{CliError, print, print_json};
 use crate::config::Config;
 use crate::knock::plain;
-use crate::server::{Server, ServerName};
+use crate::server::{Connections, Server, ServerName};
 use crate::system;
 use block::{Way, changed, difference};
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use spa_proto::Item;
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -72,25 +73,21 @@ pub(super) fn run(directory: &Path, command: SetupCommand) -> Result<(), CliErro
         Some(file) => std::path::absolute(file).unwrap_or_else(|_| file.clone()),
         None => default_file()?,
     };
-    let before = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(failed("read", &path, &error)),
-    };
+    let before = read(&path).map_err(|error| failed("read", &path, &error))?;
     let after = changed(&before, block.as_deref())
         .map_err(|what| CliError::Failed(format!("{}: {what}", path.display())))?;
     let difference = difference(&path.display().to_string(), &before, &after);
     let is_changed = after != before;
     if !is_changed {
         say(&format!("{} is as it should be", path.display()));
-    } else if !args.json {
+    } else if !args.json || !args.yes {
         say(difference.trim_end());
     }
     if is_changed {
         if !args.yes {
             agree(&path)?;
         }
-        write(&path, &after).map_err(|error| failed("write", &path, &error))?;
+        write(&path, &before, &after).map_err(|error| failed("write", &path, &error))?;
         say(&format!("changed {}", path.display()));
     }
     if args.json {
@@ -111,7 +108,29 @@ fn block(directory: &Path, args: &SetupSshArgs) -> Result<String, CliError> {
         config.server(None)?;
     }
     let way = if args.match_exec { Way::MatchExec } else { Way::ProxyCommand };
+    if way == Way::MatchExec {
+        servers.iter().try_for_each(|server| refuse_one_connection(server))?;
+    }
     Ok(block::text(&servers, &own_program()?, way))
+}
+
+/// What waits for it to be open would be the one connection that is let in.
+fn refuse_one_connection(server: &Server) -> Result<(), CliError> {
+    let service = "ssh".parse().ok().and_then(|ssh| server.service_of(&Item::Service(ssh)));
+    if service.is_some_and(|service| service.connections == Connections::One) {
+        return Err(CliError::Usage(format!(
+            "ssh on {} lets one connection in, which a look whether it is open would use up; leave --match-exec out: then `spa-client proxy` connects, and looks by that",
+            server.name
+        )));
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    }
 }
 
 /// ssh looks there, whatever `HOME` says; that they differ is rare enough.
@@ -136,8 +155,9 @@ fn agree(path: &Path) -> Result<(), CliError> {
 }
 
 /// Writes the file beside the old one, with its mode, and puts it in its place. A symbolic link
-/// (into a repository of dotfiles, say) stays one: its target is replaced.
-fn write(path: &Path, text: &str) -> io::Result<()> {
+/// (into a repository of dotfiles, say) stays one: its target is replaced. What somebody has
+/// written since it was read, and shown, is not lost.
+fn write(path: &Path, before: &str, text: &str) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         crate::config::make_directory(directory)?;
     }
@@ -159,6 +179,9 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
             file.set_permissions(metadata.permissions())?;
         }
         file.sync_all()?;
+        if read(&place)? != before {
+            return Err(io::Error::other("it has changed since it was read; run this again"));
+        }
         fs::rename(&beside, &place)
     });
     if written.is_err() {

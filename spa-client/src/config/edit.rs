@@ -21,9 +21,9 @@ impl Config {
         as_default: bool,
     ) -> Result<Self, ConfigError> {
         let path = Self::path(directory);
-        let (mut document, before) = match Self::load(directory) {
+        let ((mut document, text), before) = match Self::load(directory) {
             Ok(before) => (document(&path)?, Some(before)),
-            Err(ConfigError::Missing { .. }) => (DocumentMut::new(), None),
+            Err(ConfigError::Missing { .. }) => ((DocumentMut::new(), String::new()), None),
             Err(error) => return Err(error),
         };
         let present = before.as_ref().map(|config| &config.servers);
@@ -41,7 +41,7 @@ impl Config {
         if let Some(servers) = servers.as_table_like_mut() {
             servers.insert(server.name.as_str(), Item::Table(table(directory, server)));
         }
-        store(directory, &document)
+        store(directory, &text, &document)
     }
 
     /// Has a server's keys be in another place, all in one.
@@ -50,7 +50,7 @@ impl Config {
         server: &Server,
         keys: &KeySource,
     ) -> Result<Self, ConfigError> {
-        let mut document = document(&Self::path(directory))?;
+        let (mut document, text) = document(&Self::path(directory))?;
         let entry = document
             .get_mut("server")
             .and_then(Item::as_table_like_mut)
@@ -65,7 +65,7 @@ impl Config {
                 None => drop(entry.remove("identity")),
             }
         }
-        store(directory, &document)
+        store(directory, &text, &document)
     }
 
     /// Notes another public key of a server.
@@ -74,7 +74,7 @@ impl Config {
         server: &Server,
         key: &PublicKey,
     ) -> Result<Self, ConfigError> {
-        let mut document = document(&Self::path(directory))?;
+        let (mut document, text) = document(&Self::path(directory))?;
         let entry = document
             .get_mut("server")
             .and_then(Item::as_table_like_mut)
@@ -83,7 +83,7 @@ impl Config {
         if let Some(entry) = entry {
             entry.insert("public-key", value(key.to_string()));
         }
-        store(directory, &document)
+        store(directory, &text, &document)
     }
 
     /// Takes the server `name` out of the configuration in `directory`. A default that named it
@@ -91,7 +91,7 @@ impl Config {
     pub fn remove_server(directory: &Path, name: &str) -> Result<Self, ConfigError> {
         let path = Self::path(directory);
         let before = Self::load(directory)?;
-        let mut document = document(&path)?;
+        let (mut document, text) = document(&path)?;
         let servers = document.get_mut("server").and_then(Item::as_table_like_mut);
         if servers.and_then(|servers| servers.remove(name)).is_none() {
             let known = super::known(name, before.servers.keys());
@@ -100,18 +100,20 @@ impl Config {
         if before.default.is_some_and(|default| default.as_str() == name) {
             document.remove("default");
         }
-        store(directory, &document)
+        store(directory, &text, &document)
     }
 }
 
-fn document(path: &Path) -> Result<DocumentMut, ConfigError> {
+/// The file, and the text that it is.
+fn document(path: &Path) -> Result<(DocumentMut, String), ConfigError> {
     let text = fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    text.parse().map_err(|error: toml_edit::TomlError| ConfigError::Content {
+    let document = text.parse().map_err(|error: toml_edit::TomlError| ConfigError::Content {
         path: path.into(),
         line: super::line_of(&text, error.span()),
         message: error.message().into(),
-    })
+    })?;
+    Ok((document, text))
 }
 
 /// Only what differs from the defaults.
@@ -188,8 +190,9 @@ fn shown(directory: &Path, file: &Path) -> String {
 }
 
 /// Writes the file beside the old one and puts it in its place. What could not be read again is
-/// not written.
-fn store(directory: &Path, document: &DocumentMut) -> Result<Config, ConfigError> {
+/// not written, and nothing over what somebody has written since `before` was read (nothing, of a
+/// file that was not there).
+fn store(directory: &Path, before: &str, document: &DocumentMut) -> Result<Config, ConfigError> {
     let path = Config::path(directory);
     let text = document.to_string();
     let config = Config::parse(&text, path.clone())?;
@@ -205,6 +208,13 @@ fn store(directory: &Path, document: &DocumentMut) -> Result<Config, ConfigError
         if let Ok(metadata) = fs::metadata(&place) {
             file.set_permissions(metadata.permissions())?;
         }
+        let now = match fs::read_to_string(&place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            read => read?,
+        };
+        if now != before {
+            return Err(io::Error::other("it has changed since it was read; run this again"));
+        }
         fs::rename(&beside, &place)
     });
     written.map_err(|error| {
@@ -212,4 +222,25 @@ fn store(directory: &Path, document: &DocumentMut) -> Result<Config, ConfigError
         failed(error)
     })?;
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_has_written_meanwhile_is_not_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = Config::path(directory.path());
+        let document: DocumentMut = "# ours\n".parse().unwrap();
+        store(directory.path(), "", &document).unwrap();
+        for before in ["", "# theirs\n"] {
+            let refused = store(directory.path(), before, &DocumentMut::new()).unwrap_err();
+            assert!(matches!(refused, ConfigError::Write { .. }), "{refused}");
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "# ours\n");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        store(directory.path(), "# ours\n", &DocumentMut::new()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+    }
 }

@@ -292,6 +292,7 @@ fn the_list_is_there_for_programs_too() {
         serde_json::json!({
             "name": "work",
             "host": "gw",
+            "more_hosts": [],
             "knock_ports": [62201],
             "public_key": server_key().to_string(),
             "identity": {
@@ -307,6 +308,7 @@ fn the_list_is_there_for_programs_too() {
             "plaintext_length": 128,
             "lifetime_seconds": 300,
             "bind_source": "auto",
+            "stun_server": null,
             "services": {
                 "admin": ["tcp/8443"], "http": ["tcp/80"], "https": ["tcp/443"], "ssh": ["tcp/22"]
             }

@@ -10,11 +10,15 @@ fn home(ear: &Ear, lines: &str) -> Home {
     Home::with_server(&format!("host = \"127.0.0.1\"\nknock-ports = [{}]\n{lines}", ear.port()))
 }
 
-/// A server whose `ssh` is this listener.
+/// A server whose `ssh` is this listener, and whose grants last longer than any test here.
 fn listening(ear: &Ear) -> (Home, TcpListener) {
+    serving(ear, "lifetime = \"1m\"\n")
+}
+
+fn serving(ear: &Ear, lines: &str) -> (Home, TcpListener) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
-    (home(ear, &format!("services.ssh = [\"tcp/{port}\"]")), listener)
+    (home(ear, &format!("{lines}services.ssh = [\"tcp/{port}\"]")), listener)
 }
 
 /// How many connections came to it.
@@ -37,7 +41,8 @@ fn what_was_seen_open_is_neither_knocked_at_nor_probed_again() {
     assert_eq!(accepted(&listener), 1);
     for words in [&["--wait"][..], &["--no-wait"], &[]] {
         let told = open(words);
-        assert!(told.starts_with("ssh on work: asked for 0 s ago and was seen open at 127.0.0.1"));
+        assert!(told.starts_with("ssh on work: asked for "), "{told}");
+        assert!(told.contains(" s ago and was seen open at 127.0.0.1"), "{told}");
         assert!(told.ends_with("--fresh knocks nevertheless\n"), "{told}");
     }
     assert!(!ear.has_more() && accepted(&listener) == 0);
@@ -48,7 +53,8 @@ fn what_was_seen_open_is_neither_knocked_at_nor_probed_again() {
         (&server["items"][0]["state"], &server["knocks"]),
         (&"open".into(), &[(); 0].as_slice().into())
     );
-    assert!(server["reused"]["seconds_left"].as_u64().unwrap() >= 28, "{server}");
+    let left = server["reused"]["seconds_left"].as_u64().unwrap();
+    assert!((6..=60).contains(&left), "{server}");
 
     // Whoever wants it otherwise gets a knock.
     for words in [
@@ -75,6 +81,59 @@ fn what_was_seen_open_is_neither_knocked_at_nor_probed_again() {
     assert_eq!(ear.knock().request.message_type, MessageType::Close);
     open(&[]);
     ear.knock();
+}
+
+/// A grant that does not hold any more must not keep whoever has no time from knocking.
+#[test]
+fn a_short_wait_knocks_in_any_case_and_what_did_not_open_is_forgotten() {
+    let ear = Ear::v4();
+    let (home, listener) = listening(&ear);
+    let open = |timeout: &str| home.run(&["open", "ssh", "--wait", "--timeout", timeout]).status;
+    assert_eq!(open("10s"), 0);
+    ear.knock();
+    drop(listener);
+    assert_eq!(open("300ms"), 1);
+    ear.knock();
+    let status = home.run(&["status"]);
+    assert_eq!(status, Ran::said(0, "this client has asked for nothing that still holds"));
+}
+
+/// The server may give less than the usual lifetime: then what was seen open is looked at again.
+#[test]
+fn without_a_lifetime_what_was_seen_open_is_soon_probed_again() {
+    let ear = Ear::v4();
+    for (lines, probes) in [("", 1), ("lifetime = \"1m\"\n", 0)] {
+        let (home, listener) = serving(&ear, lines);
+        let open = || assert_eq!(home.run(&["open", "ssh", "--wait"]).status, 0);
+        open();
+        ear.knock();
+        assert_eq!(accepted(&listener), 1);
+        age_by_seconds(&home.file("state/asked.json"), 5);
+        open();
+        assert_eq!((accepted(&listener), ear.has_more()), (probes, false), "{lines}");
+    }
+}
+
+/// As if what the record holds had happened so much earlier.
+fn age_by_seconds(record: &std::path::Path, seconds: u64) {
+    fn age(value: &mut serde_json::Value, by: u64) {
+        match value {
+            serde_json::Value::Array(list) => list.iter_mut().for_each(|it| age(it, by)),
+            serde_json::Value::Object(map) => {
+                for (key, value) in map {
+                    match value.as_u64() {
+                        Some(at) if key.ends_with("-milliseconds") => *value = (at - by).into(),
+                        _ => age(value, by),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let text = std::fs::read_to_string(record).unwrap();
+    let mut entries = serde_json::from_str(&text).unwrap();
+    age(&mut entries, seconds * 1000);
+    std::fs::write(record, entries.to_string()).unwrap();
 }
 
 #[test]
@@ -114,21 +173,21 @@ fn another_server_of_the_name_and_a_damaged_record_are_knocked_at() {
 #[test]
 fn status_shows_what_was_asked_for_until_it_is_closed() {
     let ear = Ear::v4();
-    let (home, _listener) = listening(&ear);
+    let (home, _listener) = serving(&ear, "");
     let nothing = Ran::said(0, "this client has asked for nothing that still holds");
     assert_eq!(home.run(&["status"]), nothing);
     home.run(&["open", "ssh", "--wait", "--lifetime", "5m"]);
     home.run(&["open", "udp/53"]);
     let mut shown = home.run(&["status"]);
-    for (from, to) in [("299", "300"), ("29 s", "30 s"), ("1 s ago", "0 s ago")] {
-        shown.stdout = shown.stdout.replace(from, to);
-    }
+    // How many seconds is the machine's business.
+    let words = shown.stdout.split(' ').map(|word| word.parse::<u64>().map_or(word, |_| "N"));
+    shown.stdout = words.collect::<Vec<_>>().join(" ");
     assert_eq!(
         (shown.stdout.as_str(), shown.stderr.as_str()),
         (
             "\
-ssh on work (127.0.0.1 from 127.0.0.1): asked for, for 300 s more at least; seen open 0 s ago
-udp/53 on work (127.0.0.1 from 127.0.0.1): asked for, for 30 s more at least if the server's lifetime is the usual one
+ssh on work (127.0.0.1 from 127.0.0.1): asked for, for N s more at least; seen open N s ago
+udp/53 on work (127.0.0.1 from 127.0.0.1): asked for, for N s more at least if the server's lifetime is the usual one
 ",
             "a server never answers: this was asked for, not what is open\n"
         )
@@ -167,10 +226,10 @@ fn a_proxy_to_a_shut_port_ends_in_time_and_says_why() {
     let shut = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     shut.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
     let port = shut.local_addr().unwrap().as_socket().unwrap().port().to_string();
-    let ran = home(&ear, "").run(&["proxy", "127.0.0.1", &port, "--timeout", "1300ms"]);
+    let ran = home(&ear, "").run(&["proxy", "127.0.0.1", &port, "--timeout", "2500ms"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""));
     let told = format!(
-        "error: tcp/{port} on work did not open within 1.3 s (127.0.0.1: connection refused)\n\
+        "error: tcp/{port} on work did not open within 2.5 s (127.0.0.1: connection refused)\n\
          knocks were sent 2 times; "
     );
     assert!(ran.stderr.starts_with(&told), "{}", ran.stderr);

@@ -111,6 +111,54 @@ fn modes_and_links_stay_and_what_is_made_is_for_its_owner() {
     assert_eq!(fs::read(home.file("binary")).unwrap(), [0xff, 0xfe]);
 }
 
+#[test]
+fn ssh_does_not_connect_by_itself_where_a_look_would_use_up_the_connection() {
+    let home = Home::with_server(
+        "host = \"gw\"\nservices.ssh = { ports = [\"tcp/22\"], connections = 1 }",
+    );
+    let refused = home.run(&["setup", "ssh", "--print", "--match-exec"]);
+    assert_eq!((refused.status, refused.stdout.as_str()), (2, ""));
+    assert!(refused.stderr.contains("leave --match-exec out"), "{}", refused.stderr);
+    assert_eq!(home.run(&["setup", "ssh", "--print"]).status, 0);
+}
+
+/// An editor may be open while it asks.
+#[cfg(unix)]
+#[test]
+fn what_was_written_since_it_was_shown_is_not_lost() {
+    use std::io::{Read as _, Write as _};
+    use std::process::Stdio;
+    let home = home();
+    let file = home.file("config");
+    let words = ["setup", "ssh", "--json", "--file", file.to_str().unwrap()];
+    for (meanwhile, status) in [(Some("Host other\n"), 1), (None, 0)] {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let mut command = home.command(&words);
+        command.stdin(Stdio::from(pty.slave)).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut client = command.spawn().unwrap();
+        let (mut shown, mut byte) = (Vec::new(), [0]);
+        let mut stderr = client.stderr.take().unwrap();
+        while !shown.ends_with(b"[y/N] ") {
+            stderr.read_exact(&mut byte).unwrap();
+            shown.push(byte[0]);
+        }
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(shown.contains("\n+Match all\n"), "asked without a look: {shown}");
+        if let Some(text) = meanwhile {
+            fs::write(&file, text).unwrap();
+        }
+        let mut terminal = fs::File::from(pty.master);
+        terminal.write_all(b"y\n").unwrap();
+        let mut told = String::new();
+        stderr.read_to_string(&mut told).unwrap();
+        assert_eq!(client.wait().unwrap().code(), Some(status), "{told}");
+        if let Some(text) = meanwhile {
+            assert!(told.contains("it has changed since it was read"), "{told}");
+            assert_eq!(read(&file), text);
+        }
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn on_a_terminal_it_asks() {

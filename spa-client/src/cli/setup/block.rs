@@ -1,6 +1,6 @@
 //! The block in ssh's configuration: what it says, where it stands, and what changes by it. Pure.
 
-use crate::server::Server;
+use crate::server::{Host, Server};
 use core::fmt::Write as _;
 
 const BEGIN: &str = "# >>> spa-client: written by `spa-client setup ssh`, which replaces it";
@@ -24,18 +24,25 @@ pub(super) fn text(servers: &[&Server], program: &str, way: Way) -> String {
     let mut text = format!("{BEGIN}\n");
     for server in servers {
         let (name, host) = (server.name.as_str(), server.host.as_str());
-        let is_one = name.eq_ignore_ascii_case(host);
+        let mut names = vec![name];
+        for host in server.hosts().map(Host::as_str) {
+            if !names.iter().any(|known| known.eq_ignore_ascii_case(host)) {
+                names.push(host);
+            }
+        }
         let _ = match way {
             Way::ProxyCommand => {
-                let hosts = if is_one { name.into() } else { format!("{name} {host}") };
+                let hosts = names.join(" ");
                 writeln!(
                     text,
                     "Host {hosts}\n    ProxyCommand {program} proxy --server {name} %h %p"
                 )
             }
             Way::MatchExec => {
-                let hosts = if is_one { name.into() } else { format!("{name},{host}") };
-                if !is_one {
+                let hosts = names.join(",");
+                if !name.eq_ignore_ascii_case(host) {
+                    // ssh expands tokens in it: an IPv6 scope is none.
+                    let host = host.replace('%', "%%");
                     let _ = writeln!(text, "Host {name}\n    HostName {host}");
                 }
                 writeln!(
@@ -156,6 +163,19 @@ Match all
 # <<< spa-client
 "
         );
+    }
+
+    #[test]
+    fn all_hosts_are_in_it_and_the_scope_of_an_address_is_no_token_of_ssh() {
+        let key = PublicKey::from_bytes([9; 32]);
+        let host = "fe80::1%eth0".parse().unwrap();
+        let mut server = Server::new("work".parse().unwrap(), host, key, "identity.key");
+        server.more_hosts = vec!["WORK".parse().unwrap(), "gw2".parse().unwrap()];
+        let proxied = text(&[&server], "spa-client", Way::ProxyCommand);
+        assert!(proxied.contains("\nHost work fe80::1%eth0 gw2\n"), "{proxied}");
+        let text = text(&[&server], "spa-client", Way::MatchExec);
+        assert!(text.contains("\n    HostName fe80::1%%eth0\n"), "{text}");
+        assert!(text.contains("originalhost work,fe80::1%eth0,gw2 exec"), "{text}");
     }
 
     #[test]
