@@ -360,6 +360,25 @@ mod tests {
     }
 
     #[test]
+    fn every_command_that_has_a_result_writes_it_as_json() {
+        fn without(command: &clap::Command, path: &str) -> Vec<String> {
+            if command.has_subcommands() {
+                let below = command.get_subcommands();
+                return below
+                    .flat_map(|it| without(it, &format!("{path} {}", it.get_name())))
+                    .collect();
+            }
+            let has = command.get_arguments().any(|it| it.get_long() == Some("json"));
+            if has { Vec::new() } else { vec![path.trim_start().into()] }
+        }
+        // Their standard output is a connection, another program's, or a file for another one.
+        assert_eq!(
+            without(&Cli::command(), ""),
+            ["proxy", "ssh", "completions", "complete", "man"]
+        );
+    }
+
+    #[test]
     fn the_last_of_wait_and_no_wait_counts() {
         let wait = |words: &[&str]| {
             let words = ["spa-client", "open", "ssh"].iter().chain(words);

@@ -1,11 +1,12 @@
 //! `spa-client export` and `import`: one key on two devices, for who wants it in spite of all.
 
 use super::passphrase::{Prompt, new_passphrase};
-use super::{CliError, print};
+use super::{CliError, print, print_json};
 use crate::config::{Config, ConfigError, exported, make_directory};
 use crate::key_source::{KeyError, KeySource, protected};
 use crate::server::ServerName;
 use clap::Args;
+use serde::Serialize;
 use spa_keys::Overwrite;
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,9 @@ pub(super) struct ExportArgs {
     /// Don't ask whether that is really wanted.
     #[arg(long)]
     yes: bool,
+    /// Write what was done to standard output as JSON.
+    #[arg(long, conflicts_with = "stdout")]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -56,6 +60,26 @@ pub(super) struct ImportArgs {
     name: Option<ServerName>,
     /// Make it the default server.
     #[arg(long)]
+    default: bool,
+    /// Write what was done to standard output as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Exported<'a> {
+    server: &'a str,
+    file: &'a Path,
+    passphrase: bool,
+}
+
+#[derive(Serialize)]
+struct Imported<'a> {
+    server: &'a str,
+    file: &'a Path,
+    key: &'a Path,
+    passphrase: bool,
+    /// Whether it is the default server now.
     default: bool,
 }
 
@@ -88,6 +112,13 @@ better: a key of its own for each device, by an invitation: spa-server invite NA
     match args.output {
         Some(file) => {
             spa_keys::write_secret_text(&file, &text, Overwrite::Refuse)?;
+            if args.json {
+                return print_json(&Exported {
+                    server: server.name.as_str(),
+                    file: &file,
+                    passphrase: !args.plain,
+                });
+            }
             say(&format!(
                 "{} and its key are in {1}; on the other device: spa-client import {1}; then delete it on both",
                 server.name,
@@ -143,10 +174,18 @@ pub(super) fn import(directory: &Path, args: ImportArgs) -> Result<(), CliError>
     let key = directory.join(format!("{}.key", server.name));
     server.identity = KeySource::File(key.clone());
     server.identity.store(&keys, Overwrite::Refuse)?;
-    if let Err(error) = Config::add_server(directory, &server, args.default) {
+    let config = Config::add_server(directory, &server, args.default).inspect_err(|_| {
         // Just written by this process, which has refused to replace any other.
         let _ = std::fs::remove_file(&key);
-        return Err(error.into());
+    })?;
+    if args.json {
+        return print_json(&Imported {
+            server: server.name.as_str(),
+            file: &path,
+            key: &key,
+            passphrase: keys.is_encrypted(),
+            default: config.default_server().is_some_and(|it| it.name == server.name),
+        });
     }
     let under = if keys.is_encrypted() {
         ", under the passphrase that it was exported with"

@@ -53,6 +53,9 @@ pub(super) struct PassphraseArgs {
     /// Read the new passphrase from a file instead of the terminal.
     #[arg(long, value_name = "FILE")]
     new_passphrase_file: Option<PathBuf>,
+    /// Write what was done to standard output as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -68,6 +71,9 @@ pub(super) struct CopyArgs {
     /// The new place: a file, or secret-service:NAME.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
+    /// Write what was done to standard output as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(directory: &Path, command: KeyCommand) -> Result<(), CliError> {
@@ -134,6 +140,21 @@ fn show(directory: &Path, args: &ShowArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+#[derive(Serialize)]
+struct Changed {
+    source: String,
+    /// Whether it is under a passphrase now.
+    passphrase: bool,
+    changed: bool,
+}
+
+#[derive(Serialize)]
+struct Copied {
+    source: String,
+    to: String,
+    public_key: PublicKey,
+}
+
 fn passphrase(directory: &Path, args: &PassphraseArgs) -> Result<(), CliError> {
     let source = source(directory, args.which.as_deref())?;
     if let KeySource::Command(_) = source {
@@ -143,6 +164,10 @@ fn passphrase(directory: &Path, args: &PassphraseArgs) -> Result<(), CliError> {
     match source.stored() {
         Ok(stored) => {
             if args.remove && !stored.is_encrypted() {
+                if args.json {
+                    let source = source.to_string();
+                    return print_json(&Changed { source, passphrase: false, changed: false });
+                }
                 say(&format!("the key in {source} has no passphrase; nothing was changed"));
                 return Ok(());
             }
@@ -162,6 +187,10 @@ fn passphrase(directory: &Path, args: &PassphraseArgs) -> Result<(), CliError> {
             spa_keys::write_stored_pre_shared_key(&path, &stored, Overwrite::Replace)?;
         }
         Err(error) => return Err(error.into()),
+    }
+    if args.json {
+        let source = source.to_string();
+        return print_json(&Changed { source, passphrase: !args.remove, changed: true });
     }
     let state =
         if args.remove { "without a passphrase now" } else { "under the new passphrase now" };
@@ -200,6 +229,10 @@ fn copy(directory: &Path, args: &CopyArgs) -> Result<(), CliError> {
         return Err(CliError::Failed(format!(
             "{to} gives another key than was put there; don't use it"
         )));
+    }
+    if args.json {
+        let (source, to) = (from.to_string(), to.to_string());
+        return print_json(&Copied { source, to, public_key: stored.public() });
     }
     say(&format!(
         "the key {} is in {to} now, and still in {from}\nto use it, in {}: identity = {:?}",

@@ -37,6 +37,40 @@ fn every_command_that_has_a_result_writes_it_as_one_object() {
     let removed = object(&home, &["server", "remove", "work"], 0);
     assert_eq!((&removed["server"], &removed["default"]), (&json!("work"), &json!(false)));
 
+    let to = home.file("copy.key");
+    let (from, copy) = (home.file("identity.key"), to.to_str().unwrap());
+    let copied = object(&home, &["key", "copy", from.to_str().unwrap(), "--to", copy], 0);
+    assert_eq!(
+        (&copied["public_key"], &copied["to"]),
+        (&made["public_key"], &json!("[dir]/copy.key"))
+    );
+    let changed = object(&home, &["key", "passphrase", copy, "--remove"], 0);
+    assert_eq!(
+        changed,
+        json!({ "source": "[dir]/copy.key", "passphrase": false, "changed": false })
+    );
+    let new = home.file("new");
+    let refuse = spa_keys::Overwrite::Refuse;
+    spa_keys::write_secret_text(&new, "correct horse battery staple\n", refuse).unwrap();
+    let words = ["key", "passphrase", copy, "--new-passphrase-file", new.to_str().unwrap()];
+    let changed = object(&home, &words, 0);
+    assert_eq!(changed, json!({ "source": "[dir]/copy.key", "passphrase": true, "changed": true }));
+
+    let export = home.file("work.export");
+    let export = export.to_str().unwrap();
+    object(&home, &["server", "add", "work", "--host", "gw", "--public-key", &key], 0);
+    let ran = home.run(&["export", "--output", export, "--plain", "--yes", "--json"]);
+    let exported: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let file = "[dir]/work.export";
+    assert_eq!(exported, json!({ "server": "work", "file": file, "passphrase": false }));
+    let other = Home::empty();
+    let imported = object(&other, &["import", export], 0);
+    let (file, key) = ("[dir]/config.toml", "[dir]/work.key");
+    let expected = json!({
+        "server": "work", "file": file, "key": key, "passphrase": false, "default": true
+    });
+    assert_eq!(imported, expected);
+
     // What can't be done is an error, as ever; what doctor finds wrong is its result.
     let failed = home.run(&["keygen", "--json"]);
     assert_eq!((failed.status, failed.stdout.as_str()), (1, ""));
