@@ -266,15 +266,15 @@ fn waiting_makes_one_connection_and_only_where_a_port_is_to_be_looked_at() -> Re
         ensure!(desk.connections_by(Family::V4)? == logins, "{}", desk.scene.sshd.log()?);
         desk.connections_by(Family::V6)
     };
-    desk.laptop.run(&["open", "ssh", "--wait"])?.ok()?;
+    desk.laptop.run(&["open", "ssh", "--wait", "--lifetime", "5m"])?.ok()?;
     // A second one only where this machine was busy, and two answers came before it looked.
     let first = probes()?;
     ensure!((1..=2).contains(&first), "{}", desk.scene.sshd.log()?);
     for _ in 0..5 {
-        desk.laptop.run(&["open", "ssh", "--wait"])?.ok()?;
+        desk.laptop.run(&["open", "ssh", "--wait", "--lifetime", "5m"])?.ok()?;
     }
     ensure!(probes()? == first, "{}", desk.scene.sshd.log()?);
-    desk.laptop.run(&["open", "ssh", "--wait", "--fresh"])?.ok()?;
+    desk.laptop.run(&["open", "ssh", "--wait", "--lifetime", "5m", "--fresh"])?.ok()?;
     ensure!(probes()? > first, "{}", desk.scene.sshd.log()?);
     Ok(())
 }
