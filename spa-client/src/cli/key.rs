@@ -141,7 +141,7 @@ fn show(directory: &Path, args: &ShowArgs) -> Result<(), CliError> {
 }
 
 #[derive(Serialize)]
-struct Changed {
+struct Outcome {
     source: String,
     /// Whether it is under a passphrase now.
     passphrase: bool,
@@ -166,7 +166,7 @@ fn passphrase(directory: &Path, args: &PassphraseArgs) -> Result<(), CliError> {
             if args.remove && !stored.is_encrypted() {
                 if args.json {
                     let source = source.to_string();
-                    return print_json(&Changed { source, passphrase: false, changed: false });
+                    return print_json(&Outcome { source, passphrase: false, changed: false });
                 }
                 say(&format!("the key in {source} has no passphrase; nothing was changed"));
                 return Ok(());
@@ -190,7 +190,7 @@ fn passphrase(directory: &Path, args: &PassphraseArgs) -> Result<(), CliError> {
     }
     if args.json {
         let source = source.to_string();
-        return print_json(&Changed { source, passphrase: !args.remove, changed: true });
+        return print_json(&Outcome { source, passphrase: !args.remove, changed: true });
     }
     let state =
         if args.remove { "without a passphrase now" } else { "under the new passphrase now" };
