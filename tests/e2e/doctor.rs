@@ -392,7 +392,7 @@ fn a_bound_source_that_a_router_rewrites() -> Result<()> {
 fn behind_a_router_knocks_are_bound_to_what_the_stun_server_sees() -> Result<()> {
     let (scene, home) = cast()?;
     masquerade(scene.lab.owner())?;
-    let open = ["open", "ssh", "--wait", "-v"];
+    let open = ["open", "ssh", "--wait", "--fresh", "-v"];
     // The control: nobody is asked, and nothing bound.
     let run = home.laptop.run(&open)?;
     ensure!(run.success() && run.stderr.contains("10.80.1.1 is not a global one"), "{run}");
