@@ -293,8 +293,15 @@ impl Daemon {
 }
 
 /// Opens what is known of keys, or begins it.
-pub(super) fn open_store(directory: &Path, now: UnixMicros) -> anyhow::Result<EnrolmentStore> {
-    let (store, found) = EnrolmentStore::open(directory, now)?;
+pub(super) fn open_store(directory: &Path, now: UnixMicros) -> EnrolmentStore {
+    let (store, found) = match EnrolmentStore::open(directory, now) {
+        Ok(opened) => opened,
+        // Who has a key gets in all the same.
+        Err(error) => {
+            tracing::error!("until a restart no client can bring a key: {}", with_causes(&error));
+            return EnrolmentStore::read_only(directory);
+        }
+    };
     match found {
         Found::Whole => {}
         Found::Missing => tracing::warn!(
@@ -306,7 +313,7 @@ pub(super) fn open_store(directory: &Path, now: UnixMicros) -> anyhow::Result<En
             store.path().display()
         ),
     }
-    Ok(store)
+    store
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ impl Daemon {
         let now = Now::read();
         let settings = config.settings.clone();
         let lock = lock_state(&settings.state_directory)?;
-        let store = announce::open_store(&settings.state_directory, now.realtime)?;
+        let store = announce::open_store(&settings.state_directory, now.realtime);
         // Another daemon may have taken keys in before it gave the lock away.
         let (config, left_out) = if store.enrolments().records == config.enrolment_records {
             (config, left_out)

@@ -26,7 +26,8 @@ const MAX_BYTES: u64 = 256 * 1024 * 1024;
 #[derive(Debug)]
 pub struct EnrolmentStore {
     path: PathBuf,
-    file: File,
+    /// `None`: it can't be written.
+    file: Option<File>,
     enrolments: Enrolments,
     /// How much of the file is whole; `None`: a write failed and could not be undone.
     length: Option<u64>,
@@ -56,6 +57,9 @@ pub enum EnrolmentStoreError {
     /// A record could not be put into words.
     #[error("cannot write a record as JSON")]
     Json(#[from] serde_json::Error),
+    /// It could not be written when the server started.
+    #[error("{} could not be written when the server started; mend that, and restart it", .0.display())]
+    ReadOnly(PathBuf),
     /// It has all the records that it can.
     #[error("{} is full: some client has had far too many keys; look who, lock it out, and put the file away", .0.display())]
     Full(PathBuf),
@@ -106,7 +110,19 @@ impl EnrolmentStore {
             .open(&path)
             .map_err(at("open", &path))?;
         let length = file.seek(SeekFrom::End(0)).map_err(at("look at", &path))?;
-        Ok((Self { path, file, enrolments, length: Some(length) }, found))
+        Ok((Self { path, file: Some(file), enrolments, length: Some(length) }, found))
+    }
+
+    /// A store that can't be written, with what of it can be read: nobody is to be kept out who
+    /// has a key already.
+    pub fn read_only(directory: &Path) -> Self {
+        let path = directory.join(FILE);
+        let enrolments = match read(&path) {
+            Ok(Some(bytes)) => load(&bytes).0,
+            // Whatever was used before is not known.
+            _ => Enrolments { since: UnixMicros(u64::MAX), ..Enrolments::default() },
+        };
+        Self { path, file: None, enrolments, length: None }
     }
 
     /// Makes the store of a state directory where there is none: what happens from `now` on is
@@ -137,16 +153,19 @@ impl EnrolmentStore {
 
     /// Writes down what has happened. It is on the disk when this returns, or has not happened.
     pub fn append(&mut self, record: &Record) -> Result<(), EnrolmentStoreError> {
+        let Some(file) = &mut self.file else {
+            return Err(EnrolmentStoreError::ReadOnly(self.path.clone()));
+        };
         let length = self.length.ok_or_else(|| EnrolmentStoreError::Torn(self.path.clone()))?;
         let line = record.line()?;
         if length > MAX_BYTES_TO_APPEND {
             return Err(EnrolmentStoreError::Full(self.path.clone()));
         }
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
         if let Err(error) = written {
             // Half a line would spoil the next one; a whole one that is not on the disk would
             // come back.
-            self.length = self.file.set_len(length).ok().map(|()| length);
+            self.length = file.set_len(length).ok().map(|()| length);
             return Err(at("append to", &self.path)(error));
         }
         let added = u64::try_from(line.len()).unwrap_or(u64::MAX);

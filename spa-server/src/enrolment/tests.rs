@@ -276,3 +276,18 @@ fn a_line_that_was_not_ours_is_damage() {
     assert_eq!(found, Found::Damaged(1));
     assert!(store.enrolments().of(&invited()).is_none());
 }
+
+#[test]
+fn a_store_that_can_not_be_written_still_says_who_has_enrolled() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _) = EnrolmentStore::open(directory.path(), NOW).unwrap();
+    store.append(&enrolled(invited(), 1)).unwrap();
+    let mut store = EnrolmentStore::read_only(directory.path());
+    assert_eq!(keys(store.enrolments(), &invited()).0, Some(1));
+    let error = store.append(&announced(invited(), 2)).unwrap_err().to_string();
+    assert!(error.contains("restart"), "{error}");
+    assert_eq!(keys(store.enrolments(), &invited()), (Some(1), None, vec![]));
+    // Where nothing is known, no invitation is good.
+    let nothing = EnrolmentStore::read_only(&directory.path().join("gone"));
+    assert_eq!(nothing.enrolments().since, UnixMicros(u64::MAX));
+}
