@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
-use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, value};
+use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, TableLike, value};
 
 impl Config {
     /// Writes `server` into the configuration in `directory`, which is made when it is not
@@ -50,13 +50,7 @@ impl Config {
         server: &Server,
         keys: &KeySource,
     ) -> Result<Self, ConfigError> {
-        let (mut document, text) = document(&Self::path(directory))?;
-        let entry = document
-            .get_mut("server")
-            .and_then(Item::as_table_like_mut)
-            .and_then(|servers| servers.get_mut(server.name.as_str()))
-            .and_then(Item::as_table_like_mut);
-        if let Some(entry) = entry {
+        change_entry(directory, server, |entry| {
             for key in ["key-command", "pre-shared-key-file", "pre-shared-key-command"] {
                 entry.remove(key);
             }
@@ -64,8 +58,7 @@ impl Config {
                 Some((key, place)) => drop(entry.insert(key, place)),
                 None => drop(entry.remove("identity")),
             }
-        }
-        store(directory, &text, &document)
+        })
     }
 
     /// Notes another public key of a server.
@@ -74,16 +67,9 @@ impl Config {
         server: &Server,
         key: &PublicKey,
     ) -> Result<Self, ConfigError> {
-        let (mut document, text) = document(&Self::path(directory))?;
-        let entry = document
-            .get_mut("server")
-            .and_then(Item::as_table_like_mut)
-            .and_then(|servers| servers.get_mut(server.name.as_str()))
-            .and_then(Item::as_table_like_mut);
-        if let Some(entry) = entry {
+        change_entry(directory, server, |entry| {
             entry.insert("public-key", value(key.to_string()));
-        }
-        store(directory, &text, &document)
+        })
     }
 
     /// Takes the server `name` out of the configuration in `directory`. A default that named it
@@ -105,6 +91,22 @@ impl Config {
 }
 
 /// The file, and the text that it is.
+/// Changes what stands of one server; what is not there stays away.
+fn change_entry(
+    directory: &Path,
+    server: &Server,
+    change: impl FnOnce(&mut dyn TableLike),
+) -> Result<Config, ConfigError> {
+    let (mut document, text) = document(&Config::path(directory))?;
+    let entry = document
+        .get_mut("server")
+        .and_then(Item::as_table_like_mut)
+        .and_then(|servers| servers.get_mut(server.name.as_str()))
+        .and_then(Item::as_table_like_mut);
+    entry.map(change);
+    store(directory, &text, &document)
+}
+
 fn document(path: &Path) -> Result<(DocumentMut, String), ConfigError> {
     let text = fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.into(), source })?;
