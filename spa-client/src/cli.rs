@@ -106,6 +106,11 @@ fn print(data: &str) -> Result<(), CliError> {
     }
 }
 
+/// Writes a message to standard error.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(value).map_err(io::Error::other).map_err(CliError::Output)?;
     print(&format!("{text}\n"))

@@ -149,11 +149,7 @@ fn examine(
     let path = Config::path(directory);
     report.add(Line::ok("configuration", format!("{}, server {}", path.display(), server.name)))?;
 
-    let family = match (args.ipv4, args.ipv6) {
-        (true, _) => Family::V4,
-        (_, true) => Family::V6,
-        _ => Family::Both,
-    };
+    let family = Family::of_flags(args.ipv4, args.ipv6);
     let asked = Asked::open([item])?;
     let options = Options { family, ..Options::default() };
     let prepared = Knocker::prepare_with(server, &asked, &options, &mut Prompt::default());

@@ -1,7 +1,7 @@
 //! `spa-client export` and `import`: one key on two devices, for who wants it in spite of all.
 
 use super::passphrase::{Prompt, new_passphrase};
-use super::{CliError, print, print_json};
+use super::{CliError, print, print_json, say};
 use crate::config::{Config, ConfigError, exported, make_directory};
 use crate::key_source::{KeyError, KeySource, protected};
 use crate::server::ServerName;
@@ -212,8 +212,4 @@ fn standard_input() -> Result<Zeroizing<String>, CliError> {
         return Err(failed(format!("it is longer than {MAX_LENGTH} bytes")));
     }
     Ok(text)
-}
-
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

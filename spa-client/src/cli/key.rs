@@ -1,7 +1,7 @@
 //! `spa-client key`: what key there is, its passphrase, another place for it.
 
 use super::passphrase::{Prompt, new_passphrase, typed_twice};
-use super::{CliError, print, print_json};
+use super::{CliError, print, print_json, say};
 use crate::config::{Config, ConfigError};
 use crate::key_source::{KeyError, KeySource, protected};
 use clap::{Args, Subcommand};
@@ -10,7 +10,6 @@ use spa_keys::{
     Cost, EncryptedPreSharedKey, KeyFileError, Overwrite, PreSharedKey, PublicKey,
     StoredPreSharedKey,
 };
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -241,8 +240,4 @@ fn copy(directory: &Path, args: &CopyArgs) -> Result<(), CliError> {
         to.to_string()
     ));
     Ok(())
-}
-
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

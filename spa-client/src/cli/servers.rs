@@ -2,7 +2,7 @@
 
 use super::args::{AddArgs, ListArgs, NamedService, RemoveArgs, SetKeyArgs};
 use super::key::place;
-use super::{CliError, print, print_json};
+use super::{CliError, print, print_json, say};
 use crate::config::Config;
 use crate::key_source::{KeyError, KeySource, NoPassphrase};
 use crate::knock::KnockError;
@@ -13,7 +13,6 @@ use serde::Serialize;
 use spa_keys::{DeriveError, PreSharedKey, PrivateKey, PublicKey, StoredKeys};
 use spa_proto::ServiceName;
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 pub(super) fn list(directory: &Path, args: &ListArgs) -> Result<(), CliError> {
@@ -265,8 +264,4 @@ pub(super) fn remove(directory: &Path, args: &RemoveArgs) -> Result<(), CliError
         say("there is no default server now; choose one with default = \"NAME\" in that file");
     }
     Ok(())
-}
-
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -3,7 +3,7 @@
 mod block;
 
 use super::ssh::own_program;
-use super::{CliError, print, print_json};
+use super::{CliError, print, print_json, say};
 use crate::config::Config;
 use crate::knock::plain;
 use crate::server::{Connections, Server, ServerName};
@@ -196,8 +196,4 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> CliError {
         path.display(),
         plain(error)
     ))
-}
-
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

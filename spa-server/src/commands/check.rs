@@ -143,7 +143,7 @@ fn look_at_config(config: &Config, findings: &mut Findings) {
     if config.clients.is_empty() {
         findings.warning(
             check,
-            "there are no clients, so nobody can open anything; add one: spa-server client add",
+            "there are no clients, so nobody can open anything; invite one: spa-server invite NAME --allow ssh",
         );
     }
     let now = client::now();
