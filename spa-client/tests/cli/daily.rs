@@ -1,6 +1,6 @@
 //! `proxy`, `status`, `--while`, and what a knock of before is good for, on loopback.
 
-use crate::support::{Ear, Home, Ran};
+use crate::support::{Ear, Home, Ran, age_by_seconds};
 use socket2::{Domain, Socket, Type};
 use spa_proto::MessageType;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -112,28 +112,6 @@ fn without_a_lifetime_what_was_seen_open_is_soon_probed_again() {
         open();
         assert_eq!((accepted(&listener), ear.has_more()), (probes, false), "{lines}");
     }
-}
-
-/// As if what the record holds had happened so much earlier.
-fn age_by_seconds(record: &std::path::Path, seconds: u64) {
-    fn age(value: &mut serde_json::Value, by: u64) {
-        match value {
-            serde_json::Value::Array(list) => list.iter_mut().for_each(|it| age(it, by)),
-            serde_json::Value::Object(map) => {
-                for (key, value) in map {
-                    match value.as_u64() {
-                        Some(at) if key.ends_with("-milliseconds") => *value = (at - by).into(),
-                        _ => age(value, by),
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    let text = std::fs::read_to_string(record).unwrap();
-    let mut entries = serde_json::from_str(&text).unwrap();
-    age(&mut entries, seconds * 1000);
-    std::fs::write(record, entries.to_string()).unwrap();
 }
 
 #[test]
@@ -269,6 +247,75 @@ fn a_connection_that_the_other_side_has_half_closed_still_takes_bytes() {
     let stdin = proxy.stdin.take().unwrap();
     assert!(proxy.wait().unwrap().success());
     drop((stdin, stream));
+}
+
+/// The system moves the bytes where there are pipes; else the program copies them.
+#[cfg(unix)]
+#[test]
+fn every_byte_arrives_whatever_the_standard_streams_are() {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::net::UnixStream;
+
+    let ear = Ear::v4();
+    let (home, listener) = listening(&ear);
+    let port = listener.local_addr().unwrap().port().to_string();
+    let words: Vec<u32> =
+        (0..1 << 21).map(|number: u32| number.wrapping_mul(2_654_435_761)).collect();
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let bytes = bytes.as_slice();
+    let unblocked = |stream: &dyn AsFd| {
+        fcntl(stream.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    };
+    // What the proxy gets, and the other ends.
+    let streams = |kind: &str| -> (OwnedFd, OwnedFd, OwnedFd, OwnedFd) {
+        let (input, keyboard): (OwnedFd, OwnedFd) = if kind == "sockets" {
+            UnixStream::pair().map(|(one, other)| (one.into(), other.into())).unwrap()
+        } else {
+            std::io::pipe().map(|(one, other)| (one.into(), other.into())).unwrap()
+        };
+        let (screen, output): (OwnedFd, OwnedFd) = if kind == "sockets" {
+            UnixStream::pair().map(|(one, other)| (one.into(), other.into())).unwrap()
+        } else {
+            std::io::pipe().map(|(one, other)| (one.into(), other.into())).unwrap()
+        };
+        if kind == "pipes that don't block" {
+            unblocked(&input);
+            unblocked(&output);
+        }
+        (input, output, keyboard, screen)
+    };
+    for kind in ["pipes", "pipes that don't block", "sockets"] {
+        let (input, output, keyboard, screen) = streams(kind);
+        let mut command = home.command(&["proxy", "work", &port]);
+        let mut proxy = command.stdin(input).stdout(output).spawn().unwrap();
+        drop(command);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut copy = stream.try_clone().unwrap();
+                std::io::copy(&mut copy, &mut stream).unwrap();
+            });
+            scope.spawn(move || File::from(keyboard).write_all(bytes).unwrap());
+            let mut came = Vec::new();
+            File::from(screen).read_to_end(&mut came).unwrap();
+            assert!(came == bytes, "{kind}: {} bytes came", came.len());
+        });
+        assert!(proxy.wait().unwrap().success(), "{kind}");
+    }
+    let (from, to) = (home.file("from"), home.file("to"));
+    std::fs::write(&from, bytes).unwrap();
+    let mut command = home.command(&["proxy", "work", &port]);
+    command.stdin(File::open(&from).unwrap()).stdout(File::create(&to).unwrap());
+    let mut proxy = command.spawn().unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut copy = stream.try_clone().unwrap();
+    std::io::copy(&mut copy, &mut stream).unwrap();
+    drop((stream, copy));
+    assert!(proxy.wait().unwrap().success());
+    assert!(std::fs::read(to).unwrap() == bytes, "files");
 }
 
 #[test]
