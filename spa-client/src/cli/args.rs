@@ -183,6 +183,7 @@ impl OpenArgs {
             wait: wait.then_some(self.timeout),
             insists: self.wait,
             fresh: self.fresh,
+            keeps: self.is_while,
         }
     }
 }

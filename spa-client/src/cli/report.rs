@@ -11,7 +11,6 @@ use core::fmt::Write as _;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use serde::Serialize;
-use spa_keys::PublicKey;
 use spa_proto::{Item, MessageType, Port, Transport};
 use std::collections::BTreeMap;
 
@@ -215,7 +214,7 @@ struct Advice<'a> {
 impl core::fmt::Display for Advice<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let server = self.knocker.server();
-        let identity: PublicKey = self.knocker.identity();
+        let identity = self.knocker.identity().map_or("KEY".into(), |key| key.to_string());
         let items = and(self.closed);
         let service = self
             .closed
