@@ -12,6 +12,7 @@ mod join;
 mod keep;
 mod key;
 mod keygen;
+mod late;
 mod man;
 mod open;
 mod passphrase;
@@ -29,6 +30,7 @@ use crate::key_source::KeyError;
 use crate::knock::KnockError;
 use args::{Cli, Command, ServerCommand};
 use clap::Parser as _;
+use late::Late;
 use spa_keys::{KeyFileError, KeyTextError, NoRandomness};
 use spa_proto::{ItemError, MessageType};
 use std::io::{self, Write as _};
@@ -66,34 +68,34 @@ fn run(command: Command) -> Result<ExitCode, CliError> {
         _ => Config::directory()?,
     };
     let done = match command {
-        Command::Ssh(args) => return ssh::run(&args),
-        Command::Open(args) => {
+        Command::Ssh(Late(args)) => return ssh::run(&args),
+        Command::Open(Late(args)) => {
             let settings = args.settings();
             if let Some(meanwhile) = args.meanwhile() {
                 return keep::run(&directory, &args.common, &settings, &meanwhile);
             }
             open::run(&directory, MessageType::Open, &args.common, &settings)
         }
-        Command::Close(args) => {
+        Command::Close(Late(args)) => {
             open::run(&directory, MessageType::Close, &args.common, &open::Settings::default())
         }
-        Command::Proxy(args) => proxy::run(&directory, &args),
-        Command::Setup(command) => setup::run(&directory, command),
-        Command::Status(args) => status::run(&args),
-        Command::List(args) => servers::list(&directory, &args),
-        Command::Server(ServerCommand::Add(args)) => servers::add(&directory, args),
-        Command::Server(ServerCommand::SetKey(args)) => servers::set_key(&directory, &args),
-        Command::Server(ServerCommand::Remove(args)) => servers::remove(&directory, &args),
-        Command::Keygen(args) => keygen::run(&directory, args),
-        Command::Key(command) => key::run(&directory, command),
-        Command::Export(args) => export::export(&directory, args),
-        Command::Import(args) => export::import(&directory, args),
-        Command::Join(args) => join::run(&directory, &args),
-        Command::Rotate(args) => rotate::run(&directory, &args),
-        Command::Doctor(args) => doctor::run(&directory, &args),
-        Command::Completions(args) => completions::script(&args),
-        Command::Complete(args) => completions::candidates(args),
-        Command::Man(args) => man::run(&args),
+        Command::Proxy(Late(args)) => proxy::run(&directory, &args),
+        Command::Setup(Late(command)) => setup::run(&directory, command),
+        Command::Status(Late(args)) => status::run(&args),
+        Command::List(Late(args)) => servers::list(&directory, &args),
+        Command::Server(Late(ServerCommand::Add(args))) => servers::add(&directory, args),
+        Command::Server(Late(ServerCommand::SetKey(args))) => servers::set_key(&directory, &args),
+        Command::Server(Late(ServerCommand::Remove(args))) => servers::remove(&directory, &args),
+        Command::Keygen(Late(args)) => keygen::run(&directory, args),
+        Command::Key(Late(command)) => key::run(&directory, command),
+        Command::Export(Late(args)) => export::export(&directory, args),
+        Command::Import(Late(args)) => export::import(&directory, args),
+        Command::Join(Late(args)) => join::run(&directory, &args),
+        Command::Rotate(Late(args)) => rotate::run(&directory, &args),
+        Command::Doctor(Late(args)) => doctor::run(&directory, &args),
+        Command::Completions(Late(args)) => completions::script(&args),
+        Command::Complete(Late(args)) => completions::candidates(args),
+        Command::Man(Late(args)) => man::run(&args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

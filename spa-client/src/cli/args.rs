@@ -6,6 +6,7 @@ use super::export::{ExportArgs, ImportArgs};
 use super::join::JoinArgs;
 use super::keep::Meanwhile;
 use super::key::KeyCommand;
+use super::late::Late;
 use super::man::ManArgs;
 use super::open::Settings;
 use super::proxy::ProxyArgs;
@@ -49,46 +50,46 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Get to know a server by its invitation: makes the key, and tries it.
-    Join(JoinArgs),
+    Join(Late<JoinArgs>),
     /// Open services or ports for this machine.
-    Open(OpenArgs),
+    Open(Late<OpenArgs>),
     /// Close what this machine had opened, before its time is over.
-    Close(CloseArgs),
+    Close(Late<CloseArgs>),
     /// Connect to a server's port, for ssh's ProxyCommand.
-    Proxy(ProxyArgs),
+    Proxy(Late<ProxyArgs>),
     /// Run ssh to a server, knocking first.
-    Ssh(SshArgs),
+    Ssh(Late<SshArgs>),
     /// Have other programs knock by themselves.
     #[command(subcommand)]
-    Setup(SetupCommand),
+    Setup(Late<SetupCommand>),
     /// Show what this client has asked for, and until when.
-    Status(StatusArgs),
+    Status(Late<StatusArgs>),
     /// Show the servers and services known here.
-    List(ListArgs),
+    List(Late<ListArgs>),
     /// Add or remove a server.
     #[command(subcommand)]
-    Server(ServerCommand),
+    Server(Late<ServerCommand>),
     /// Make this client's key; prints the public half.
-    Keygen(KeygenArgs),
+    Keygen(Late<KeygenArgs>),
     /// Give a server a new key of this client in the place of the old one.
-    Rotate(RotateArgs),
+    Rotate(Late<RotateArgs>),
     /// Show a key's public half, change its passphrase, copy it.
     #[command(subcommand)]
-    Key(KeyCommand),
+    Key(Late<KeyCommand>),
     /// Write a server with its key for a second device; an own key for that is better.
-    Export(ExportArgs),
+    Export(Late<ExportArgs>),
     /// Read what `export` has written on another device.
-    Import(ImportArgs),
+    Import(Late<ImportArgs>),
     /// Find out why a port does not open, and say what to do about it.
-    Doctor(DoctorArgs),
+    Doctor(Late<DoctorArgs>),
     /// Print a script for the shell's completions: bash, zsh or fish.
-    Completions(CompletionsArgs),
+    Completions(Late<CompletionsArgs>),
     /// What the scripts ask.
     #[command(hide = true)]
-    Complete(CompleteArgs),
+    Complete(Late<CompleteArgs>),
     /// Write the manual pages.
     #[command(hide = true)]
-    Man(ManArgs),
+    Man(Late<ManArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -373,10 +374,9 @@ mod tests {
             if has { Vec::new() } else { vec![path.trim_start().into()] }
         }
         // Their standard output is a connection, another program's, or a file for another one.
-        assert_eq!(
-            without(&Cli::command(), ""),
-            ["proxy", "ssh", "completions", "complete", "man"]
-        );
+        let mut command = Cli::command().disable_help_subcommand(true);
+        command.build();
+        assert_eq!(without(&command, ""), ["proxy", "ssh", "completions", "complete", "man"]);
     }
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
         let wait = |words: &[&str]| {
             let words = ["spa-client", "open", "ssh"].iter().chain(words);
             match Cli::try_parse_from(words).unwrap().command {
-                Command::Open(args) => args.settings().wait.is_some(),
+                Command::Open(Late(args)) => args.settings().wait.is_some(),
                 other => panic!("{other:?}"),
             }
         };
@@ -399,7 +399,7 @@ mod tests {
         let given = |words: &[&str]| {
             let words = ["spa-client", "open", "ssh", "--wait"].iter().chain(words);
             match Cli::try_parse_from(words)?.command {
-                Command::Open(args) => {
+                Command::Open(Late(args)) => {
                     let settings = args.settings();
                     Ok((settings.lifetime.map(|it| it.0.get()), settings.wait))
                 }

@@ -51,7 +51,10 @@ pub(super) fn candidates(args: CompleteArgs) -> Result<(), CliError> {
     let Some(last) = args.words.len().checked_sub(1) else { return Ok(()) };
     let wants_option = args.words.last().is_some_and(|it| it.to_string_lossy().starts_with('-'));
     let here = std::env::current_dir().ok();
-    let mut command = with_names(Cli::command());
+    let mut command = Cli::command();
+    // Before that, the words of the commands are not there.
+    command.build();
+    let mut command = with_names(command);
     let found = complete(&mut command, args.words, last, here.as_deref());
     let found = found.map_err(CliError::Output)?;
     let is_option = |it: &CompletionCandidate| it.get_value().to_string_lossy().starts_with('-');

@@ -100,21 +100,20 @@ pub(super) fn visit_all<'a>(
     let targets: Vec<String> = args.targets.iter().map(ToString::to_string).collect();
     let waiting = (settings.wait.is_some() && !args.quiet)
         .then(|| spinner::start(&format!("waiting for {}", targets.join(" "))));
-    // One thread for each server: a slow one keeps nobody waiting.
+    let visit = |mut asking: Asking<'a>| {
+        let report = visit(&mut asking, settings, voice);
+        (asking, report)
+    };
+    // A thread for each server but the first: a slow one keeps nobody waiting.
     let (visits, reports) = thread::scope(|scope| {
-        let threads: Vec<_> = visits
-            .into_iter()
-            .map(|mut asking| {
-                scope.spawn(move || {
-                    let report = visit(&mut asking, settings, voice);
-                    (asking, report)
-                })
-            })
-            .collect();
+        let mut visits = visits.into_iter();
+        let first = visits.next();
+        let threads: Vec<_> = visits.map(|asking| scope.spawn(move || visit(asking))).collect();
+        let here = first.map(visit);
         let joined = threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        joined.unzip::<_, _, Vec<_>, Vec<_>>()
+        here.into_iter().chain(joined).unzip::<_, _, Vec<_>, Vec<_>>()
     });
 
     drop(waiting);
