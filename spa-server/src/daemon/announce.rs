@@ -173,6 +173,9 @@ impl Daemon {
                     judge.receiver.add_client(key.into(), which, secret.clone());
                 }
             }
+            if let Sender::Client(of) = announced.sender {
+                judge.receiver.add_kin(key.into(), of);
+            }
             judge.policy = Arc::new(judge.policy.with_key(key.into(), &id));
         }
         self.configured = Arc::new(self.configured.with_key(key.into(), &id));
