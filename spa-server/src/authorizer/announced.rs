@@ -81,13 +81,19 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         now.saturating_sub(longest)
     }
 
-    /// Takes what a new key costs.
-    pub fn take_new_key(&mut self, introduction: &Introduction, now: Now) -> Result<(), Dropped> {
-        if self.new_keys.take(&bucket(introduction), NEW_KEYS, uptime(now)) {
+    /// Whether the sender may have a new key now.
+    pub fn may_have_new_key(&self, introduction: &Introduction, now: Now) -> Result<(), Dropped> {
+        if self.new_keys.available(&bucket(introduction), NEW_KEYS, uptime(now)) {
             Ok(())
         } else {
             Err(Dropped::Policy(Refusal::Rate))
         }
+    }
+
+    /// Takes what a new key costs, once it is written down.
+    pub fn take_new_key(&mut self, introduction: &Introduction, now: Now) {
+        // It was there a moment ago; nobody else takes any.
+        let _ = self.new_keys.take(&bucket(introduction), NEW_KEYS, uptime(now));
     }
 
     /// Enters it into the replay window, durably: the last check.
