@@ -1,6 +1,9 @@
 //! From an invitation to a port that opens, and from one key of a client to the next: the real
 //! server, the real client, and whoever comes too late.
 
+#[path = "enrol/hardship.rs"]
+mod hardship;
+
 use anyhow::{Context, Result, ensure};
 use spa_tests::{
     Family, Finished, Laptop, PortState, SSH_PORT, Scene, eventually, finish, finish_reading,
