@@ -130,6 +130,8 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	install -D -m 644 $(COMPLETIONS)/spa-client.fish $(DESTDIR)$(FISHDIR)/spa-client.fish
 	install -d -m 755 $(DESTDIR)$(MANDIR)/man1
 	umask 022 && $(TARGET)/release/spa-client man $(DESTDIR)$(MANDIR)/man1
+	install -d -m 755 $(DESTDIR)$(MANDIR)/man8
+	umask 022 && $(TARGET)/release/spa-server man $(DESTDIR)$(MANDIR)/man8
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 # A gate whose program is gone could be taken away by hand only.
@@ -145,6 +147,7 @@ uninstall: ## Remove what `make install` has installed. Configuration and state 
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,manual.md protocol.md)
 	rm -f $(DESTDIR)$(BASHDIR)/spa-client $(DESTDIR)$(ZSHDIR)/_spa-client $(DESTDIR)$(FISHDIR)/spa-client.fish
 	rm -f $(DESTDIR)$(MANDIR)/man1/spa-client.1 $(DESTDIR)$(MANDIR)/man1/spa-client-*.1
+	rm -f $(DESTDIR)$(MANDIR)/man8/spa-server.8 $(DESTDIR)$(MANDIR)/man8/spa-server-*.8
 	@for directory in $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR); do \
 		[ ! -d $$directory ] || rmdir --ignore-fail-on-non-empty $$directory; \
 	done

@@ -148,6 +148,8 @@ pub struct Receiver {
     previous: Option<Keyring>,
     /// Also of clients that were removed: one that comes back must not be open to old knocks.
     windows: HashMap<ClientId, ReplayWindow>,
+    /// The other keys, former ones too, that a client has had beside the one that it knocks with.
+    kin: HashMap<ClientId, Vec<ClientId>>,
     barrier: UnixMicros,
     skewed: Allowance,
 }
@@ -160,6 +162,7 @@ impl Receiver {
             present: Keyring::new(mask, []),
             previous: None,
             windows: HashMap::new(),
+            kin: HashMap::new(),
             barrier: UnixMicros::default(),
             skewed: Allowance::default(),
         }
@@ -202,6 +205,21 @@ impl Receiver {
         if let Some(keyring) = keyring {
             keyring.add(Sender::Client(client), pair);
         }
+    }
+
+    /// Replaces what is known of clients that have had several keys (§9): for a key, the other
+    /// ones of the same client. What one of them has closed, all of them have (§6.7).
+    pub fn set_kin(&mut self, kin: impl IntoIterator<Item = (ClientId, Vec<ClientId>)>) {
+        self.kin = kin.into_iter().collect();
+    }
+
+    /// Adds a key of a client that is known by another one.
+    pub fn add_kin(&mut self, key: ClientId, of: ClientId) {
+        let others = self.kin.entry(of).or_default();
+        let mut kin = others.clone();
+        others.push(key);
+        kin.push(of);
+        self.kin.insert(key, kin);
     }
 
     /// Removes a client; its replay window stays.
@@ -333,11 +351,16 @@ impl Receiver {
         if stamp <= self.barrier {
             return Err(DropReason::Barrier);
         }
+        let kin = self.kin.get(&client).into_iter().flatten();
+        let mut windows = kin.chain([&client]).filter_map(|key| self.windows.get(key));
+        let superseded = message_type == MessageType::Open
+            && windows.any(|window| window.supersedes(stamp, ports));
         self.windows.entry(client).or_default().enter(
             nonce,
             stamp,
             message_type,
             ports,
+            superseded,
             self.settings.freshness,
             self.settings.window_capacity,
         )
@@ -370,6 +393,11 @@ impl Receiver {
     pub fn reset_window(&mut self, client: ClientId, now: UnixMicros) -> UnixMicros {
         let floor = now.saturating_add(self.settings.freshness.get());
         self.windows.entry(client).or_default().reset(floor);
+        for key in self.kin.get(&client).into_iter().flatten() {
+            if let Some(window) = self.windows.get_mut(key) {
+                window.forget_closes();
+            }
+        }
         floor
     }
 

@@ -75,13 +75,27 @@ impl ReplayWindow {
         self.floor
     }
 
+    /// Whether one of these ports was closed by a knock that is not earlier than this.
+    pub(crate) fn supersedes(&self, stamp: UnixMicros, ports: &[PortRange]) -> bool {
+        // What was closed and what is opened may be a range and a port of it, either way round.
+        let superseded = |opened: &PortRange| {
+            self.closed.iter().any(|(closed, close)| {
+                stamp <= *close && *close > self.floor && closed.overlaps(*opened)
+            })
+        };
+        ports.iter().any(superseded)
+    }
+
     /// Judges a knock and, if nothing speaks against it, enters it: the one atomic step.
+    /// `superseded`: it is an open, and the client has changed its mind since.
+    #[expect(clippy::too_many_arguments, reason = "each is a fact of its own")]
     pub(crate) fn enter(
         &mut self,
         nonce: Nonce,
         stamp: UnixMicros,
         message_type: MessageType,
         ports: &[PortRange],
+        superseded: bool,
         freshness: Freshness,
         capacity: usize,
     ) -> Result<(), DropReason> {
@@ -91,11 +105,7 @@ impl ReplayWindow {
         if stamp <= self.floor {
             return Err(DropReason::Floor);
         }
-        // What was closed and what is opened may be a range and a port of it, either way round.
-        let superseded = |opened: &PortRange| {
-            self.closed.iter().any(|(closed, close)| stamp <= *close && closed.overlaps(*opened))
-        };
-        if message_type == MessageType::Open && ports.iter().any(superseded) {
+        if superseded {
             return Err(DropReason::Superseded);
         }
         let floor = self.floor.max(floor_under(stamp, freshness));
@@ -141,7 +151,11 @@ impl ReplayWindow {
     pub(crate) fn reset(&mut self, floor: UnixMicros) {
         self.floor = floor;
         self.prune(floor);
-        // Of closes from a time that was wrong: they would refuse the client until that time.
+        self.forget_closes();
+    }
+
+    /// Of closes from a time that was wrong: they would refuse the client until that time.
+    pub(crate) fn forget_closes(&mut self) {
         self.closed.clear();
     }
 

@@ -25,6 +25,7 @@ use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Permitted, Policy, Refusal};
 use crate::replay_store::ReplayStore;
+use announced::Charged;
 use comparison::Schedule;
 use spa_proto::{Accepted, ClientId, DropReason, Item, Knock, MessageType, ServerKey, UnixMicros};
 use std::net::IpAddr;
@@ -48,6 +49,7 @@ pub struct Authorizer<G, R, L> {
     grant_log: Option<L>,
     limits: Limits,
     announcements: Limits,
+    charged: Charged,
     new_keys: Limits,
     max_grants: usize,
     /// The barrier that the store holds.
@@ -104,6 +106,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             grant_log,
             limits: Limits::default(),
             announcements: Limits::default(),
+            charged: Charged::default(),
             new_keys: Limits::default(),
             max_grants,
             // Not known: the first tick finds out.

@@ -3,7 +3,7 @@
 use crate::commands::{self, CommandError};
 use crate::config::{ClientName, ConfigError, DEFAULT_PATH};
 use crate::daemon;
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand};
 use spa_proto::Item;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -73,6 +73,16 @@ enum Command {
     #[command(after_help = "Example:\n  spa-server gate show")]
     #[command(subcommand)]
     Gate(GateCommand),
+    /// Write the manual pages.
+    #[command(hide = true, after_help = "Example:\n  spa-server man /usr/share/man/man8")]
+    Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The directory to write the pages to.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
 }
 
 /// How to write data.
@@ -404,6 +414,7 @@ fn run(cli: Cli) -> u8 {
             commands::daemon::grants_revoke(&config, args)
         }
         Command::Reload(output) => commands::daemon::reload(&config, output),
+        Command::Man(args) => commands::man::run(Cli::command(), &args),
         Command::Gate(command) => match command {
             GateCommand::Install(args) if args.boot => {
                 commands::boot::install(&config, args.output)
@@ -439,7 +450,6 @@ fn run_daemon(config: &Path) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     /// The help of the program and of all commands, by their names, 80 columns wide.
     fn helps(command: &clap::Command, names: &str) -> Vec<(String, String)> {
@@ -469,7 +479,7 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen_and_shows_an_example() {
         let helps = helps(&built(), "spa-server");
-        assert_eq!(helps.len(), 25, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        assert_eq!(helps.len(), 26, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
         for (names, help) in helps {
             assert!(help.contains("Example"), "{names}: no example\n{help}");
             assert!(help.lines().count() <= 30, "{names}: too long\n{help}");

@@ -6,6 +6,8 @@
 #[path = "cli/backends.rs"]
 mod backends;
 mod host;
+#[path = "cli/man.rs"]
+mod man;
 
 use host::{Daemon, Host, PROGRAM, grant, key, status};
 use spa_keys::PrivateKey;

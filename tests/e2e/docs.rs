@@ -7,8 +7,7 @@ use spa_server::config::{ClientSettings, Settings};
 use spa_server::counters::Counters;
 use spa_tests::{finish, our_binary, program};
 use std::collections::BTreeSet;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -284,12 +283,9 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
     let (target, root_directory) = (directory.path().join("target"), directory.path().join("root"));
     fs::create_dir_all(target.join("release"))?;
     for name in ["spa-server", "spa-client"] {
-        let path = target.join("release").join(name);
-        fs::write(&path, "#!/bin/sh\n")?;
-        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        // The real ones: they write the manual pages.
+        fs::copy(our_binary(name)?, target.join("release").join(name))?;
     }
-    // The real one: it writes the manual pages.
-    fs::copy(our_binary("spa-client")?, target.join("release/spa-client"))?;
     let ours = root_directory.join("etc/spa/server.toml");
     fs::create_dir_all(ours.parent().context("it has one")?)?;
     fs::write(&ours, "mine")?;
@@ -320,6 +316,8 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
         for file in [
             "man/man1/spa-client.1",
             "man/man1/spa-client-open.1",
+            "man/man8/spa-server.8",
+            "man/man8/spa-server-client-add.8",
             "bash-completion/completions/spa-client",
             "fish/vendor_completions.d/spa-client.fish",
         ] {

@@ -1,10 +1,13 @@
 //! From an invitation to a port that opens, and from one key of a client to the next: the real
 //! server, the real client, and whoever comes too late.
 
+#[path = "enrol/hardship.rs"]
+mod hardship;
+
 use anyhow::{Context, Result, ensure};
 use spa_tests::{
     Family, Finished, Laptop, PortState, SSH_PORT, Scene, eventually, finish, finish_reading,
-    interop_python,
+    interop_python, now,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -357,4 +360,37 @@ fn a_server_gets_a_new_key_and_nobody_is_locked_out_meanwhile() -> Result<()> {
     ensure_gets_in(&scene, &tablet)?;
     phone.run(&["server", "set-key", "gateway", key])?.ok()?;
     ensure_gets_in(&scene, &phone)
+}
+
+#[test]
+fn what_was_closed_with_the_old_key_stays_closed_for_the_new_one() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let owner = scene.lab.owner().clone();
+    let rotation = scene.identity.rotation(scene.server_identity.public())?;
+    let next = rotation.next.device(scene.server_identity.public())?;
+    scene.knock(&owner, Family::V4, &rotation.seal()?)?;
+    scene.server.await_accepted(1)?;
+    // Held back by somebody on the way; meanwhile the owner changes his mind.
+    let held = |stamp| next.open("ssh").at(stamp).seal();
+    let before = now();
+    scene.knock(&owner, Family::V4, &scene.laptop.close("ssh").seal()?)?;
+    scene.server.await_accepted(2)?;
+    scene.knock(&owner, Family::V4, &held(before)?)?;
+    scene.server.await_dropped("superseded", 1)?;
+    ensure!(scene.server.audit("rotated")?.is_empty(), "{}", scene.server.account());
+
+    // Also once the old key is none any more, and for the daemon after that.
+    scene.knock(&owner, Family::V4, &next.open("web").seal()?)?;
+    scene.server.await_accepted(3)?;
+    scene.knock(&owner, Family::V4, &held(before)?)?;
+    scene.server.await_dropped("superseded", 2)?;
+    scene.server.kill9()?;
+    scene.server.start()?;
+    scene.knock(&owner, Family::V4, &held(before)?)?;
+    scene.server.await_dropped("superseded", 1)?;
+    scene.server.admin(&["reload"])?.ok()?;
+    scene.knock(&owner, Family::V4, &held(before)?)?;
+    scene.server.await_dropped("superseded", 2)?;
+    scene.knock(&owner, Family::V4, &next.open("ssh").seal()?)?;
+    scene.await_open(&owner, Family::V4, SSH_PORT)
 }

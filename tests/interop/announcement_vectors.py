@@ -587,6 +587,19 @@ def add_pending(v):
           "a second rotation under the old key, after the new one was used",
           other, history=[first, new],
           controls=[Announce("rotation under new", by=first.new, new=OTHER_NEW, at=T + 1)])
+    close = Knock("pending old close", request(close=True, at=T + 2), party=BOB)
+    held = Knock("pending new held", request(at=T + 1), party=first.new)
+    later = Knock("pending new later", request(at=T + 3), party=first.new)
+    latest = Knock("pending new latest", request(at=T + 4), party=first.new)
+    v.add("rotation-superseded-by-old-key", "superseded",
+          "an open with the new key, held back until after a close with the old one", held,
+          history=[first, close], controls=[later])
+    v.add("rotation-superseded-before-announced", "superseded",
+          "the same, and the new key was announced after the close", held,
+          history=[close, first], controls=[later])
+    v.add("rotation-superseded-by-former-key", "superseded",
+          "the same, after the new key has taken the place of the old one", held,
+          history=[first, close, later], controls=[latest])
     v.add("rotation-psk-left-out", "unknown-tag",
           "a knock with the new key, without its pre-shared key",
           Knock("pending no psk", party=Known(NEW, None)), history=[first], controls=[new])

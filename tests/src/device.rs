@@ -2,9 +2,13 @@
 
 use anyhow::{Context, Result};
 use ring::rand::{SecureRandom, SystemRandom};
-use spa_keys::{PreSharedKey, PrivateKey, PublicKey, mask_key, pair_secret_for_client};
+use spa_keys::{
+    AnnouncementSecret, Announcing, PreSharedKey, PrivateKey, PublicKey, mask_key,
+    pair_secret_for_client,
+};
 use spa_proto::{
     Item, Items, MaskKey, MessageType, Nonce, PacketLength, PairSecret, Request, UnixMicros, seal,
+    seal_announcement,
 };
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -52,6 +56,36 @@ impl Identity {
             length: PacketLength::default(),
             ahead: 0,
         })
+    }
+}
+
+impl Identity {
+    /// A new key that is to take the place of this one at the server of that key.
+    pub fn rotation(&self, server: PublicKey) -> Result<Rotation> {
+        let secret =
+            AnnouncementSecret::of_client(&self.private, &server, self.pre_shared.as_ref())?;
+        let private = PrivateKey::generate(&SystemRandom::new())?;
+        let announcing = Announcing::new(&secret, &private, &server)?;
+        let pre_shared = Some(announcing.pre_shared_key().again());
+        let next = Self { private, pre_shared };
+        Ok(Rotation { device: self.device(server)?, announcing, next })
+    }
+}
+
+/// A new key of a client, which its present one announces.
+pub struct Rotation {
+    device: Device,
+    announcing: Announcing,
+    /// The new key.
+    pub next: Identity,
+}
+
+impl Rotation {
+    /// One more datagram that announces it.
+    pub fn seal(&self) -> Result<Vec<u8>> {
+        let Device { pair, mask, length, .. } = &self.device;
+        let message = self.announcing.message(None);
+        Ok(seal_announcement(pair, mask, &message, self.device.now(), Nonce(random()?), *length)?)
     }
 }
 

@@ -50,7 +50,7 @@ pub use capture::{Capture, Packet};
 pub use command::{Finished, Quoted, finish, finish_reading, finish_within};
 pub use config::{Client, Configuration, Gate, Hook, Rate, Service, SourcePrefix};
 pub use desk::{Desk, Knocks};
-pub use device::{Ask, Device, Identity, now};
+pub use device::{Ask, Device, Identity, Rotation, now};
 pub use firewalls::{
     ALLOWED_PORT, CONTAINER_PORT, Docker, Firewalld, Neighbour, NftablesService, Podman, Room,
     SavedRules, Ssh, Ufw,

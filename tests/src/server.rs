@@ -124,10 +124,7 @@ impl Server {
     fn spawn(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "spa-server runs already");
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = match &self.disk {
-            Some(disk) => disk.command(&self.host, our_binary("spa-server")?)?,
-            None => self.host.command(our_binary("spa-server")?)?,
-        };
+        let mut command = self.program()?;
         command.arg("run").arg("--config").arg(self.config_path());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.env_remove("NOTIFY_SOCKET").env("NO_COLOR", "1").env("RUST_BACKTRACE", "1");
@@ -136,6 +133,15 @@ impl Server {
         let text = Quoted(&command).to_string();
         self.child = Some(command.spawn().with_context(|| format!("cannot start {text}"))?);
         Ok(())
+    }
+
+    /// `spa-server` where it sees its state directory.
+    fn program(&self) -> Result<Command> {
+        let program = our_binary("spa-server")?;
+        match &self.disk {
+            Some(disk) => disk.command(&self.host, program),
+            None => self.host.command(program),
+        }
     }
 
     /// How the process ended, if it did.
@@ -235,6 +241,12 @@ impl Server {
         self.disk.as_ref().map_or(path.clone(), |disk| disk.path_of(&path))
     }
 
+    /// The file of the keys that clients have announced, as seen from outside.
+    pub fn enrolments(&self) -> PathBuf {
+        let path = self.configuration.state_directory.join("enrolments");
+        self.disk.as_ref().map_or(path.clone(), |disk| disk.path_of(&path))
+    }
+
     fn log_path(&self) -> PathBuf {
         self.directory.join("server.log")
     }
@@ -262,7 +274,7 @@ impl Server {
 
     /// One of the administrator's commands, not started yet.
     pub fn admin_command(&self, words: &[&str]) -> Result<Command> {
-        let mut command = self.host.command(our_binary("spa-server")?)?;
+        let mut command = self.program()?;
         command.args(words).arg("--config").arg(self.config_path());
         Ok(command)
     }

@@ -79,7 +79,7 @@ fn the_client_builds_without_the_server_and_without_what_only_unix_has() {
     let workspace = Path::new(HERE).parent().unwrap();
     // The same place each time, so that what the three need is built once.
     let alone = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alone");
-    let members = ["spa-proto", "keys", "spa-client"];
+    let members = ["spa-proto", "keys", "man", "spa-client"];
     for member in members {
         let _ = std::fs::remove_dir_all(alone.join(member));
         copy(&workspace.join(member), &alone.join(member));

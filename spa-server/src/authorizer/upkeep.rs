@@ -24,6 +24,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.tend_store();
         self.limits.prune(uptime(now));
         self.announcements.prune(uptime(now));
+        self.charged.prune(self.oldest_announcement(now.realtime));
         self.new_keys.prune(uptime(now));
         let lines = {
             let mut judge = self.judge.lock();

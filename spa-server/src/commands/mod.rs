@@ -12,6 +12,7 @@ pub(crate) mod gate;
 mod host;
 pub(crate) mod init;
 pub(crate) mod invite;
+pub(crate) mod man;
 mod order;
 mod output;
 pub(crate) mod rotate_key;

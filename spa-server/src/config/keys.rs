@@ -93,6 +93,8 @@ pub struct Client {
     pub introduction: Introduction,
     /// None before it has come; the one that it has; and one that is to take its place.
     pub keys: Vec<KnownKey>,
+    /// Those that it has had before, or was to have.
+    former: Vec<PublicKey>,
     /// What it enrols by, or has enrolled by.
     pub(super) invitation: Option<Arc<InvitationSecret>>,
     invitation_keys: Vec<(ServerKey, InvitationKeys)>,
@@ -186,7 +188,8 @@ impl Client {
             })
         });
         let invitation_keys = invitation_keys.collect();
-        Ok(Self { settings, introduction, keys, invitation, invitation_keys })
+        let former = announced.former;
+        Ok(Self { settings, introduction, keys, former, invitation, invitation_keys })
     }
 
     /// Who seals packets to one of the server's identities for this client, and with what.
@@ -209,6 +212,15 @@ impl Client {
                 is_pending: known.is_pending,
             };
             (known.key.into(), member)
+        })
+    }
+
+    /// The keys by which it knocks, each with all others that it has or had.
+    pub(super) fn kin(&self) -> impl Iterator<Item = (ClientId, Vec<ClientId>)> {
+        let all = || self.keys.iter().map(|known| known.key).chain(self.former.iter().copied());
+        self.keys.iter().map(move |known| {
+            let others = all().filter(|key| *key != known.key);
+            (known.key.into(), others.map(ClientId::from).collect())
         })
     }
 

@@ -145,6 +145,7 @@ impl Config {
         for (which, mask) in self.keys.masks() {
             receiver.set_senders(which, mask, self.senders(which));
         }
+        receiver.set_kin(self.clients.iter().flat_map(Client::kin));
     }
 
     /// All who seal packets to one of the server's identities.

@@ -131,7 +131,7 @@ impl Daemon {
         self.authorizer.take_announcement(announced, &introduction, now)?;
         let proved = self.keys.judge(announced, now.realtime)?;
         if proved.effect == Effect::New {
-            self.authorizer.take_new_key(&introduction, now)?;
+            self.authorizer.may_have_new_key(&introduction, now)?;
         }
         let request = RequestId::from(announced.nonce);
         let failed = |why: &str| {
@@ -166,12 +166,16 @@ impl Daemon {
             failed(&with_causes(&error));
             return Ok(());
         }
+        self.authorizer.take_new_key(&proved.introduction, now);
         {
             let mut judge = self.judge.lock();
             for which in [ServerKey::Present, ServerKey::Previous] {
                 if let Some(secret) = secrets.get(which) {
                     judge.receiver.add_client(key.into(), which, secret.clone());
                 }
+            }
+            if let Sender::Client(of) = announced.sender {
+                judge.receiver.add_kin(key.into(), of);
             }
             judge.policy = Arc::new(judge.policy.with_key(key.into(), &id));
         }

@@ -5,6 +5,7 @@ use crate::causes::with_causes;
 use crate::clock::Now;
 use crate::config::{Config, GateSettings, ServerKeys, Settings, locked_out};
 use crate::control::{ControlResponse, Reloaded};
+use crate::enrolment::EnrolmentStoreError;
 use crate::gate::InstallReport;
 use crate::policy::Policy;
 use spa_proto::ClientId;
@@ -76,11 +77,23 @@ impl Daemon {
         let path = self.config_path.clone();
         let configured = Arc::clone(&self.configured);
         let state_directory = self.settings.state_directory.clone();
+        let (store, expected) =
+            (self.keys.store.path().to_owned(), self.keys.store.expected_records());
         let reading = tokio::task::spawn_blocking(move || {
-            Config::load_beside(&path, &state_directory).map_err(|error| Refused {
-                why: with_causes(&error),
-                locked_out: locked_out(&path, configured.enabled()),
-            })
+            let refused =
+                |why| Refused { why, locked_out: locked_out(&path, configured.enabled()) };
+            let config = Config::load_beside(&path, &state_directory)
+                .map_err(|error| refused(with_causes(&error)))?;
+            // What the records have lost, this server still knows: it must not forget it without a
+            // word, nor let a key hold again that was replaced.
+            let found = config.enrolment_records;
+            match expected {
+                Some(expected) if expected != found => {
+                    let changed = EnrolmentStoreError::Changed { path: store, found, expected };
+                    Err(refused(changed.to_string()))
+                }
+                _ => Ok(config),
+            }
         });
         let enrolment_records = self.keys.store.enrolments().records;
         self.reload = Some(Reload { reading, orders, enrolment_records });

@@ -7,9 +7,9 @@
 use super::{Enrolments, Record};
 use nix::fcntl::OFlag;
 use spa_proto::UnixMicros;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -63,6 +63,19 @@ pub enum EnrolmentStoreError {
     /// It has all the records that it can.
     #[error("{} is full: some client has had far too many keys; look who, lock it out, and put the file away", .0.display())]
     Full(PathBuf),
+    /// Another file is in its place, or none.
+    #[error("{} was taken away or replaced while the server ran: a restart would not know of a new key; put it back and restart the server", .0.display())]
+    Gone(PathBuf),
+    /// It does not hold what was written.
+    #[error("{} is not as this server has written it: {found} of its records are whole, not {expected}. This server still knows the others. Put back that file as it was a moment ago, or restart the server, which then does without what is lost, and says so", .path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How many records make sense.
+        found: usize,
+        /// How many were written.
+        expected: usize,
+    },
     /// Half a record stands at the end of the file.
     #[error("{} ends with half a record since a write failed; restart the server", .0.display())]
     Torn(PathBuf),
@@ -151,12 +164,21 @@ impl EnrolmentStore {
         &self.enrolments
     }
 
+    /// How many records whoever reads the file has to find; `None` where it can't be written, and
+    /// has to be mended meanwhile.
+    pub fn expected_records(&self) -> Option<usize> {
+        self.file.as_ref().map(|_| self.enrolments.records)
+    }
+
     /// Writes down what has happened. It is on the disk when this returns, or has not happened.
     pub fn append(&mut self, record: &Record) -> Result<(), EnrolmentStoreError> {
         let Some(file) = &mut self.file else {
             return Err(EnrolmentStoreError::ReadOnly(self.path.clone()));
         };
         let length = self.length.ok_or_else(|| EnrolmentStoreError::Torn(self.path.clone()))?;
+        if !is_at(file, &self.path) {
+            return Err(EnrolmentStoreError::Gone(self.path.clone()));
+        }
         let line = record.line()?;
         if length > MAX_BYTES_TO_APPEND {
             return Err(EnrolmentStoreError::Full(self.path.clone()));
@@ -173,6 +195,13 @@ impl EnrolmentStore {
         self.enrolments.apply(record);
         Ok(())
     }
+}
+
+/// Whether this is the file that a restart would find.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let here = file.metadata().map(id).ok();
+    here.is_some() && here == fs::symlink_metadata(path).map(id).ok()
 }
 
 fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, EnrolmentStoreError> {

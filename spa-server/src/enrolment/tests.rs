@@ -264,6 +264,28 @@ fn what_is_no_file_of_ours_is_told() {
 }
 
 #[test]
+fn nothing_is_written_to_a_file_that_a_restart_would_not_find() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _) = EnrolmentStore::open(directory.path(), NOW).unwrap();
+    store.append(&enrolled(invited(), 1)).unwrap();
+    let path = store.path().to_owned();
+    let (content, aside) = (fs::read(&path).unwrap(), directory.path().join("aside"));
+    let refused = |store: &mut EnrolmentStore| {
+        let error = store.append(&announced(invited(), 2)).unwrap_err().to_string();
+        assert!(error.contains("taken away"), "{error}");
+        assert_eq!(keys(store.enrolments(), &invited()), (Some(1), None, vec![]));
+    };
+    fs::rename(&path, &aside).unwrap();
+    refused(&mut store);
+    fs::write(&path, content).unwrap();
+    refused(&mut store);
+    // Put back, it is the one.
+    fs::rename(&aside, &path).unwrap();
+    store.append(&announced(invited(), 2)).unwrap();
+    assert_eq!(keys(store.enrolments(), &invited()), (Some(1), Some(2), vec![]));
+}
+
+#[test]
 fn a_line_that_was_not_ours_is_damage() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _) = EnrolmentStore::open(directory.path(), NOW).unwrap();
