@@ -2,10 +2,12 @@
 //! that follow from them (§3.4).
 
 use crate::client::ClientId;
-use crate::packet::Parts;
+use crate::drop_reason::DropReason;
+use crate::packet::{PacketLength, Parts};
 use crate::secret::{MaskKey, PairSecret};
 use crate::tag::{Epoch, Tag, TagTable, masked};
 use crate::time::UnixMicros;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 /// Who seals packets, and which ones.
@@ -26,11 +28,49 @@ impl Sender {
     }
 }
 
+/// What can be said of a datagram without any secret: it is noise, unless it has the tag of somebody
+/// who is known. Whoever has one needs no [`Receiver`](crate::Receiver) for that, and so no lock.
+#[derive(Clone)]
+pub struct Sieve {
+    length: PacketLength,
+    /// Of each identity of the server.
+    tags: Vec<(MaskKey, Arc<TagTable>)>,
+}
+
+impl Sieve {
+    pub(crate) fn of<'a>(
+        length: PacketLength,
+        keyrings: impl Iterator<Item = &'a Keyring>,
+    ) -> Self {
+        let tags = keyrings.map(|keyring| (keyring.mask.clone(), Arc::clone(&keyring.tags)));
+        Self { length, tags: tags.collect() }
+    }
+
+    /// What [`Receiver::receive`](crate::Receiver::receive) says of noise, in less time. It
+    /// allocates nothing, and lets through what it can't judge: everything, when `now` is far from
+    /// when it was made.
+    ///
+    /// # Errors
+    ///
+    /// Why it is noise: [`DropReason::Length`] or [`DropReason::UnknownTag`].
+    pub fn sift(&self, now: UnixMicros, datagram: &[u8]) -> Result<(), DropReason> {
+        let parts = Parts::of(datagram, self.length).ok_or(DropReason::Length)?;
+        let may_be = |(mask, tags): &(MaskKey, Arc<TagTable>)| {
+            tags.is_late(now) || tags.owner(tag_of(mask, &parts)).is_some()
+        };
+        if self.tags.iter().any(may_be) { Ok(()) } else { Err(DropReason::UnknownTag) }
+    }
+}
+
+fn tag_of(mask: &MaskKey, parts: &Parts<'_>) -> Tag {
+    masked(mask, &parts.nonce, Tag(*parts.masked_tag))
+}
+
 pub(crate) struct Keyring {
     mask: MaskKey,
     /// Tags refer to places in it, so that none is moved; `None`: removed.
     senders: Vec<Option<(Sender, PairSecret)>>,
-    tags: TagTable,
+    tags: Arc<TagTable>,
 }
 
 /// Whose packet it seems to be.
@@ -46,20 +86,21 @@ impl Keyring {
         senders: impl IntoIterator<Item = (Sender, PairSecret)>,
     ) -> Self {
         let senders = senders.into_iter().map(Some).collect();
-        Self { mask, senders, tags: TagTable::default() }
+        Self { mask, senders, tags: Arc::default() }
     }
 
     /// The same identity of the server, with these senders and no others.
     pub(crate) fn replace(&mut self, senders: impl IntoIterator<Item = (Sender, PairSecret)>) {
         self.senders = senders.into_iter().map(Some).collect();
-        self.tags = TagTable::default();
+        self.tags = Arc::default();
     }
 
     /// Adds one, which costs nothing but its own tags.
     pub(crate) fn add(&mut self, sender: Sender, pair: PairSecret) {
         self.remove(sender);
-        let Ok(at) = u32::try_from(self.senders.len()) else { return };
-        self.tags.add(at, &pair);
+        let at = u32::try_from(self.senders.len()).ok().filter(|at| *at < TagTable::MOST);
+        let Some(at) = at else { return };
+        Arc::make_mut(&mut self.tags).add(at, &pair);
         self.senders.push(Some((sender, pair)));
     }
 
@@ -67,22 +108,29 @@ impl Keyring {
         for (at, known) in (0..).zip(&mut self.senders) {
             if known.as_ref().is_some_and(|(other, _)| *other == sender) {
                 *known = None;
-                self.tags.remove(at);
+                Arc::make_mut(&mut self.tags).remove(at);
             }
         }
     }
 
-    pub(crate) fn roll(&mut self, now: UnixMicros) {
-        self.tags.roll(now, &self.senders.iter().map(|known| known.as_ref().map(|(_, pair)| pair)));
+    /// Whether that changed anything.
+    pub(crate) fn roll(&mut self, now: UnixMicros) -> bool {
+        let pairs = self.senders.iter().map(|known| known.as_ref().map(|(_, pair)| pair));
+        let rolled = self.tags.rolled(now, &pairs);
+        let is_new = rolled.is_some();
+        if let Some(rolled) = rolled {
+            self.tags = Arc::new(rolled);
+        }
+        is_new
+    }
+
+    pub(crate) fn is_late(&self, now: UnixMicros) -> bool {
+        self.tags.is_late(now)
     }
 
     /// Looks up the tag of a packet: one ChaCha20 block and one look-up, whatever it is.
-    pub(crate) fn find(&mut self, now: UnixMicros, parts: &Parts<'_>) -> Option<Found<'_>> {
-        if self.tags.is_late(now) {
-            self.roll(now);
-        }
-        let tag = masked(&self.mask, &parts.nonce, Tag(*parts.masked_tag));
-        let owner = self.tags.owner(tag)?;
+    pub(crate) fn find(&self, parts: &Parts<'_>) -> Option<Found<'_>> {
+        let owner = self.tags.owner(tag_of(&self.mask, parts))?;
         let at = usize::try_from(owner.client).ok()?;
         let (sender, pair) = self.senders.get(at)?.as_ref()?;
         Some(Found { sender: *sender, pair, epoch: owner.epoch })

@@ -46,7 +46,7 @@ pub use client::ClientId;
 pub use drop_reason::DropReason;
 pub use duration::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
 pub use item::{Item, ItemError, Items, Port, PortRange, ServiceName, Transport};
-pub use keyring::Sender;
+pub use keyring::{Sender, Sieve};
 pub use packet::{
     Nonce, PacketLength, PacketLengthError, SealError, TAG_LENGTH, UDP_HEADER_LENGTH, seal,
     seal_announcement,

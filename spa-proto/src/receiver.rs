@@ -4,7 +4,7 @@ use crate::announcement::{Announcement, AnnouncementKind};
 use crate::client::ClientId;
 use crate::drop_reason::DropReason;
 use crate::item::PortRange;
-use crate::keyring::{Found, Keyring, Sender};
+use crate::keyring::{Found, Keyring, Sender, Sieve};
 use crate::packet::{Nonce, PacketLength, Parts};
 use crate::replay::{Accepted, Closed, ReplayWindow, WindowState};
 use crate::request::{MessageType, Request};
@@ -152,6 +152,7 @@ pub struct Receiver {
     kin: HashMap<ClientId, Vec<ClientId>>,
     barrier: UnixMicros,
     skewed: Allowance,
+    generation: u64,
 }
 
 impl Receiver {
@@ -165,6 +166,7 @@ impl Receiver {
             kin: HashMap::new(),
             barrier: UnixMicros::default(),
             skewed: Allowance::default(),
+            generation: 0,
         }
     }
 
@@ -174,6 +176,7 @@ impl Receiver {
     pub fn set_clients(&mut self, clients: impl IntoIterator<Item = (ClientId, PairSecret)>) {
         let senders = clients.into_iter().map(|(id, pair)| (Sender::Client(id), pair));
         self.present.replace(senders);
+        self.has_changed();
     }
 
     /// Replaces an identity of the server and all who seal packets to it, as
@@ -189,11 +192,13 @@ impl Receiver {
             ServerKey::Present => self.present = keyring,
             ServerKey::Previous => self.previous = Some(keyring),
         }
+        self.has_changed();
     }
 
     /// Nothing is accepted under the previous identity any more.
     pub fn forget_previous(&mut self) {
         self.previous = None;
+        self.has_changed();
     }
 
     /// Adds a client, or gives one another pair secret, without a look at the others.
@@ -205,6 +210,7 @@ impl Receiver {
         if let Some(keyring) = keyring {
             keyring.add(Sender::Client(client), pair);
         }
+        self.has_changed();
     }
 
     /// Replaces what is known of clients that have had several keys (§9): for a key, the other
@@ -227,14 +233,36 @@ impl Receiver {
         for keyring in [Some(&mut self.present), self.previous.as_mut()].into_iter().flatten() {
             keyring.remove(Sender::Client(client));
         }
+        self.has_changed();
     }
 
     /// Moves the tag table to the epochs around `now`. Called about once a second it keeps the
     /// work off [`receive`](Self::receive), which does it only when the clock has jumped.
     pub fn roll(&mut self, now: UnixMicros) {
-        for keyring in [Some(&mut self.present), self.previous.as_mut()].into_iter().flatten() {
-            keyring.roll(now);
+        let keyrings = [Some(&mut self.present), self.previous.as_mut()].into_iter().flatten();
+        for keyring in keyrings {
+            if keyring.roll(now) {
+                self.generation = self.generation.wrapping_add(1);
+            }
         }
+    }
+
+    /// What finds most noise without this receiver, until [`generation`](Self::generation) says
+    /// something else.
+    pub fn sieve(&self) -> Sieve {
+        Sieve::of(
+            self.settings.length,
+            [Some(&self.present), self.previous.as_ref()].into_iter().flatten(),
+        )
+    }
+
+    /// Grows by each change of what [`sieve`](Self::sieve) gives.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    const fn has_changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
     }
 
     /// Judges one datagram, in the order of §6. Nothing is allocated before the MAC holds.
@@ -252,15 +280,13 @@ impl Receiver {
     ) -> Result<Verdict, Dropped> {
         let parts = Parts::of(datagram, self.settings.length).ok_or(DropReason::Length)?;
 
-        let present = self.present.find(now, &parts).map(|found| (found, ServerKey::Present));
-        let (found, server_key) = match (present, &mut self.previous) {
-            (Some(found), _) => found,
-            (None, Some(previous)) => previous
-                .find(now, &parts)
-                .map(|found| (found, ServerKey::Previous))
-                .ok_or(DropReason::UnknownTag)?,
-            (None, None) => return Err(DropReason::UnknownTag.into()),
-        };
+        let is_late = |keyring: &Keyring| keyring.is_late(now);
+        if is_late(&self.present) || self.previous.as_ref().is_some_and(is_late) {
+            self.roll(now);
+        }
+        let present = || self.present.find(&parts).map(|found| (found, ServerKey::Present));
+        let previous = || Some((self.previous.as_ref()?.find(&parts)?, ServerKey::Previous));
+        let (found, server_key) = present().or_else(previous).ok_or(DropReason::UnknownTag)?;
         let Found { sender, pair, epoch } = found;
         let window = self.settings.freshness.get();
         let fresh = Epoch::of(now.saturating_sub(window))..=Epoch::of(now.saturating_add(window));

@@ -3,12 +3,12 @@
 use crate::packet::Nonce;
 use crate::secret::{MaskKey, PairSecret};
 use crate::time::UnixMicros;
+use alloc::vec;
+use alloc::vec::Vec;
 use chacha20::ChaCha20;
 use chacha20::cipher::{KeyIvInit, StreamCipher};
 use core::fmt;
-use core::hash::{BuildHasherDefault, Hash, Hasher};
 use core::ops::RangeInclusive;
-use hashbrown::HashMap;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -32,7 +32,7 @@ impl Epoch {
 }
 
 /// The key hint of one client in one epoch; equally, the same bytes under the mask.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tag(pub [u8; 16]);
 
 impl Tag {
@@ -58,16 +58,6 @@ impl fmt::Debug for Tag {
     }
 }
 
-/// The tag is the output of a pseudo-random function: its first bytes are a good hash. Tags that
-/// an attacker chooses are only looked up, never inserted, so they can't make the table slow.
-impl Hash for Tag {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        if let Some(first) = self.0.first_chunk() {
-            state.write_u64(u64::from_ne_bytes(*first));
-        }
-    }
-}
-
 /// The tag under the mask; its own inverse (§4.3).
 ///
 /// The mask is the first 16 bytes of the ChaCha20 (RFC 8439) key stream under `K_mask` with the
@@ -84,9 +74,17 @@ pub fn masked(mask: &MaskKey, nonce: &Nonce, tag: Tag) -> Tag {
 }
 
 /// The tags of all clients in the eight epochs around the present.
-#[derive(Default)]
+///
+/// Made for what is not in it: a look-up of noise touches one line of the processor's cache, or two
+/// (open addressing, linear probing). Of each tag 96 bits are kept; whose tag it is is only a hint,
+/// and two of 100,000 clients share one in 10^16 years.
+#[derive(Clone, Default)]
 pub(crate) struct TagTable {
-    owners: HashMap<Tag, Owner, BuildHasherDefault<FirstBytes>>,
+    /// The first 8 bytes of the tag in each slot; 0: the slot is free.
+    heads: Vec<u64>,
+    /// What belongs to them.
+    owners: Vec<Slot>,
+    taken: usize,
     epochs: Option<RangeInclusive<u64>>,
 }
 
@@ -98,9 +96,39 @@ pub(crate) struct Owner {
     pub(crate) epoch: Epoch,
 }
 
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    /// The next 4 bytes of the tag.
+    more: u32,
+    /// Index into the list of senders, above the last bits of the epoch.
+    whose: u32,
+}
+
+/// Eight epochs in a row differ in so many bits.
+const EPOCH_BITS: u32 = 3;
+/// Slots of the smallest table.
+const FEWEST_SLOTS: usize = 16;
+
 impl TagTable {
+    /// The most senders that there can be.
+    pub(crate) const MOST: u32 = u32::MAX >> EPOCH_BITS;
+
     pub(crate) fn owner(&self, tag: Tag) -> Option<Owner> {
-        self.owners.get(&tag).copied()
+        let (head, more) = split(tag);
+        let mut at = self.home(head);
+        loop {
+            match *self.heads.get(at)? {
+                0 => return None,
+                held if held == head => {
+                    let slot = self.owners.get(at)?;
+                    if slot.more == more {
+                        return self.owner_of(*slot);
+                    }
+                }
+                _ => {}
+            }
+            at = self.after(at);
+        }
     }
 
     /// Whether `now` has left the epoch around which the table lies, or lies right beside it.
@@ -109,66 +137,137 @@ impl TagTable {
         self.epochs.as_ref().is_none_or(|held| held.start().abs_diff(*wanted.start()) > 1)
     }
 
-    /// Moves the table to the epochs around `now`: forgets those that lie behind it, computes
-    /// those that are new. Costs one HMAC a client and new epoch.
-    pub(crate) fn roll<'a>(
-        &mut self,
+    /// The table for the epochs around `now`, which keeps what there is of it already; `None`: it
+    /// is this one. Costs one HMAC a client and new epoch.
+    pub(crate) fn rolled<'a>(
+        &self,
         now: UnixMicros,
         clients: &(impl Iterator<Item = Option<&'a PairSecret>> + Clone),
-    ) {
+    ) -> Option<Self> {
         let wanted = around(Epoch::of(now));
         if self.epochs.as_ref() == Some(&wanted) {
-            return;
+            return None;
         }
-        self.owners.retain(|_, owner| wanted.contains(&owner.epoch.0));
-        for epoch in wanted.clone() {
-            if self.epochs.as_ref().is_some_and(|held| held.contains(&epoch)) {
-                continue;
+        let kept = self.entries().filter(|(.., owner)| wanted.contains(&owner.epoch.0)).count();
+        let is_new = |epoch: &u64| !self.epochs.as_ref().is_some_and(|held| held.contains(epoch));
+        let new: Vec<u64> = wanted.clone().filter(is_new).collect();
+        let each = clients.clone().flatten().count();
+        let mut rolled = Self::for_tags(kept.saturating_add(each.saturating_mul(new.len())));
+        rolled.epochs = Some(wanted.clone());
+        for (head, more, owner) in self.entries() {
+            if wanted.contains(&owner.epoch.0) {
+                rolled.put(head, more, owner);
             }
+        }
+        for epoch in new.into_iter().map(Epoch) {
             for (client, pair) in (0..).zip(clients.clone()) {
-                let Some(pair) = pair else { continue };
-                let epoch = Epoch(epoch);
-                self.owners.insert(Tag::of(pair, epoch), Owner { client, epoch });
+                if let Some(pair) = pair {
+                    let (head, more) = split(Tag::of(pair, epoch));
+                    rolled.put(head, more, Owner { client, epoch });
+                }
             }
         }
-        self.epochs = Some(wanted);
+        Some(rolled)
     }
 
     /// Adds the tags of one client in the epochs that the table holds.
     pub(crate) fn add(&mut self, client: u32, pair: &PairSecret) {
-        for epoch in self.epochs.clone().into_iter().flatten().map(Epoch) {
-            self.owners.insert(Tag::of(pair, epoch), Owner { client, epoch });
+        let epochs = self.epochs.clone().into_iter().flatten();
+        if self.is_full_with(epochs.clone().count()) {
+            let mut wider = Self::for_tags(self.taken.saturating_mul(2));
+            wider.epochs.clone_from(&self.epochs);
+            self.entries().for_each(|(head, more, owner)| wider.put(head, more, owner));
+            *self = wider;
+        }
+        for epoch in epochs.map(Epoch) {
+            let (head, more) = split(Tag::of(pair, epoch));
+            self.put(head, more, Owner { client, epoch });
         }
     }
 
     /// Takes the tags of one client out.
     pub(crate) fn remove(&mut self, client: u32) {
-        self.owners.retain(|_, owner| owner.client != client);
+        let mut others = Self::for_tags(self.taken);
+        others.epochs.clone_from(&self.epochs);
+        for (head, more, owner) in self.entries().filter(|(.., owner)| owner.client != client) {
+            others.put(head, more, owner);
+        }
+        *self = others;
     }
+
+    /// How many tags it holds.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.entries().count()
+    }
+
+    /// An empty table with room for so many: three of four slots are taken then.
+    fn for_tags(tags: usize) -> Self {
+        let slots = tags.saturating_add(tags / 3).max(FEWEST_SLOTS);
+        let (heads, owners) = (vec![0; slots], vec![Slot::default(); slots]);
+        Self { heads, owners, taken: 0, epochs: None }
+    }
+
+    fn is_full_with(&self, more: usize) -> bool {
+        self.taken.saturating_add(more) > self.heads.len().saturating_sub(self.heads.len() / 4)
+    }
+
+    /// There is room: nobody puts more in than the table was made for.
+    fn put(&mut self, head: u64, more: u32, owner: Owner) {
+        let epoch = u32::try_from(owner.epoch.0 & ((1 << EPOCH_BITS) - 1)).unwrap_or_default();
+        let slot = Slot { more, whose: owner.client << EPOCH_BITS | epoch };
+        let mut at = self.home(head);
+        while let Some(held) = self.heads.get_mut(at) {
+            if *held == 0 {
+                *held = head;
+                if let Some(free) = self.owners.get_mut(at) {
+                    *free = slot;
+                }
+                self.taken = self.taken.saturating_add(1);
+                return;
+            }
+            at = self.after(at);
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (u64, u32, Owner)> {
+        let taken = self.heads.iter().zip(&self.owners).filter(|(head, _)| **head != 0);
+        taken.filter_map(|(head, slot)| Some((*head, slot.more, self.owner_of(*slot)?)))
+    }
+
+    /// The epoch is the one of those that the table holds with these last bits.
+    fn owner_of(&self, slot: Slot) -> Option<Owner> {
+        let first = *self.epochs.as_ref()?.start();
+        let bits = u64::from(slot.whose) & ((1 << EPOCH_BITS) - 1);
+        let ahead = bits.wrapping_sub(first) & ((1 << EPOCH_BITS) - 1);
+        let epoch = Epoch(first.saturating_add(ahead));
+        Some(Owner { client: slot.whose >> EPOCH_BITS, epoch })
+    }
+
+    /// Where the search for a head begins. The tag is the output of a pseudo-random function, so
+    /// that its bytes are a good hash. Tags that an attacker chooses are only looked up, never put
+    /// in: they can't make the table slow.
+    fn home(&self, head: u64) -> usize {
+        let scaled = u128::from(head).saturating_mul(self.heads.len() as u128) >> 64;
+        usize::try_from(scaled).unwrap_or_default()
+    }
+
+    fn after(&self, at: usize) -> usize {
+        let next = at.saturating_add(1);
+        if next < self.heads.len() { next } else { 0 }
+    }
+}
+
+/// The 96 bits that the table keeps. The first of them are never all 0.
+fn split(Tag(tag): Tag) -> (u64, u32) {
+    let bits = u128::from_le_bytes(tag);
+    let head = u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
+    let more = u32::try_from((bits >> 64) & u128::from(u32::MAX)).unwrap_or_default();
+    (head.max(1), more)
 }
 
 fn around(epoch: Epoch) -> RangeInclusive<u64> {
     epoch.0.saturating_sub(EPOCHS_BEHIND)..=epoch.0.saturating_add(EPOCHS_AHEAD)
-}
-
-/// Passes through the one `u64` that [`Tag`] hashes to.
-#[derive(Default)]
-struct FirstBytes(u64);
-
-impl Hasher for FirstBytes {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 #[cfg(test)]
@@ -184,14 +283,71 @@ mod tests {
         UnixMicros::from_secs(epoch * 60 + 7)
     }
 
+    fn roll<'a>(
+        table: &mut TagTable,
+        now: UnixMicros,
+        clients: &(impl Iterator<Item = Option<&'a PairSecret>> + Clone),
+    ) {
+        if let Some(rolled) = table.rolled(now, clients) {
+            *table = rolled;
+        }
+    }
+
+    fn sorted(table: &TagTable) -> Vec<(u64, u32, u32, u64)> {
+        let entries = table.entries();
+        let mut all: Vec<_> =
+            entries.map(|(head, more, owner)| (head, more, owner.client, owner.epoch.0)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// However full it is, and also at the end, where the search goes on at the beginning.
+    #[test]
+    fn what_was_put_in_is_found_and_nothing_else() {
+        let secret = |n: u32| {
+            let mut key = [7; 32];
+            key[..4].copy_from_slice(&n.to_be_bytes());
+            PairSecret::new(key, [0; 32], [0; 32])
+        };
+        let pairs: Vec<PairSecret> = (0..700).map(secret).collect();
+        let mut table = TagTable::default();
+        roll(&mut table, at(100), &pairs[..500].iter().map(Some));
+        for (client, pair) in (500..).zip(&pairs[500..600]) {
+            table.add(client, pair);
+        }
+        table.remove(17);
+        for (client, pair) in (0..).zip(&pairs) {
+            let known = client < 600 && client != 17;
+            for epoch in (96..=103).map(Epoch) {
+                let owner = known.then_some(Owner { client, epoch });
+                assert_eq!(table.owner(Tag::of(pair, epoch)), owner);
+            }
+        }
+        assert!(table.taken * 4 <= table.heads.len() * 3);
+        // The last slot, and a head that would mean a free one.
+        let mut table = TagTable::for_tags(3);
+        table.epochs = Some(8..=15);
+        for client in 0..3 {
+            table.put(u64::MAX - u64::from(client), 5, Owner { client, epoch: Epoch(9) });
+        }
+        assert_eq!(table.heads[0], u64::MAX - 1);
+        let mut tag = [0xff; 16];
+        tag[0] = 0xfd;
+        tag[8..12].copy_from_slice(&5u32.to_le_bytes());
+        assert_eq!(table.owner(Tag(tag)), Some(Owner { client: 2, epoch: Epoch(9) }));
+        tag[8] = 6;
+        assert_eq!(table.owner(Tag(tag)), None);
+        assert_eq!(split(Tag([0; 16])), (1, 0));
+    }
+
     #[test]
     fn the_table_holds_eight_epochs_and_rolls_with_the_clock() {
         let pairs = pairs();
         let mut table = TagTable::default();
         assert!(table.is_late(at(100)));
         for now in [100, 101, 105, 300, 90] {
-            table.roll(at(now), &pairs.iter().map(Some));
-            assert_eq!(table.owners.len(), 8 * pairs.len());
+            roll(&mut table, at(now), &pairs.iter().map(Some));
+            assert_eq!(table.len(), 8 * pairs.len());
             for (client, pair) in (0..).zip(&pairs) {
                 for epoch in now - 4..=now + 3 {
                     let owner = Owner { client, epoch: Epoch(epoch) };
@@ -209,22 +365,22 @@ mod tests {
     fn a_client_comes_and_goes_without_the_others() {
         let pairs = pairs();
         let mut whole = TagTable::default();
-        whole.roll(at(100), &pairs.iter().map(Some));
+        roll(&mut whole, at(100), &pairs.iter().map(Some));
         let mut table = TagTable::default();
-        table.roll(at(100), &pairs.iter().take(2).map(Some));
+        roll(&mut table, at(100), &pairs.iter().take(2).map(Some));
         table.add(2, &pairs[2]);
-        assert_eq!(table.owners, whole.owners);
+        assert_eq!(sorted(&table), sorted(&whole));
         table.remove(1);
         assert_eq!(table.owner(Tag::of(&pairs[1], Epoch(100))), None);
-        assert_eq!(table.owners.len(), 16);
+        assert_eq!(table.len(), 16);
         // Nor does it come back with the next epoch.
-        table.roll(at(101), &[Some(&pairs[0]), None, Some(&pairs[2])].into_iter());
+        roll(&mut table, at(101), &[Some(&pairs[0]), None, Some(&pairs[2])].into_iter());
         assert_eq!(table.owner(Tag::of(&pairs[1], Epoch(104))), None);
-        assert_eq!(table.owners.len(), 16);
+        assert_eq!(table.len(), 16);
         // Before the first roll there is nothing to add to.
         let mut early = TagTable::default();
         early.add(0, &pairs[0]);
-        assert!(early.owners.is_empty());
+        assert!(early.len() == 0);
     }
 
     #[test]

@@ -45,7 +45,12 @@ pub struct Now {
 impl Now {
     /// Reads the kernel's clocks.
     pub fn read() -> Self {
-        Self::read_by(BootMicros::now, || UnixMicros(micros(ClockId::CLOCK_REALTIME)))
+        Self::read_by(BootMicros::now, Self::realtime)
+    }
+
+    /// The realtime clock alone, which takes less time.
+    pub fn realtime() -> UnixMicros {
+        UnixMicros(micros(ClockId::CLOCK_REALTIME))
     }
 
     /// A process that was held up between its two readings would see a jump where there is none.

@@ -11,11 +11,12 @@ use crate::counters::{Counters, Dropped};
 use crate::frame::{Datagram, FrameError};
 use crate::policy::{Permit, Policy};
 use spa_proto::{
-    Announced, DropReason, Freshness, Knock, Nonce, PortRange, Receiver, Skew, Verdict,
+    Announced, DropReason, Freshness, Knock, Nonce, PortRange, Receiver, Sieve, Skew, Verdict,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -66,18 +67,51 @@ pub struct Judge {
 
 /// A [`Judge`] that several threads use.
 #[derive(Clone)]
-pub struct SharedJudge(Arc<Mutex<Judge>>);
+pub struct SharedJudge {
+    judge: Arc<Mutex<Judge>>,
+    /// The receiver's, for those who don't hold the lock.
+    generation: Arc<AtomicU64>,
+}
 
 impl SharedJudge {
     /// Shares `judge`.
     pub fn new(judge: Judge) -> Self {
-        Self(Arc::new(Mutex::new(judge)))
+        let generation = Arc::new(AtomicU64::new(judge.receiver.generation()));
+        Self { judge: Arc::new(Mutex::new(judge)), generation }
     }
 
     /// Waits for the others. Everything behind the lock is whole between two statements, so a
     /// thread that panicked leaves nothing half done.
-    pub fn lock(&self) -> MutexGuard<'_, Judge> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn lock(&self) -> Locked<'_> {
+        let judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { judge, generation: &self.generation }
+    }
+}
+
+/// A [`Judge`] that nobody else uses meanwhile. When it is given back, the capture threads learn
+/// whether their sieves still hold.
+pub struct Locked<'a> {
+    judge: MutexGuard<'a, Judge>,
+    generation: &'a AtomicU64,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Judge;
+
+    fn deref(&self) -> &Judge {
+        &self.judge
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Judge {
+        &mut self.judge
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.generation.store(self.judge.receiver.generation(), Ordering::Release);
     }
 }
 
@@ -180,8 +214,13 @@ impl Judge {
 }
 
 /// What one capture thread does with each frame.
+///
+/// Noise costs it no lock, no system call and no allocation: it does not get through the sieve.
 pub struct Pipeline {
     judge: SharedJudge,
+    sieve: Sieve,
+    /// Of which generation it is.
+    generation: u64,
     counters: Arc<Counters>,
     queue: mpsc::Sender<Candidate>,
     announcements: mpsc::Sender<Announced>,
@@ -198,32 +237,46 @@ impl Pipeline {
         queue: mpsc::Sender<Candidate>,
         announcements: mpsc::Sender<Announced>,
     ) -> Self {
-        Self { judge, counters, queue, announcements, kernel_drops: 0 }
+        let (sieve, generation) = {
+            let judge = judge.lock();
+            (judge.receiver.sieve(), judge.receiver.generation())
+        };
+        Self { judge, sieve, generation, counters, queue, announcements, kernel_drops: 0 }
     }
-}
 
-impl Sink for Pipeline {
-    fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>) {
-        let verdict = {
+    /// Whether it is noise, without a question to the judge. Somebody whose key was added a moment
+    /// ago is none.
+    fn sift(&mut self, payload: &[u8]) -> Result<(), DropReason> {
+        if self.judge.generation.load(Ordering::Acquire) != self.generation {
+            let judge = self.judge.lock();
+            (self.sieve, self.generation) = (judge.receiver.sieve(), judge.receiver.generation());
+        }
+        self.sieve.sift(Now::realtime(), payload)
+    }
+
+    fn hand_on(&mut self, interface: u32, datagram: &Datagram<'_>) -> Result<(), Dropped> {
+        self.sift(datagram.payload).map_err(Dropped::Protocol)?;
+        let judged = {
             let mut judge = self.judge.lock();
             // Not before the lock is ours: who waited for it would see the clock go back.
             let now = Now::read();
             judge.judge(now, datagram.source, interface, datagram.payload)
         };
-        let dropped = match verdict {
-            // A full queue: the client's next knock, a fresh one, will find room.
-            Ok(Judged::Knock(candidate)) => match self.queue.try_send(candidate) {
-                Ok(()) => return,
-                Err(_) => Dropped::Overloaded,
-            },
-            Ok(Judged::Announced(announced)) => match self.announcements.try_send(announced) {
-                Ok(()) => return,
-                Err(_) => Dropped::Overloaded,
-            },
-            Err(dropped) => dropped,
+        let is_sent = match judged? {
+            Judged::Knock(candidate) => self.queue.try_send(candidate).is_ok(),
+            Judged::Announced(announced) => self.announcements.try_send(announced).is_ok(),
         };
-        self.counters.dropped_one(&dropped);
-        tracing::debug!(source = %datagram.source, interface, reason = dropped.as_str(), "dropped");
+        // A full queue: the client's next knock, a fresh one, will find room.
+        if is_sent { Ok(()) } else { Err(Dropped::Overloaded) }
+    }
+}
+
+impl Sink for Pipeline {
+    fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>) {
+        if let Err(dropped) = self.hand_on(interface, datagram) {
+            self.counters.dropped_one(&dropped);
+            tracing::debug!(source = %datagram.source, interface, reason = dropped.as_str(), "dropped");
+        }
     }
 
     fn malformed(&mut self, error: FrameError) {
@@ -281,8 +334,8 @@ mod tests {
     use crate::policy::{ClientRules, Prefixes, Rate};
     use crate::service::Service;
     use spa_proto::{
-        ClientId, Item, MaskKey, MessageType, PacketLength, PairSecret, Request, Settings,
-        UnixMicros, seal,
+        ClientId, Item, MaskKey, MessageType, PacketLength, PairSecret, Request, ServerKey,
+        Settings, UnixMicros, seal,
     };
 
     const NOW: Now =
@@ -395,41 +448,92 @@ mod tests {
         assert_eq!(judge.receiver.barrier(), NOW.realtime.saturating_add(Freshness::MAX));
     }
 
+    fn datagram(payload: &[u8]) -> Datagram<'_> {
+        Datagram {
+            source: source(),
+            source_port: 4000,
+            destination: source(),
+            destination_port: 62201,
+            interface_index: None,
+            payload,
+        }
+    }
+
+    fn knock_now(nonce: u8) -> Vec<u8> {
+        let request = Request {
+            message_type: MessageType::Open,
+            items: "ssh".parse::<Item>().unwrap().try_into().unwrap(),
+            bound_source: None,
+            lifetime: None,
+        };
+        let mask = MaskKey::new([9; 32]);
+        let length = PacketLength::default();
+        seal(&secret(), &mask, &request, Now::realtime(), Nonce([nonce; 24]), length).unwrap()
+    }
+
     #[test]
     fn a_full_queue_drops_and_counts() {
         let (queue, mut waiting) = mpsc::channel(1);
         let counters = Arc::new(Counters::default());
         let mut judge = judge();
         // The sink reads the real clock.
-        let now = Now::read();
-        judge.steps = StepWatch::new(now);
+        judge.steps = StepWatch::new(Now::read());
         let (announcements, _) = mpsc::channel(1);
         let shared = SharedJudge::new(judge);
         let mut pipeline = Pipeline::new(shared, Arc::clone(&counters), queue, announcements);
         for nonce in 0..3 {
-            let request = Request {
-                message_type: MessageType::Open,
-                items: "ssh".parse::<Item>().unwrap().try_into().unwrap(),
-                bound_source: None,
-                lifetime: None,
-            };
-            let mask = MaskKey::new([9; 32]);
-            let nonce = Nonce([nonce; 24]);
-            let length = PacketLength::default();
-            let packet = seal(&secret(), &mask, &request, now.realtime, nonce, length).unwrap();
-            pipeline.datagram(
-                2,
-                &Datagram {
-                    source: source(),
-                    source_port: 4000,
-                    destination: source(),
-                    destination_port: 62201,
-                    interface_index: None,
-                    payload: &packet,
-                },
-            );
+            pipeline.datagram(2, &datagram(&knock_now(nonce)));
         }
         assert!(waiting.try_recv().is_ok());
         assert_eq!(counters.dropped().get("overloaded"), Some(&2));
+    }
+
+    /// Somebody else has the judge for as long as this takes.
+    #[test]
+    fn noise_waits_for_nobody() {
+        let (queue, _knocks) = mpsc::channel(1);
+        let (announcements, _) = mpsc::channel(1);
+        let counters = Arc::new(Counters::default());
+        let shared = SharedJudge::new(judge());
+        // As it is once the daemon has started.
+        shared.lock().receiver.roll(Now::realtime());
+        let mut pipeline =
+            Pipeline::new(shared.clone(), Arc::clone(&counters), queue, announcements);
+        let held = shared.lock();
+        let (done, is_done) = std::sync::mpsc::channel();
+        let sifting = std::thread::spawn(move || {
+            pipeline.datagram(2, &datagram(&[0x5a; 216]));
+            pipeline.datagram(2, &datagram(&[0x5a; 20]));
+            done.send(()).unwrap();
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(()));
+        drop(held);
+        sifting.join().unwrap();
+        let dropped = counters.dropped();
+        assert_eq!((dropped["unknown-tag"], dropped["length"]), (1, 1));
+    }
+
+    #[test]
+    fn whoever_becomes_known_gets_through_with_the_next_datagram() {
+        let (queue, mut waiting) = mpsc::channel(8);
+        let (announcements, _) = mpsc::channel(1);
+        let mut judge = judge();
+        judge.steps = StepWatch::new(Now::read());
+        judge.receiver.set_clients([]);
+        judge.receiver.roll(Now::realtime());
+        let shared = SharedJudge::new(judge);
+        let counters = Arc::new(Counters::default());
+        let mut pipeline =
+            Pipeline::new(shared.clone(), Arc::clone(&counters), queue, announcements);
+        let mut knocks = |nonce: u8| {
+            pipeline.datagram(2, &datagram(&knock_now(nonce)));
+            waiting.try_recv().is_ok()
+        };
+        assert!(!knocks(1));
+        shared.lock().receiver.add_client(CLIENT, ServerKey::Present, secret());
+        assert!(knocks(2));
+        shared.lock().receiver.remove_client(CLIENT);
+        assert!(!knocks(3));
+        assert_eq!(counters.dropped()["unknown-tag"], 2);
     }
 }
