@@ -69,8 +69,24 @@ fn tag_of(mask: &MaskKey, parts: &Parts<'_>) -> Tag {
 pub(crate) struct Keyring {
     mask: MaskKey,
     /// Tags refer to places in it, so that none is moved; `None`: removed.
-    senders: Vec<Option<(Sender, PairSecret)>>,
+    senders: Arc<Senders>,
     tags: Arc<TagTable>,
+}
+
+type Senders = Vec<Option<(Sender, PairSecret)>>;
+
+/// A table of tags to be computed: one HMAC for each sender, most minutes.
+pub(crate) struct Roll {
+    now: UnixMicros,
+    senders: Arc<Senders>,
+    tags: Arc<TagTable>,
+}
+
+impl Roll {
+    pub(crate) fn table(&self) -> TagTable {
+        let pairs = self.senders.iter().map(|known| known.as_ref().map(|(_, pair)| pair));
+        self.tags.rolled(self.now, &pairs)
+    }
 }
 
 /// Whose packet it seems to be.
@@ -85,13 +101,13 @@ impl Keyring {
         mask: MaskKey,
         senders: impl IntoIterator<Item = (Sender, PairSecret)>,
     ) -> Self {
-        let senders = senders.into_iter().map(Some).collect();
+        let senders = Arc::new(senders.into_iter().map(Some).collect());
         Self { mask, senders, tags: Arc::default() }
     }
 
     /// The same identity of the server, with these senders and no others.
     pub(crate) fn replace(&mut self, senders: impl IntoIterator<Item = (Sender, PairSecret)>) {
-        self.senders = senders.into_iter().map(Some).collect();
+        self.senders = Arc::new(senders.into_iter().map(Some).collect());
         self.tags = Arc::default();
     }
 
@@ -101,27 +117,32 @@ impl Keyring {
         let at = u32::try_from(self.senders.len()).ok().filter(|at| *at < TagTable::MOST);
         let Some(at) = at else { return };
         Arc::make_mut(&mut self.tags).add(at, &pair);
-        self.senders.push(Some((sender, pair)));
+        Arc::make_mut(&mut self.senders).push(Some((sender, pair)));
     }
 
     pub(crate) fn remove(&mut self, sender: Sender) {
-        for (at, known) in (0..).zip(&mut self.senders) {
-            if known.as_ref().is_some_and(|(other, _)| *other == sender) {
-                *known = None;
-                Arc::make_mut(&mut self.tags).remove(at);
-            }
+        let is_it = |known: &Option<(Sender, PairSecret)>| {
+            known.as_ref().is_some_and(|(other, _)| *other == sender)
+        };
+        let Some(at) = self.senders.iter().position(is_it) else { return };
+        if let Some(known) = Arc::make_mut(&mut self.senders).get_mut(at) {
+            *known = None;
+        }
+        if let Ok(at) = u32::try_from(at) {
+            Arc::make_mut(&mut self.tags).remove(at);
         }
     }
 
-    /// Whether that changed anything.
-    pub(crate) fn roll(&mut self, now: UnixMicros) -> bool {
-        let pairs = self.senders.iter().map(|known| known.as_ref().map(|(_, pair)| pair));
-        let rolled = self.tags.rolled(now, &pairs);
-        let is_new = rolled.is_some();
-        if let Some(rolled) = rolled {
-            self.tags = Arc::new(rolled);
-        }
-        is_new
+    /// What there is to do to move the table to the epochs around `now`, for whoever has the time.
+    pub(crate) fn roll(&self, now: UnixMicros) -> Option<Roll> {
+        let is_due = !self.tags.is_around(now);
+        let (senders, tags) = (Arc::clone(&self.senders), Arc::clone(&self.tags));
+        is_due.then_some(Roll { now, senders, tags })
+    }
+
+    /// The result of a [`Roll`] of this very keyring.
+    pub(crate) fn take(&mut self, tags: TagTable) {
+        self.tags = Arc::new(tags);
     }
 
     pub(crate) fn is_late(&self, now: UnixMicros) -> bool {

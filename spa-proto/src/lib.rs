@@ -51,7 +51,10 @@ pub use packet::{
     Nonce, PacketLength, PacketLengthError, SealError, TAG_LENGTH, UDP_HEADER_LENGTH, seal,
     seal_announcement,
 };
-pub use receiver::{Announced, Dropped, Knock, Receiver, ServerKey, Settings, Skew, Verdict};
+pub use receiver::{
+    Announced, BegunRoll, ComputedRoll, Dropped, Knock, Receiver, ServerKey, Settings, Skew,
+    Verdict,
+};
 pub use replay::{Accepted, Closed, WindowState};
 pub use request::{MessageType, Request};
 pub use secret::{MaskKey, PairSecret};

@@ -4,12 +4,12 @@ use crate::announcement::{Announcement, AnnouncementKind};
 use crate::client::ClientId;
 use crate::drop_reason::DropReason;
 use crate::item::PortRange;
-use crate::keyring::{Found, Keyring, Sender, Sieve};
+use crate::keyring::{Found, Keyring, Roll, Sender, Sieve};
 use crate::packet::{Nonce, PacketLength, Parts};
 use crate::replay::{Accepted, Closed, ReplayWindow, WindowState};
 use crate::request::{MessageType, Request};
 use crate::secret::{MaskKey, PairSecret};
-use crate::tag::Epoch;
+use crate::tag::{Epoch, TagTable};
 use crate::time::{Freshness, UnixMicros};
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -127,6 +127,32 @@ impl From<DropReason> for Dropped {
     }
 }
 
+/// Tag tables that are to be computed: see [`Receiver::begin_roll`].
+pub struct BegunRoll {
+    generation: u64,
+    present: Option<Roll>,
+    previous: Option<Roll>,
+}
+
+impl BegunRoll {
+    /// Does the work: an HMAC for each client and identity of the server, most minutes.
+    pub fn compute(self) -> ComputedRoll {
+        let table = |roll: Option<Roll>| roll.map(|roll| roll.table());
+        ComputedRoll {
+            generation: self.generation,
+            present: table(self.present),
+            previous: table(self.previous),
+        }
+    }
+}
+
+/// Tag tables for [`Receiver::end_roll`].
+pub struct ComputedRoll {
+    generation: u64,
+    present: Option<TagTable>,
+    previous: Option<TagTable>,
+}
+
 /// Judges datagrams, and remembers the knocks that were accepted.
 ///
 /// ```
@@ -236,15 +262,38 @@ impl Receiver {
         self.has_changed();
     }
 
-    /// Moves the tag table to the epochs around `now`. Called about once a second it keeps the
-    /// work off [`receive`](Self::receive), which does it only when the clock has jumped.
+    /// Moves the tag table to the epochs around `now`. [`receive`](Self::receive) does it only when
+    /// the clock has jumped: whoever has many clients keeps the work off it by
+    /// [`begin_roll`](Self::begin_roll), about once a second.
     pub fn roll(&mut self, now: UnixMicros) {
-        let keyrings = [Some(&mut self.present), self.previous.as_mut()].into_iter().flatten();
-        for keyring in keyrings {
-            if keyring.roll(now) {
-                self.generation = self.generation.wrapping_add(1);
-            }
+        if let Some(begun) = self.begin_roll(now) {
+            self.end_roll(begun.compute());
         }
+    }
+
+    /// What [`roll`](Self::roll) would have to compute, if anything: so that it can be computed
+    /// while this receiver is in use.
+    pub fn begin_roll(&self, now: UnixMicros) -> Option<BegunRoll> {
+        let present = self.present.roll(now);
+        let previous = self.previous.as_ref().and_then(|previous| previous.roll(now));
+        let generation = self.generation;
+        let is_due = present.is_some() || previous.is_some();
+        is_due.then_some(BegunRoll { generation, present, previous })
+    }
+
+    /// Takes what was computed. It is worth nothing any more if the clients have changed since:
+    /// then it is dropped, and has to be begun anew.
+    pub fn end_roll(&mut self, computed: ComputedRoll) {
+        if computed.generation != self.generation {
+            return;
+        }
+        if let Some(tags) = computed.present {
+            self.present.take(tags);
+        }
+        if let (Some(previous), Some(tags)) = (&mut self.previous, computed.previous) {
+            previous.take(tags);
+        }
+        self.has_changed();
     }
 
     /// What finds most noise without this receiver, until [`generation`](Self::generation) says

@@ -137,17 +137,19 @@ impl TagTable {
         self.epochs.as_ref().is_none_or(|held| held.start().abs_diff(*wanted.start()) > 1)
     }
 
-    /// The table for the epochs around `now`, which keeps what there is of it already; `None`: it
-    /// is this one. Costs one HMAC a client and new epoch.
+    /// Whether `now` lies in the epoch around which the table lies.
+    pub(crate) fn is_around(&self, now: UnixMicros) -> bool {
+        self.epochs.as_ref() == Some(&around(Epoch::of(now)))
+    }
+
+    /// The table for the epochs around `now`, which keeps what there is of it already. Costs one
+    /// HMAC a client and new epoch.
     pub(crate) fn rolled<'a>(
         &self,
         now: UnixMicros,
         clients: &(impl Iterator<Item = Option<&'a PairSecret>> + Clone),
-    ) -> Option<Self> {
+    ) -> Self {
         let wanted = around(Epoch::of(now));
-        if self.epochs.as_ref() == Some(&wanted) {
-            return None;
-        }
         let kept = self.entries().filter(|(.., owner)| wanted.contains(&owner.epoch.0)).count();
         let is_new = |epoch: &u64| !self.epochs.as_ref().is_some_and(|held| held.contains(epoch));
         let new: Vec<u64> = wanted.clone().filter(is_new).collect();
@@ -167,7 +169,7 @@ impl TagTable {
                 }
             }
         }
-        Some(rolled)
+        rolled
     }
 
     /// Adds the tags of one client in the epochs that the table holds.
@@ -288,9 +290,7 @@ mod tests {
         now: UnixMicros,
         clients: &(impl Iterator<Item = Option<&'a PairSecret>> + Clone),
     ) {
-        if let Some(rolled) = table.rolled(now, clients) {
-            *table = rolled;
-        }
+        *table = table.rolled(now, clients);
     }
 
     fn sorted(table: &TagTable) -> Vec<(u64, u32, u32, u64)> {

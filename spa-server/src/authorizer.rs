@@ -32,6 +32,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// A knock that was fresh when it was captured is so for as long again: what has waited longer did so
 /// in a process that was frozen, or a machine that slept.
@@ -68,6 +69,8 @@ pub struct Authorizer<G, R, L> {
     half_revoked: Vec<(Grant, &'static str)>,
     /// Withdrawn, and nobody has been told yet.
     foreign: Vec<Element>,
+    /// The tags of the next minute are being computed.
+    rolling: Option<JoinHandle<()>>,
 }
 
 const FORBIDDEN: &str = "the configuration forbids it";
@@ -119,6 +122,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             rearranged: false,
             half_revoked: Vec::new(),
             foreign: Vec::new(),
+            rolling: None,
         }
     }
 

@@ -9,6 +9,7 @@ use crate::gate::Gate;
 use crate::grants::GrantStore;
 use crate::replay_store::{Mark, ReplayStore, Snapshot};
 use spa_proto::{ClientId, UnixMicros};
+use tokio::task::spawn_blocking;
 
 impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// What is due every second: grants whose time is over, the clock, the stores, the audit. Says
@@ -30,13 +31,29 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             let mut judge = self.judge.lock();
             // Time has passed if tools had to be waited for.
             let now = Now::read();
-            judge.receiver.roll(now.realtime);
             judge.refusals.due(now.boottime)
         };
+        self.roll_tags(Now::realtime());
         for line in lines {
             audit::write_refusal(&self.client_name(&line.client), &line);
         }
         stepped
+    }
+
+    /// Has the tags of the next minute computed, where that is due: on a thread of its own. With
+    /// many clients it takes long, and knocks are to be judged meanwhile.
+    fn roll_tags(&mut self, now: UnixMicros) {
+        if self.rolling.as_ref().is_some_and(|rolling| !rolling.is_finished()) {
+            return;
+        }
+        let begun = self.judge.lock().receiver.begin_roll(now);
+        self.rolling = begun.map(|begun| {
+            let judge = self.judge.clone();
+            spawn_blocking(move || {
+                let computed = begun.compute();
+                judge.lock().receiver.end_roll(computed);
+            })
+        });
     }
 
     /// The kernel closes by its own timer; this covers what that timer does not see: it stands
