@@ -76,8 +76,7 @@ pub fn masked(mask: &MaskKey, nonce: &Nonce, tag: Tag) -> Tag {
 /// The tags of all clients in the eight epochs around the present.
 ///
 /// Made for what is not in it: a look-up of noise touches one line of the processor's cache, or two
-/// (open addressing, linear probing). Of each tag 96 bits are kept; whose tag it is is only a hint,
-/// and two of 100,000 clients share one in 10^16 years.
+/// (open addressing, linear probing).
 #[derive(Clone, Default)]
 pub(crate) struct TagTable {
     /// The first 8 bytes of the tag in each slot; 0: the slot is free.
@@ -98,8 +97,8 @@ pub(crate) struct Owner {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
-    /// The next 4 bytes of the tag.
-    more: u32,
+    /// The other 8 bytes of the tag; in halves, so that a slot is not longer than what is in it.
+    tail: [u32; 2],
     /// Index into the list of senders, above the last bits of the epoch.
     whose: u32,
 }
@@ -114,14 +113,14 @@ impl TagTable {
     pub(crate) const MOST: u32 = u32::MAX >> EPOCH_BITS;
 
     pub(crate) fn owner(&self, tag: Tag) -> Option<Owner> {
-        let (head, more) = split(tag);
+        let (head, tail) = split(tag);
         let mut at = self.home(head);
         loop {
             match *self.heads.get(at)? {
                 0 => return None,
                 held if held == head => {
                     let slot = self.owners.get(at)?;
-                    if slot.more == more {
+                    if slot.tail == tail {
                         return self.owner_of(*slot);
                     }
                 }
@@ -156,16 +155,16 @@ impl TagTable {
         let each = clients.clone().flatten().count();
         let mut rolled = Self::for_tags(kept.saturating_add(each.saturating_mul(new.len())));
         rolled.epochs = Some(wanted.clone());
-        for (head, more, owner) in self.entries() {
+        for (head, tail, owner) in self.entries() {
             if wanted.contains(&owner.epoch.0) {
-                rolled.put(head, more, owner);
+                rolled.put(head, tail, owner);
             }
         }
         for epoch in new.into_iter().map(Epoch) {
             for (client, pair) in (0..).zip(clients.clone()) {
                 if let Some(pair) = pair {
-                    let (head, more) = split(Tag::of(pair, epoch));
-                    rolled.put(head, more, Owner { client, epoch });
+                    let (head, tail) = split(Tag::of(pair, epoch));
+                    rolled.put(head, tail, Owner { client, epoch });
                 }
             }
         }
@@ -178,12 +177,12 @@ impl TagTable {
         if self.is_full_with(epochs.clone().count()) {
             let mut wider = Self::for_tags(self.taken.saturating_mul(2));
             wider.epochs.clone_from(&self.epochs);
-            self.entries().for_each(|(head, more, owner)| wider.put(head, more, owner));
+            self.entries().for_each(|(head, tail, owner)| wider.put(head, tail, owner));
             *self = wider;
         }
         for epoch in epochs.map(Epoch) {
-            let (head, more) = split(Tag::of(pair, epoch));
-            self.put(head, more, Owner { client, epoch });
+            let (head, tail) = split(Tag::of(pair, epoch));
+            self.put(head, tail, Owner { client, epoch });
         }
     }
 
@@ -191,8 +190,8 @@ impl TagTable {
     pub(crate) fn remove(&mut self, client: u32) {
         let mut others = Self::for_tags(self.taken);
         others.epochs.clone_from(&self.epochs);
-        for (head, more, owner) in self.entries().filter(|(.., owner)| owner.client != client) {
-            others.put(head, more, owner);
+        for (head, tail, owner) in self.entries().filter(|(.., owner)| owner.client != client) {
+            others.put(head, tail, owner);
         }
         *self = others;
     }
@@ -215,9 +214,9 @@ impl TagTable {
     }
 
     /// There is room: nobody puts more in than the table was made for.
-    fn put(&mut self, head: u64, more: u32, owner: Owner) {
+    fn put(&mut self, head: u64, tail: [u32; 2], owner: Owner) {
         let epoch = u32::try_from(owner.epoch.0 & ((1 << EPOCH_BITS) - 1)).unwrap_or_default();
-        let slot = Slot { more, whose: owner.client << EPOCH_BITS | epoch };
+        let slot = Slot { tail, whose: owner.client << EPOCH_BITS | epoch };
         let mut at = self.home(head);
         while let Some(held) = self.heads.get_mut(at) {
             if *held == 0 {
@@ -232,9 +231,9 @@ impl TagTable {
         }
     }
 
-    fn entries(&self) -> impl Iterator<Item = (u64, u32, Owner)> {
+    fn entries(&self) -> impl Iterator<Item = (u64, [u32; 2], Owner)> {
         let taken = self.heads.iter().zip(&self.owners).filter(|(head, _)| **head != 0);
-        taken.filter_map(|(head, slot)| Some((*head, slot.more, self.owner_of(*slot)?)))
+        taken.filter_map(|(head, slot)| Some((*head, slot.tail, self.owner_of(*slot)?)))
     }
 
     /// The epoch is the one of those that the table holds with these last bits.
@@ -260,12 +259,14 @@ impl TagTable {
     }
 }
 
-/// The 96 bits that the table keeps. The first of them are never all 0.
-fn split(Tag(tag): Tag) -> (u64, u32) {
-    let bits = u128::from_le_bytes(tag);
-    let head = u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
-    let more = u32::try_from((bits >> 64) & u128::from(u32::MAX)).unwrap_or_default();
-    (head.max(1), more)
+/// The tag as the table keeps it. Its first half is never all 0, which one tag in 2^64 pays for by
+/// sharing its place with another.
+fn split(Tag(tag): Tag) -> (u64, [u32; 2]) {
+    let [head @ .., _, _, _, _, _, _, _, _] = tag;
+    let [_, _, _, _, _, _, _, _, third @ .., _, _, _, _] = tag;
+    let [.., e, f, g, h] = tag;
+    let tail = [u32::from_le_bytes(third), u32::from_le_bytes([e, f, g, h])];
+    (u64::from_le_bytes(head).max(1), tail)
 }
 
 fn around(epoch: Epoch) -> RangeInclusive<u64> {
@@ -293,10 +294,10 @@ mod tests {
         *table = table.rolled(now, clients);
     }
 
-    fn sorted(table: &TagTable) -> Vec<(u64, u32, u32, u64)> {
+    fn sorted(table: &TagTable) -> Vec<(u64, [u32; 2], u32, u64)> {
         let entries = table.entries();
         let mut all: Vec<_> =
-            entries.map(|(head, more, owner)| (head, more, owner.client, owner.epoch.0)).collect();
+            entries.map(|(head, tail, owner)| (head, tail, owner.client, owner.epoch.0)).collect();
         all.sort_unstable();
         all
     }
@@ -328,16 +329,19 @@ mod tests {
         let mut table = TagTable::for_tags(3);
         table.epochs = Some(8..=15);
         for client in 0..3 {
-            table.put(u64::MAX - u64::from(client), 5, Owner { client, epoch: Epoch(9) });
+            table.put(u64::MAX - u64::from(client), [5, 6], Owner { client, epoch: Epoch(9) });
         }
         assert_eq!(table.heads[0], u64::MAX - 1);
         let mut tag = [0xff; 16];
         tag[0] = 0xfd;
-        tag[8..12].copy_from_slice(&5u32.to_le_bytes());
+        tag[8..].copy_from_slice(&[5, 0, 0, 0, 6, 0, 0, 0]);
         assert_eq!(table.owner(Tag(tag)), Some(Owner { client: 2, epoch: Epoch(9) }));
-        tag[8] = 6;
-        assert_eq!(table.owner(Tag(tag)), None);
-        assert_eq!(split(Tag([0; 16])), (1, 0));
+        for at in [0, 8, 15] {
+            let mut other = tag;
+            other[at] ^= 1;
+            assert_eq!(table.owner(Tag(other)), None);
+        }
+        assert_eq!(split(Tag([0; 16])), (1, [0, 0]));
     }
 
     #[test]

@@ -211,10 +211,11 @@ fn what_setup_writes_has_ssh_get_in_by_both_ways() -> Result<()> {
             Ok(())
         })?;
         ensure!(knocks.count(2)? == 1, "{words:?}: {} knocks", knocks.count(2)?);
-        // Twenty sessions, and for all of them one look whether the port is open, or none; one
-        // more where this machine was busy.
+        // Twenty sessions, and for all of them one look whether the port is open, or none. Whoever
+        // has waited a second for another's look has one of its own: some do where this machine is
+        // busy, never all ten of a moment.
         let connections = desk.connections()? - before;
-        let expected = 20 + probes..=20 + probes + 1;
+        let expected = 20 + probes..30;
         ensure!(expected.contains(&connections), "{words:?}: {connections} connections");
         // Other hosts are left alone, and so is what stood there before.
         let other = desk.run("ssh", &["-F", &config, "-G", "elsewhere"])?.ok()?;
