@@ -81,6 +81,10 @@ bench: needs ## What a grant and a packet cost, beside other programs. Minutes, 
 	$(SUDO) $(TARGET)/release/spa-bench --json $(TARGET)/bench/gate.json --page $(TARGET)/bench/benchmarks.md
 	cp $(TARGET)/bench/benchmarks.md docs/benchmarks.md
 
+.PHONY: bench-micro
+bench-micro: needs ## What one datagram costs, step by step.
+	cargo bench --locked -p spa-server --bench hot_path
+
 .PHONY: bench-client
 bench-client: needs ## What the client costs: its proxy, its knock beside others'. Minutes, likewise.
 	@tests/install-needs fwknop-client knockd
