@@ -107,7 +107,7 @@ fn find_kernel_thread() -> Option<u32> {
     })
 }
 
-fn address(link: &str) -> Result<LinkAddr> {
+pub(super) fn address(link: &str) -> Result<LinkAddr> {
     let found = getifaddrs()?
         .filter(|interface| interface.interface_name == link)
         .filter_map(|interface| interface.address)
@@ -116,7 +116,8 @@ fn address(link: &str) -> Result<LinkAddr> {
     found.as_link_addr().copied().with_context(|| format!("{link} has no link address"))
 }
 
-fn received(link: &str) -> Result<u64> {
+/// How many packets have come to this interface of the thread's namespace.
+pub(super) fn received(link: &str) -> Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/net/dev")?;
     let line = text.lines().find_map(|line| line.trim().strip_prefix(link)?.strip_prefix(':'));
     let line = line.with_context(|| format!("there is no interface {link}"))?;

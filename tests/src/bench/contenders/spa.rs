@@ -1,34 +1,45 @@
 //! Our own server, from the wire to the kernel.
 
 use super::process::Tail;
-use super::{Contender, Link};
+use super::{Contender, Link, Noise, noisy};
 use crate::bench::backends::Candidate;
 use crate::bench::results::Keeping;
+use crate::bench::sources::{Pool, source};
 use crate::bench::station::KNOCK_PORT;
 use crate::config::{Client, Configuration, Rate};
-use crate::device::{Device, Identity};
+use crate::device::{Device, Identity, random};
 use crate::frames::Frame;
 use crate::lab::{Family, Host};
 use crate::server::Server;
-use crate::wait::eventually_within;
+use crate::wait::{at_once, eventually_within};
 use anyhow::{Context, Result, ensure};
 use spa_keys::{Overwrite, write_private_key};
+use spa_proto::PacketLength;
 use spa_server::gate::{Gate as _, GateError};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 
 /// Among whom the knocks are shared out: the replay window of one holds 4,096 of them.
 const CLIENTS: usize = 10;
+/// How many of very many clients knock.
+const KNOCKING: usize = 1_000;
+/// Accepted knocks that are sent again and again as noise.
+const REPLAYED: usize = 512;
+/// How old a stale knock is: outside of the freshness window, but its client is still found.
+const STALE: i64 = -120;
 /// Knocks at a time while grants are put there: the capture's buffer holds far more.
 const CHUNK: usize = 2_000;
 
 /// See the module's text.
-pub(super) struct SpaServer {
+pub(in crate::bench) struct SpaServer {
     candidate: Candidate,
+    clients: usize,
     server: Option<Server>,
+    /// How long the process took from its start until it answered.
+    started_in: Duration,
     /// It says so when the kernel has taken a grant. Asking for the status would cost it more.
     audit: Option<Tail>,
     devices: Vec<Device>,
@@ -36,11 +47,28 @@ pub(super) struct SpaServer {
 
 impl SpaServer {
     /// With this back-end.
-    pub(super) fn with(candidate: Candidate) -> Self {
-        Self { candidate, server: None, audit: None, devices: Vec::new() }
+    pub(in crate::bench) fn with(candidate: Candidate) -> Self {
+        Self {
+            candidate,
+            clients: CLIENTS,
+            server: None,
+            started_in: Duration::ZERO,
+            audit: None,
+            devices: Vec::new(),
+        }
     }
 
-    fn server(&self) -> Result<&Server> {
+    /// With this many clients.
+    pub(in crate::bench) fn of_clients(self, clients: usize) -> Self {
+        Self { clients, ..self }
+    }
+
+    /// How long the process took from its start until it answered.
+    pub(in crate::bench) fn started_in(&self) -> Duration {
+        self.started_in
+    }
+
+    pub(in crate::bench) fn server(&self) -> Result<&Server> {
         self.server.as_ref().context("spa-server does not run")
     }
 
@@ -97,9 +125,12 @@ impl Contender for SpaServer {
         // A back-end that is not there would end the server at its start.
         self.candidate.gate()?;
         let key = Identity::generate()?;
-        let clients = (0..CLIENTS).map(|_| Identity::generate()).collect::<Result<Vec<_>>>()?;
-        self.devices =
-            clients.iter().map(|client| client.device(key.public())).collect::<Result<_>>()?;
+        let clients = identities(self.clients)?;
+        self.devices = clients
+            .iter()
+            .take(KNOCKING)
+            .map(|client| client.device(key.public()))
+            .collect::<Result<_>>()?;
         if directory.exists() {
             fs::remove_dir_all(directory)?;
         }
@@ -107,7 +138,9 @@ impl Contender for SpaServer {
         let mut server = Server::new(host, directory, configuration)?;
         let key_file = &server.configuration().private_key_file;
         write_private_key(key_file, key.private(), Overwrite::Replace)?;
+        let start = Instant::now();
         server.start()?;
+        self.started_in = start.elapsed();
         self.audit = Some(Tail::of(&directory.join("server.log"), "event=opened ")?);
         self.server = Some(server);
         for (at, chunk) in sources.chunks(CHUNK).enumerate() {
@@ -165,6 +198,77 @@ impl Contender for SpaServer {
         ensure!(left == 0, "{left} grants are left without a gate");
         Ok(())
     }
+
+    fn noises(&self) -> &'static [Noise] {
+        &[Noise::Random, Noise::BrokenMac, Noise::Replays, Noise::Stale]
+    }
+
+    fn noise(
+        &mut self,
+        host: &Host,
+        link: &Link<'_>,
+        kind: Noise,
+        count: usize,
+    ) -> Result<Vec<Frame>> {
+        let to = host.at(Family::V4, KNOCK_PORT);
+        let device = |n: usize| self.devices.get(n % self.devices.len()).context("no clients");
+        let mut payloads = Vec::with_capacity(count);
+        match kind {
+            Noise::Random => return random_noise(host, count),
+            Noise::BrokenMac => {
+                for n in 0..count {
+                    let mut knock = device(n)?.open("ssh").seal()?;
+                    if let Some(last) = knock.last_mut() {
+                        *last ^= 1;
+                    }
+                    payloads.push(knock);
+                }
+            }
+            Noise::Stale => {
+                for n in 0..count {
+                    payloads.push(device(n)?.with_clock_ahead(STALE).open("ssh").seal()?);
+                }
+            }
+            Noise::Replays => {
+                // Whoever the noise comes from, these are granted to none of its senders.
+                let granted: Vec<_> = (0..REPLAYED.min(count))
+                    .map(|n| source(Pool::Senders, Family::V4, n))
+                    .collect();
+                let knocks = self.packets(host, &granted)?;
+                let wanted = self.server()?.status()?.accepted + u64::try_from(knocks.len())?;
+                link.send(&knocks)?;
+                self.server()?.await_accepted(wanted)?;
+                payloads.extend(knocks.iter().map(|knock| knock.payload().to_vec()));
+            }
+        }
+        let payloads = payloads.iter().cycle().take(count).enumerate();
+        payloads.map(|(n, payload)| Frame::udp(host, noisy(n), to, payload)).collect()
+    }
+
+    fn files(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let Some(server) = &self.server else { return Default::default() };
+        let state = server.configuration().state_directory.clone();
+        (vec![server.directory().join("server.log")], vec![state])
+    }
+}
+
+/// Random bytes, as many as a knock of the default length has.
+pub(in crate::bench) fn random_noise(host: &Host, count: usize) -> Result<Vec<Frame>> {
+    let length = PacketLength::default().packet();
+    (0..count)
+        .map(|n| {
+            let mut bytes = random::<512>()?.to_vec();
+            bytes.truncate(length);
+            Frame::udp(host, noisy(n), host.at(Family::V4, KNOCK_PORT), &bytes)
+        })
+        .collect()
+}
+
+/// So many clients. With very many, two threads are none too many.
+fn identities(count: usize) -> Result<Vec<Identity>> {
+    let halves = [count / 2, count - count / 2];
+    let made = at_once(halves, |count| (0..count).map(|_| Identity::generate()).collect())?;
+    Ok(made.into_iter().flat_map(|half: Vec<_>| half).collect())
 }
 
 fn runtime() -> Result<Runtime> {

@@ -1,0 +1,63 @@
+//! What processes have used: processor time, memory, bytes in files.
+
+use crate::command::finish;
+use crate::lab::Host;
+use crate::programs::program;
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// All processes of a namespace, as they are now.
+pub(super) struct Processes(Vec<u32>);
+
+impl Processes {
+    pub(super) fn of(host: &Host) -> Result<Self> {
+        let said = finish(Command::new(program("ip")?).args(["netns", "pids", host.namespace()]))?;
+        Ok(Self(said.ok()?.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()))
+    }
+
+    /// Processor time of all their threads, in user space and in the kernel. Timer ticks would be
+    /// too coarse; the scheduler counts nanoseconds.
+    pub(super) fn cpu(&self) -> Result<Duration> {
+        let mut sum = 0;
+        for pid in &self.0 {
+            // One may have ended meanwhile.
+            for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+                let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+                let run = text.split_whitespace().next().and_then(|run| run.parse::<u64>().ok());
+                sum += run.unwrap_or_default();
+            }
+        }
+        Ok(Duration::from_nanos(sum))
+    }
+
+    /// Resident memory, KiB.
+    pub(super) fn resident(&self) -> Result<u64> {
+        let mut sum = 0;
+        for pid in &self.0 {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            let kib = line.and_then(|line| line.split_whitespace().next());
+            sum += kib.map_or(Ok(0), str::parse).context("VmRSS is no number")?;
+        }
+        Ok(sum)
+    }
+}
+
+/// Bytes in these files, and in all files of those that are directories. Missing ones have none.
+pub(super) fn bytes(paths: &[PathBuf]) -> u64 {
+    paths.iter().map(|path| bytes_of(path)).sum()
+}
+
+fn bytes_of(path: &Path) -> u64 {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => {
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|entry| bytes_of(&entry.path())).sum()
+        }
+        Ok(found) => found.len(),
+        Err(_) => 0,
+    }
+}
