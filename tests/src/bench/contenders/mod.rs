@@ -92,11 +92,11 @@ pub(super) trait Contender {
 pub enum Noise {
     /// Of the right port and length, and nothing else right about it.
     Random,
-    /// Knocks of real clients with another last byte: the tag is right, the MAC is not.
+    /// Knocks of a real client with another last byte: the tag is right, the MAC is not.
     BrokenMac,
-    /// Knocks that were accepted, once more.
+    /// Knocks of a real client that were accepted, once more.
     Replays,
-    /// Knocks of real clients that are two minutes old, and were never seen.
+    /// Knocks of a real client that are two minutes old, and were never seen.
     Stale,
 }
 

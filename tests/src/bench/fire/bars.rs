@@ -315,6 +315,7 @@ mod tests {
                 seen: 1.0,
                 ns: 1.0,
                 ratio: 1.9,
+                ratio_to_gathered: 20.0,
                 sender_ns: 1.0,
             }],
             rates: vec![

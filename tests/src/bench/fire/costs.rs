@@ -44,7 +44,8 @@ pub(super) struct Target<'a> {
     frames: Vec<Frame>,
 }
 
-/// Measures both rates. The counter that takes packets as the server does comes first.
+/// Measures both rates. The counters come first: that which takes packets as the server does, then
+/// the other.
 pub(super) fn measure(lab: &Lab, extent: &FireExtent) -> Result<Vec<NoiseCost>> {
     let mut targets = Vec::new();
     for delivery in [Delivery::Immediate, Delivery::Gathered] {
@@ -61,7 +62,7 @@ pub(super) fn measure(lab: &Lab, extent: &FireExtent) -> Result<Vec<NoiseCost>> 
     Ok(costs)
 }
 
-/// Measures all of these in turns.
+/// Measures all of these in turns. Ratios are those to the first and to the second of them.
 pub(super) fn at_rate(
     targets: &mut [Target<'_>],
     rate: Option<u64>,
@@ -76,20 +77,21 @@ pub(super) fn at_rate(
     let of = |samples: &[Sample], figure: fn(&Sample) -> f64| {
         median(&samples.iter().map(figure).collect::<Vec<_>>()).unwrap_or_default()
     };
-    let standard: Vec<_> =
-        samples.first().map(|all| all.iter().map(|one| one.ns).collect()).unwrap_or_default();
-    let costs = targets.iter().zip(&samples).map(|(target, samples)| {
-        let ratios = samples.iter().zip(&standard).map(|(one, standard)| one.ns / standard);
-        NoiseCost {
-            name: target.name.clone(),
-            ours: matches!(target.reader, Reader::Server(_)),
-            rate,
-            received_pps: of(samples, |one| one.received_pps),
-            seen: of(samples, |one| one.seen),
-            ns: of(samples, |one| one.ns),
-            ratio: median(&ratios.collect::<Vec<_>>()).unwrap_or_default(),
-            sender_ns: of(samples, |one| one.sender_ns),
-        }
+    let ratio = |own: &[Sample], at: usize| {
+        let by = samples.get(at).map(Vec::as_slice).unwrap_or_default();
+        let ratios: Vec<_> = own.iter().zip(by).map(|(own, by)| own.ns / by.ns).collect();
+        median(&ratios).unwrap_or_default()
+    };
+    let costs = targets.iter().zip(&samples).map(|(target, samples)| NoiseCost {
+        name: target.name.clone(),
+        ours: matches!(target.reader, Reader::Server(_)),
+        rate,
+        received_pps: of(samples, |one| one.received_pps),
+        seen: of(samples, |one| one.seen),
+        ns: of(samples, |one| one.ns),
+        ratio: ratio(samples, 0),
+        ratio_to_gathered: ratio(samples, 1),
+        sender_ns: of(samples, |one| one.sender_ns),
     });
     Ok(costs.collect())
 }
@@ -100,6 +102,7 @@ impl<'a> Target<'a> {
         let length = PacketLength::default().packet();
         let text = filter::expression(LinkType::Ethernet, &[KNOCK_PORT], length);
         let reader = Reader::Counter(Counter::start(&site.host, delivery, &text)?);
+        site.leave_a_processor()?;
         let frames = random_noise(&site.host, extent.frames)?;
         Ok(Self { site, name: format!("a counter, {delivery}"), reader, frames })
     }

@@ -3,7 +3,7 @@
 //!
 //! Everything happens in namespaces, and is bounded in time and number. The noise comes from
 //! addresses that nobody has, over a virtual cable that takes packets in the sender's own time; so
-//! the sender needs a processor for itself, and what is under fire has the others.
+//! the sender has a processor for itself, and what is under fire has the others.
 
 mod bars;
 mod costs;
@@ -35,6 +35,7 @@ use std::fs;
 use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use usage::Processes;
 use wire::Wire;
 
 /// How much is measured.
@@ -99,28 +100,61 @@ impl FireExtent {
     }
 }
 
-/// Measures everything. What can't be measured here is told in the results; an error is what
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// One knock on its own.
+    Singles,
+    /// Knocks amid noise.
+    Noise,
+    /// What noise costs.
+    Costs,
+    /// Knocks a second.
+    Rates,
+    /// Few and many clients.
+    Crowds,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Singles, Self::Noise, Self::Costs, Self::Rates, Self::Crowds];
+
+    /// As it is called on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Singles => "singles",
+            Self::Noise => "noise",
+            Self::Costs => "costs",
+            Self::Rates => "rates",
+            Self::Crowds => "crowds",
+        }
+    }
+}
+
+/// Measures these parts. What can't be measured here is told in the results; an error is what
 /// keeps the benchmark itself from running.
-pub fn fire(extent: &FireExtent) -> Result<Fire> {
+pub fn fire(extent: &FireExtent, parts: &[Part]) -> Result<Fire> {
     let start = Instant::now();
-    let mut machine = machine::describe();
+    let mut fire = Fire { machine: machine::describe(), quick: extent.quick, ..Fire::default() };
     let lab = Lab::new()?;
-    step(start, "one knock on its own");
-    let singles = singles::measure(&lab, extent)?;
-    step(start, "knocks amid noise");
-    let noise = noise::measure(&lab, extent)?;
-    step(start, "what noise costs");
-    let costs = costs::measure(&lab, extent)?;
-    step(start, "knocks a second");
-    let rates = rates::measure(&lab, extent)?;
-    step(start, "few and many clients");
-    let crowds = match crowds::measure(&lab, extent) {
-        Ok(crowds) => Outcome::Measured(crowds),
-        Err(error) => Outcome::NotRun(with_causes(&error)),
-    };
-    machine.load.1 = machine::load();
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(Fire { machine, quick: extent.quick, seconds, singles, noise, costs, rates, crowds })
+    for part in parts {
+        step(start, part.name());
+        match part {
+            Part::Singles => fire.singles = singles::measure(&lab, extent)?,
+            Part::Noise => fire.noise = noise::measure(&lab, extent)?,
+            Part::Costs => fire.costs = costs::measure(&lab, extent)?,
+            Part::Rates => fire.rates = rates::measure(&lab, extent)?,
+            Part::Crowds => {
+                fire.crowds = match crowds::measure(&lab, extent) {
+                    Ok(crowds) => Outcome::Measured(crowds),
+                    Err(error) => Outcome::NotRun(with_causes(&error)),
+                }
+            }
+        }
+    }
+    fire.machine.load.1 = machine::load();
+    fire.seconds = start.elapsed().as_secs_f64();
+    Ok(fire)
 }
 
 /// A host with a service behind the door that is to be opened.
@@ -152,7 +186,13 @@ impl<'a> Site<'a> {
 
     /// Starts the program here, afresh.
     fn start(&self, contender: &mut dyn Contender) -> Result<()> {
-        contender.start(&self.host, &self.link(), &self.directory, &[])
+        contender.start(&self.host, &self.link(), &self.directory, &[])?;
+        self.leave_a_processor()
+    }
+
+    /// What runs here is to leave one processor to the sender, as if that were another machine.
+    fn leave_a_processor(&self) -> Result<()> {
+        Processes::of(&self.host)?.leave_that_processor()
     }
 
     /// Does something with the cable to it, on one processor, where nobody else is to be.

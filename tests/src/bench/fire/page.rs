@@ -43,7 +43,7 @@ Where several back-ends of ours were measured, the worst decides. A bar that is 
 const SINGLES: &str = "\
 Milliseconds from the moment before the first packet of a knock is sent until a SYN-ACK of the port behind the door is back at its sender. The first SYN goes out right behind the
 knock, the next ones every 50 us, and more seldom when it takes long: a figure is never coarser than a sixteenth of itself. All programs run side by side and knock in turns, each
-time from another address, after a pause of 10 to 20 ms that meets no rhythm of theirs. The sender asks without sleeping, on a processor of its own. `recent` is the kernel alone: it
+time from another address, after a pause of 10 to 20 ms that meets no rhythm of theirs. The sender asks without sleeping, on a processor of its own, which the programs may not use: it stands for another machine. `recent` is the kernel alone: it
 checks nothing but the order of three ports, and decides in the very packet, so its latency is that of the cable and of one SYN. fwknopd and knockd look at what has come
 now and then, unless fwknopd listens on a socket.
 ";
@@ -51,15 +51,15 @@ now and then, unless fwknopd listens on a socket.
 const NOISE: &str = "\
 Knocks of different addresses, 20 to 40 ms apart, over the same cable and from the same sender as noise of forged addresses, as fast as one processor can send it. That is the limit
 of the method: *sent* is what the sender managed, with the receiving kernel's work for each packet in its own time, and *received* what came to the host's interface. A knock that is not open within 2 s counts as lost. *Random*: the right port and length (for ours
-and fwknopd), or the first port of the sequence (for knockd and `recent`). *Right tag, broken MAC*: knocks of real clients, sealed just before, with another last byte. *Replays*: knocks that were
-accepted. *Stale*: knocks of real clients, two minutes old. *Log* and *state* are the bytes by which those files grew while noise came for two seconds and nobody knocked.
+and fwknopd), or the first port of the sequence (for knockd and `recent`). *Right tag, broken MAC*: knocks of one of the clients, sealed just before, with another last byte. *Replays*: its knocks that were
+accepted. *Stale*: its knocks that are two minutes old. *Log* and *state* are the bytes by which those files grew while noise came for two seconds and nobody knocked.
 *Memory* is what was resident before the noise, and after it and the knocks.
 ";
 
 const COSTS: &str = "\
 Processor time of the reading program, in user space and in the kernel, for each datagram of random noise that it has seen, from the scheduler's nanoseconds; medians of rounds in turns. *Seen* is which
 part of what came it has seen: what a full buffer has dropped costs it nothing, and is not counted. The counter reads through libpcap with the filter, snap length and buffer of our server and adds one; *immediate* delivery, as the
-server has it, lets a knock wait for nobody, and *gathered* delivery is libpcap's other way, which would make a knock wait for up to a tenth of a second. *Times* is by the immediate counter. *Sender* is what the sender has paid for each: sending, and what
+server has it, lets a knock wait for nobody, and *gathered* delivery is libpcap's other way, which would make a knock wait for up to a tenth of a second. *By immediate* and *by gathered* are the cost by that of either counter; the bar is judged by the immediate one. *Sender* is what the sender has paid for each: sending, and what
 the receiving kernel does in the sender's time (the filter, the copy, the firewall).
 ";
 
@@ -162,8 +162,16 @@ fn noise(fire: &Fire) -> String {
 }
 
 fn costs(fire: &Fire) -> String {
-    let heads =
-        ["program", "wanted a second", "received a second", "seen", "ns", "times", "sender, ns"];
+    let heads = [
+        "program",
+        "wanted a second",
+        "received a second",
+        "seen",
+        "ns",
+        "by immediate",
+        "by gathered",
+        "sender, ns",
+    ];
     let rows = fire.costs.iter().map(|cost| {
         vec![
             cost.name.clone(),
@@ -172,6 +180,7 @@ fn costs(fire: &Fire) -> String {
             format!("{:.1}%", cost.seen * 100.0),
             short(cost.ns),
             short(cost.ratio),
+            short(cost.ratio_to_gathered),
             short(cost.sender_ns),
         ]
     });

@@ -27,6 +27,21 @@ pub struct Fire {
     pub crowds: Outcome<Vec<Crowd>>,
 }
 
+impl Default for Fire {
+    fn default() -> Self {
+        Self {
+            machine: Machine::default(),
+            quick: false,
+            seconds: 0.0,
+            singles: Vec::new(),
+            noise: Vec::new(),
+            costs: Vec::new(),
+            rates: Vec::new(),
+            crowds: Outcome::NotRun("it was not asked for".into()),
+        }
+    }
+}
+
 /// Something of one program.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -111,6 +126,8 @@ pub struct NoiseCost {
     pub ns: f64,
     /// The same by that of the counter that takes packets as ours does, pairwise.
     pub ratio: f64,
+    /// The same by that of the counter that lets the kernel gather packets.
+    pub ratio_to_gathered: f64,
     /// Nanoseconds of the sender for each: with what the receiving host does on its behalf.
     pub sender_ns: f64,
 }

@@ -1,5 +1,6 @@
 //! What processes have used: processor time, memory, bytes in files.
 
+use crate::bench::volley::leave_that_processor;
 use crate::command::finish;
 use crate::lab::Host;
 use crate::programs::program;
@@ -21,16 +22,25 @@ impl Processes {
     /// Processor time of all their threads, in user space and in the kernel. Timer ticks would be
     /// too coarse; the scheduler counts nanoseconds.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        let mut sum = 0;
-        for pid in &self.0 {
+        let run = |task: PathBuf| {
             // One may have ended meanwhile.
-            for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-                let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-                let run = text.split_whitespace().next().and_then(|run| run.parse::<u64>().ok());
-                sum += run.unwrap_or_default();
-            }
-        }
-        Ok(Duration::from_nanos(sum))
+            let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+            text.split_whitespace().next().and_then(|run| run.parse::<u64>().ok())
+        };
+        Ok(Duration::from_nanos(self.tasks().filter_map(run).sum()))
+    }
+
+    /// Leaves a processor to the sender. What they start from now on leaves it, too.
+    pub(super) fn leave_that_processor(&self) -> Result<()> {
+        let number = |task: PathBuf| task.file_name()?.to_str()?.parse().ok();
+        leave_that_processor(self.tasks().filter_map(number))
+    }
+
+    /// The directories of all their threads.
+    fn tasks(&self) -> impl Iterator<Item = PathBuf> {
+        let of_one = |pid: &u32| fs::read_dir(format!("/proc/{pid}/task"));
+        let tasks = self.0.iter().flat_map(of_one).flatten().flatten();
+        tasks.map(|task| task.path())
     }
 
     /// Resident memory, KiB.
