@@ -66,6 +66,11 @@ pub(super) trait Contender {
     /// Ends it, with all it has started, and takes away what it has left in the kernel.
     fn stop(&mut self, host: &Host) -> Result<()>;
 
+    /// What it says became of knocks that opened nothing, if it says so.
+    fn losses(&self) -> Result<String> {
+        Ok(String::new())
+    }
+
     /// Which kinds of noise mean something to it.
     fn noises(&self) -> &'static [Noise] {
         &[Noise::Random]

@@ -30,6 +30,8 @@ const KNOCKING: usize = 1_000;
 const REPLAYED: usize = 512;
 /// How old a stale knock is: outside of the freshness window, but its client is still found.
 const STALE: i64 = -120;
+/// A start with very many clients takes no longer.
+const START: Duration = Duration::from_secs(120);
 /// Knocks at a time while grants are put there: the capture's buffer holds far more.
 const CHUNK: usize = 2_000;
 
@@ -139,7 +141,7 @@ impl Contender for SpaServer {
         let key_file = &server.configuration().private_key_file;
         write_private_key(key_file, key.private(), Overwrite::Replace)?;
         let start = Instant::now();
-        server.start()?;
+        server.start_within(START)?;
         self.started_in = start.elapsed();
         self.audit = Some(Tail::of(&directory.join("server.log"), "event=opened ")?);
         self.server = Some(server);
@@ -197,6 +199,17 @@ impl Contender for SpaServer {
         let left = self.granted(host)?;
         ensure!(left == 0, "{left} grants are left without a gate");
         Ok(())
+    }
+
+    fn losses(&self) -> Result<String> {
+        let status = self.server()?.status()?;
+        let mut all = vec![
+            ("dropped by the kernel".to_owned(), status.kernel_drops),
+            ("failed".to_owned(), status.failed),
+        ];
+        all.extend(status.dropped);
+        all.retain(|(_, count)| *count > 0);
+        Ok(all.iter().map(|(why, count)| format!("{count} {why}")).collect::<Vec<_>>().join(", "))
     }
 
     fn noises(&self) -> &'static [Noise] {

@@ -217,7 +217,10 @@ pub(super) fn kept_up(rates: &[Rate]) -> Option<&Rate> {
 
 fn rates(fire: &Fire) -> Judged {
     let highest = |rates: &Vec<Rate>| kept_up(rates).map_or(0, |rate| rate.wanted);
-    let peers = of_role(&fire.rates, Role::Peer).map(|(name, rates)| (highest(rates), name));
+    // One that did not even keep up with the first rate is judged as if it had.
+    let at_least = |rates: &Vec<Rate>| rates.first().map_or(0, |first| first.wanted);
+    let peers = of_role(&fire.rates, Role::Peer)
+        .map(|(name, rates)| (highest(rates).max(at_least(rates)), name));
     let (best, peer) = peers.max_by_key(|(rate, _)| *rate)?;
     let ours = ours(&fire.rates)?.into_iter().map(|(name, rates)| (highest(rates), name));
     let (least, name) = ours.min_by_key(|(rate, _)| *rate)?;
@@ -285,7 +288,14 @@ mod tests {
     }
 
     fn rate(wanted: u64, opened: usize) -> Rate {
-        Rate { wanted, sent: 1.0, knocks: 100, opened, behind_ms: Some(10.0) }
+        Rate {
+            wanted,
+            sent: 1.0,
+            knocks: 100,
+            opened,
+            behind_ms: Some(10.0),
+            losses: String::new(),
+        }
     }
 
     fn good() -> Fire {
@@ -322,7 +332,7 @@ mod tests {
                 of(Role::Peer, vec![rate(600, 100), rate(1_000, 99)]),
                 of(Role::Ours, vec![rate(30_000, 100)]),
             ],
-            crowds: Outcome::Measured(vec![one(1, 1_000, 1.0), one(1_025, 1_400, 1.1)]),
+            crowds: Outcome::Measured(vec![one(1, 1_000, 1.0), one(1_025, 1_399, 1.1)]),
         }
     }
 
@@ -364,18 +374,25 @@ mod tests {
         assert_eq!(missed(|fire| found(&mut fire.rates[1])[0].opened = 99), [7]);
         assert_eq!(missed(|fire| found(&mut fire.rates[0])[1].opened = 100), [7]);
         assert_eq!(missed(|fire| found(&mut fire.rates[1])[0].behind_ms = Some(400.0)), [7]);
+        // Nobody's failure is a merit of ours.
+        assert_eq!(missed(|fire| found(&mut fire.rates[0])[0].opened = 0), [0_usize; 0]);
+        assert_eq!(
+            missed(|fire| {
+                found(&mut fire.rates[0])[0].opened = 0;
+                found(&mut fire.rates[1])[0].wanted = 29_999;
+            }),
+            [7]
+        );
         assert_eq!(missed(|fire| fire.costs[0].ratio = 2.1), [8]);
         assert_eq!(missed(|fire| crowd(fire).latency.median_ms = 1.3), [9]);
         assert_eq!(missed(|fire| crowd(fire).noise_ns = 1.6), [10]);
         assert_eq!(missed(|fire| crowd(fire).start_seconds = 3.1), [11]);
-        assert_eq!(missed(|fire| crowd(fire).resident = 1_401), [12]);
+        assert_eq!(missed(|fire| crowd(fire).resident = 1_400), [12]);
     }
 
     #[test]
     fn what_was_not_measured_is_neither_met_nor_missed() {
-        let nothing = |_: &mut Of<Latency>| ();
         let mut fire = good();
-        nothing(&mut fire.singles[0]);
         fire.singles[2].outcome = Outcome::NotRun("it is not there".into());
         let verdicts: Vec<_> = fire_bars(&fire).into_iter().map(|bar| bar.verdict).collect();
         assert_eq!(

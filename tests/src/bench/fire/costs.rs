@@ -24,7 +24,7 @@ const STILL: Duration = Duration::from_millis(150);
 
 /// One of those that are compared.
 enum Reader {
-    Server(SpaServer),
+    Server(Box<SpaServer>),
     Counter(Counter),
 }
 
@@ -52,7 +52,7 @@ pub(super) fn measure(lab: &Lab, extent: &FireExtent) -> Result<Vec<NoiseCost>> 
         targets.push(Target::counter(lab, delivery, extent)?);
     }
     for candidate in ours_under_fire() {
-        targets.push(Target::server(lab, SpaServer::with(candidate), extent)?);
+        targets.push(Target::server(Site::new(lab)?, SpaServer::with(candidate), extent)?);
     }
     let mut costs = Vec::new();
     for rate in [Some(extent.moderate), None] {
@@ -107,11 +107,14 @@ impl<'a> Target<'a> {
         Ok(Self { site, name: format!("a counter, {delivery}"), reader, frames })
     }
 
-    pub(super) fn server(lab: &'a Lab, mut server: SpaServer, extent: &FireExtent) -> Result<Self> {
-        let site = Site::new(lab)?;
+    pub(super) fn server(
+        site: Site<'a>,
+        mut server: SpaServer,
+        extent: &FireExtent,
+    ) -> Result<Self> {
         site.start(&mut server)?;
         let frames = random_noise(&site.host, extent.frames)?;
-        Ok(Self { site, name: server.name(), reader: Reader::Server(server), frames })
+        Ok(Self { site, name: server.name(), reader: Reader::Server(Box::new(server)), frames })
     }
 
     /// The server, if it is one.
@@ -133,7 +136,7 @@ impl<'a> Target<'a> {
     fn sample(&mut self, rate: Option<u64>, duration: Duration) -> Result<Sample> {
         let processes = Processes::of(&self.site.host)?;
         let seen_before = self.reader.seen()?;
-        let (cpu_before, arrived_before) = (processes.cpu()?, self.site.arrived()?);
+        let (cpu_before, arrived_before) = (processes.cpu(), self.site.arrived()?);
         let (sent, took, spent) = self.site.on_the_wire(|wire| {
             let mut barrage = wire.barrage(&self.frames);
             let before = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?);
@@ -157,10 +160,10 @@ impl<'a> Target<'a> {
 /// Their processor time when they have nothing left to do. Nobody asks them anything before: answers
 /// would cost them more.
 fn at_rest(processes: &Processes) -> Result<Duration> {
-    let mut last = processes.cpu()?;
+    let mut last = processes.cpu();
     eventually("the reader is to come to rest", || {
         sleep(STILL);
-        let now = processes.cpu()?;
+        let now = processes.cpu();
         // They do a little now and then.
         let still = now.saturating_sub(std::mem::replace(&mut last, now)) < STILL / 50;
         Ok(still.then_some(now))

@@ -1,22 +1,29 @@
 //! Servers with few and with very many clients: their start, their memory, a knock, noise.
 
-use super::FireExtent;
 use super::costs::{Target, at_rate};
 use super::results::{Crowd, Latency};
 use super::singles::knock;
 use super::usage::Processes;
+use super::{FireExtent, Site};
 use crate::bench::contenders::{SpaServer, ours_under_fire};
 use crate::lab::Lab;
 use anyhow::{Context, Result};
 
+/// Where files lie in memory.
+const MEMORY: &str = "/dev/shm";
+
 /// Measures servers of all sizes, which run side by side, in turns.
 pub(super) fn measure(lab: &Lab, extent: &FireExtent) -> Result<Vec<Crowd>> {
+    // A hundred thousand files are written and removed: no disk is to be measured with that.
+    let directory =
+        tempfile::tempdir_in(MEMORY).with_context(|| format!("no file can be made in {MEMORY}"))?;
     let candidate = ours_under_fire().next().context("there is no back-end to measure")?;
     let mut targets = Vec::new();
     let mut crowds = Vec::new();
     for clients in &extent.crowds {
         let server = SpaServer::with(candidate).of_clients(*clients);
-        let mut target = Target::server(lab, server, extent)?;
+        let mut target =
+            Target::server(Site::with_files_in(lab, directory.path())?, server, extent)?;
         let (site, server) = target.running()?;
         crowds.push(Crowd {
             clients: *clients,

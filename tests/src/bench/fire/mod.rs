@@ -24,6 +24,7 @@ pub use page::fire_page;
 pub use results::{Crowd, Fire, Latency, NoiseCost, Of, Rate, Role, UnderNoise};
 
 use super::contenders::{Contender, Link};
+use super::elements::to_f64;
 use super::results::Outcome;
 use super::sources::{Pool, source};
 use super::station::new_host;
@@ -33,7 +34,7 @@ use crate::lab::{Family, Host, Lab};
 use anyhow::Result;
 use std::fs;
 use std::net::{IpAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use usage::Processes;
 use wire::Wire;
@@ -74,7 +75,7 @@ impl FireExtent {
             rounds: 5,
             round: Duration::from_secs(1),
             moderate: 100_000,
-            rates: vec![100, 300, 600, 1_000, 3_000, 10_000, 30_000, 50_000],
+            rates: vec![100, 300, 600, 1_000, 3_000, 10_000, 20_000, 30_000, 50_000],
             rate: Duration::from_secs(1),
             crowds: vec![1, 1_000, 100_000],
             crowd_knocks: 100,
@@ -168,9 +169,14 @@ struct Site<'a> {
 
 impl<'a> Site<'a> {
     fn new(lab: &'a Lab) -> Result<Self> {
+        Self::with_files_in(lab, lab.directory())
+    }
+
+    /// With the program's files below this directory.
+    fn with_files_in(lab: &'a Lab, directory: &Path) -> Result<Self> {
         let (host, interface) = new_host(lab)?;
         let service = wire::service(&host)?;
-        let directory = lab.directory().join(&interface);
+        let directory = directory.join(&interface);
         fs::create_dir_all(&directory)?;
         Ok(Self { lab, host, interface, directory, _service: service })
     }
@@ -224,6 +230,11 @@ fn knockers(first: usize, count: usize) -> Vec<IpAddr> {
 }
 
 impl Latency {
+    /// How many never opened.
+    fn lost(&self) -> f64 {
+        to_f64(self.knocks.saturating_sub(self.opened))
+    }
+
     /// Of knocks that opened after this time, or never.
     fn of(found: &[Option<Duration>]) -> Self {
         let mut sorted: Vec<_> =

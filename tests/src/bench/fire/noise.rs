@@ -7,6 +7,7 @@ use super::wire::as_f64;
 use super::{FireExtent, Site, knockers, of};
 use crate::bench::contenders::{self, Contender, Noise};
 use crate::lab::Lab;
+use crate::wait::eventually;
 use anyhow::Result;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -42,7 +43,14 @@ fn amid(
     let processes = Processes::of(&site.host)?;
     let resident_before = processes.resident()?;
     let (logs, states) = contender.files();
-    let before = (bytes(&logs), bytes(&states));
+    // What was accepted to make the noise of is written down first.
+    let sizes = || (bytes(&logs), bytes(&states));
+    let mut before = sizes();
+    eventually("the files are to come to rest", || {
+        sleep(SETTLE / 2);
+        let now = sizes();
+        Ok((std::mem::replace(&mut before, now) == now).then_some(()))
+    })?;
 
     // First the noise alone: what the files grow by then, they grow by for nothing.
     let alone = site.on_the_wire(|wire| {
@@ -51,8 +59,9 @@ fn amid(
         Ok(barrage.sent())
     })?;
     sleep(SETTLE);
-    let log_bytes = bytes(&logs).saturating_sub(before.0);
-    let state_bytes = bytes(&states).saturating_sub(before.1);
+    let (log, state) = sizes();
+    let log_bytes = log.saturating_sub(before.0);
+    let state_bytes = state.saturating_sub(before.1);
 
     let sources = knockers(at * extent.amid, extent.amid);
     let knocks = contender.packets(&site.host, &sources)?;

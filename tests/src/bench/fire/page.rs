@@ -2,9 +2,10 @@
 //! by hand.
 
 use super::bars::{client_bytes, fire_bars, kept_up};
-use super::results::{Fire, Latency, Of, Rate};
+use super::results::{Fire, Latency, Of, Rate, Role, UnderNoise};
 use super::wire::as_f64;
 use crate::bench::bars::short_count;
+use crate::bench::contenders::Noise;
 use crate::bench::figures::short;
 use crate::bench::report::{QUICK, grid, machine};
 use crate::bench::results::Outcome;
@@ -24,6 +25,7 @@ pub fn fire_page(fire: &Fire) -> String {
     page.push_str(&machine(&fire.machine, fire.seconds));
     for (title, table, text) in [
         ("What was to be reached", bars(fire), BARS),
+        ("Where others are better", better(fire), BETTER),
         ("One knock", singles(fire), SINGLES),
         ("Amid noise", noise(fire), NOISE),
         ("What noise costs", costs(fire), COSTS),
@@ -38,6 +40,10 @@ pub fn fire_page(fire: &Fire) -> String {
 
 const BARS: &str = "\
 Where several back-ends of ours were measured, the worst decides. A bar that is missed is told as missed.
+";
+
+const BETTER: &str = "\
+Of the tables below, whatever another program or the kernel alone does better than the worst of our back-ends.
 ";
 
 const SINGLES: &str = "\
@@ -65,7 +71,7 @@ the receiving kernel does in the sender's time (the filter, the copy, the firewa
 
 const RATES: &str = "\
 Valid knocks, made before, each from another address, ours of a thousand clients, at an even rate for a second, to a program freshly started. It keeps up with a rate when all of them are open, as the kernel has it, within 300 ms of the last
-one; one that has not is not asked for more. The lists of `recent` hold a hundred addresses, so it is not asked.
+one; one that has not is not asked for more (*then*: what was sent instead, and what became of it). Where none of the others has kept up with the lowest rate, the bar takes it as if they had. The lists of `recent` hold a hundred addresses, so it is not asked.
 ";
 
 const CROWDS: &str = "\
@@ -81,6 +87,47 @@ const AGAIN: &str = "
 It installs the Debian packages `fwknop-server`, `fwknop-client` and `knockd` where they are missing (no service is started), needs root and two processors, takes some minutes, and stays within namespaces
 that it makes. `target/bench/under-fire.json` has all figures.
 ";
+
+/// In what one of the others, or the kernel alone, is better than the worst of ours.
+fn better(fire: &Fire) -> String {
+    let amid = |one: &Of<Vec<UnderNoise>>, figure: fn(&UnderNoise) -> f64| {
+        let kinds = one.outcome.measured()?;
+        kinds.iter().find(|kind| kind.kind == Noise::Random).map(figure)
+    };
+    let single = |figure: fn(&Latency) -> f64| {
+        let all = fire.singles.iter();
+        all.map(|one| (one.role, one.name.as_str(), one.outcome.measured().map(figure))).collect()
+    };
+    let under_noise = |figure: fn(&UnderNoise) -> f64| {
+        let all = fire.noise.iter();
+        all.map(|one| (one.role, one.name.as_str(), amid(one, figure))).collect()
+    };
+    let compared: [(&str, Vec<(Role, &str, Option<f64>)>); 4] = [
+        ("one knock, median, ms", single(|found| found.median_ms)),
+        ("one knock, p99, ms", single(|found| found.p99_ms)),
+        ("knocks that random noise keeps closed", under_noise(|found| found.latency.lost())),
+        (
+            "resident memory before noise, MiB",
+            under_noise(|found| as_f64(found.resident_before) / 1024.0),
+        ),
+    ];
+    let mut rows = Vec::new();
+    for (what, all) in compared {
+        let ours = all.iter().filter(|one| one.0 == Role::Ours).filter_map(|one| one.2);
+        let Some(worst) = ours.max_by(f64::total_cmp) else { continue };
+        for (role, name, figure) in &all {
+            if let Some(figure) = figure.filter(|figure| *role != Role::Ours && *figure < worst) {
+                rows.push(vec![
+                    what.to_owned(),
+                    (*name).to_owned(),
+                    milliseconds(figure),
+                    milliseconds(worst),
+                ]);
+            }
+        }
+    }
+    grid(&["figure", "who is better", "theirs", "ours, the worst"], &rows)
+}
 
 fn bars(fire: &Fire) -> String {
     let rows: Vec<_> = fire_bars(fire)
@@ -188,17 +235,20 @@ fn costs(fire: &Fire) -> String {
 }
 
 fn rates(fire: &Fire) -> String {
-    let heads = ["program", "keeps up with", "then", "opened", "behind, ms"];
+    let heads = ["program", "keeps up with", "then", "opened", "behind, ms", ""];
     let told = |rate: &Rate| {
         let behind = rate.behind_ms.map_or_else(|| "never all".into(), short);
-        [short(rate.sent), format!("{} of {}", rate.opened, rate.knocks), behind]
+        let opened = format!("{} of {}", short_count(rate.opened), short_count(rate.knocks));
+        [short(rate.sent), opened, behind, rate.losses.clone()]
     };
     of_all(&heads, &fire.rates, |rates| {
         let kept = kept_up(rates);
         let mut row = vec![kept.map_or_else(|| "none".into(), |rate| short(as_f64(rate.wanted)))];
         match rates.last() {
             Some(last) if kept != Some(last) => row.extend(told(last)),
-            Some(last) => row.extend(["".into()].into_iter().chain(told(last).into_iter().skip(1))),
+            Some(last) => {
+                row.extend([String::new()].into_iter().chain(told(last).into_iter().skip(1)));
+            }
             None => (),
         }
         vec![row]

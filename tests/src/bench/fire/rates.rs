@@ -94,5 +94,6 @@ fn at(
         knocks,
         opened: contender.granted(&site.host)?,
         behind_ms: behind.map(|behind| behind.as_secs_f64() * 1e3),
+        losses: contender.losses()?,
     })
 }

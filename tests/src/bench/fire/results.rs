@@ -146,6 +146,8 @@ pub struct Rate {
     pub opened: usize,
     /// How long after the last knock all of them were open, in milliseconds.
     pub behind_ms: Option<f64>,
+    /// What the program says became of the others.
+    pub losses: String,
 }
 
 /// A server with so many clients.

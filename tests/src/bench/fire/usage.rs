@@ -21,13 +21,13 @@ impl Processes {
 
     /// Processor time of all their threads, in user space and in the kernel. Timer ticks would be
     /// too coarse; the scheduler counts nanoseconds.
-    pub(super) fn cpu(&self) -> Result<Duration> {
+    pub(super) fn cpu(&self) -> Duration {
         let run = |task: PathBuf| {
             // One may have ended meanwhile.
             let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
             text.split_whitespace().next().and_then(|run| run.parse::<u64>().ok())
         };
-        Ok(Duration::from_nanos(self.tasks().filter_map(run).sum()))
+        Duration::from_nanos(self.tasks().filter_map(run).sum())
     }
 
     /// Leaves a processor to the sender. What they start from now on leaves it, too.

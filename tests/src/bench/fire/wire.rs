@@ -115,7 +115,7 @@ impl Barrage<'_> {
             self.socket.as_raw_fd(),
             &mut headers,
             slices,
-            &nowhere,
+            nowhere,
             none,
             MsgFlags::empty(),
         ) {
@@ -168,7 +168,7 @@ impl Barrage<'_> {
             } else {
                 let pause = Duration::from_secs_f64((1.0 - due) / rate);
                 if pause > SHORT {
-                    std::thread::sleep(pause - SHORT / 2);
+                    std::thread::sleep(pause.saturating_sub(SHORT / 2));
                 } else {
                     std::hint::spin_loop();
                 }
