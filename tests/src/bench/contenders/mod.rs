@@ -71,6 +71,11 @@ pub(super) trait Contender {
         Ok(String::new())
     }
 
+    /// Waits until it is done with what came, if that can be told.
+    fn await_rest(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Which kinds of noise mean something to it.
     fn noises(&self) -> &'static [Noise] {
         &[Noise::Random]

@@ -11,7 +11,7 @@ use crate::device::{Device, Identity, random};
 use crate::frames::Frame;
 use crate::lab::{Family, Host};
 use crate::server::Server;
-use crate::wait::{at_once, eventually_within};
+use crate::wait::{at_once, eventually, eventually_within};
 use anyhow::{Context, Result, ensure};
 use spa_keys::{Overwrite, write_private_key};
 use spa_proto::PacketLength;
@@ -19,6 +19,7 @@ use spa_server::gate::{Gate as _, GateError};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 
@@ -32,6 +33,8 @@ const REPLAYED: usize = 512;
 const STALE: i64 = -120;
 /// A start with very many clients takes no longer.
 const START: Duration = Duration::from_secs(120);
+/// Who judges nothing for this long has nothing left to judge.
+const STILL: Duration = Duration::from_millis(500);
 /// Knocks at a time while grants are put there: the capture's buffer holds far more.
 const CHUNK: usize = 2_000;
 
@@ -70,7 +73,13 @@ impl SpaServer {
         self.started_in
     }
 
-    pub(in crate::bench) fn server(&self) -> Result<&Server> {
+    /// How many datagrams it has judged since its start.
+    pub(in crate::bench) fn judged(&self) -> Result<u64> {
+        let status = self.server()?.status()?;
+        Ok(status.accepted + status.dropped.values().sum::<u64>())
+    }
+
+    fn server(&self) -> Result<&Server> {
         self.server.as_ref().context("spa-server does not run")
     }
 
@@ -210,6 +219,16 @@ impl Contender for SpaServer {
         all.extend(status.dropped);
         all.retain(|(_, count)| *count > 0);
         Ok(all.iter().map(|(why, count)| format!("{count} {why}")).collect::<Vec<_>>().join(", "))
+    }
+
+    /// It has judged all that came.
+    fn await_rest(&self) -> Result<()> {
+        let mut last = self.judged()?;
+        eventually("the server is to come to rest", || {
+            sleep(STILL);
+            let now = self.judged()?;
+            Ok((std::mem::replace(&mut last, now) == now).then_some(()))
+        })
     }
 
     fn noises(&self) -> &'static [Noise] {

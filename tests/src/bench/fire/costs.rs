@@ -174,10 +174,7 @@ impl Reader {
     /// How many datagrams it has seen since its start.
     fn seen(&mut self) -> Result<u64> {
         match self {
-            Self::Server(server) => {
-                let status = server.server()?.status()?;
-                Ok(status.accepted + status.dropped.values().sum::<u64>())
-            }
+            Self::Server(server) => server.judged(),
             Self::Counter(counter) => counter.count(),
         }
     }

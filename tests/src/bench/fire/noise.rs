@@ -39,11 +39,12 @@ fn amid(
     at: usize,
     extent: &FireExtent,
 ) -> Result<UnderNoise> {
+    contender.await_rest()?;
     let noise = contender.noise(&site.host, &site.link(), kind, extent.frames)?;
     let processes = Processes::of(&site.host)?;
     let resident_before = processes.resident()?;
     let (logs, states) = contender.files();
-    // What was accepted to make the noise of is written down first.
+    // What was accepted before, also to make noise of, is written down first.
     let sizes = || (bytes(&logs), bytes(&states));
     let mut before = sizes();
     eventually("the files are to come to rest", || {

@@ -88,6 +88,9 @@ It installs the Debian packages `fwknop-server`, `fwknop-client` and `knockd` wh
 that it makes. `target/bench/under-fire.json` has all figures.
 ";
 
+/// Whose program, its name, and a figure of it if that was measured.
+type Told<'a> = (Role, &'a str, Option<f64>);
+
 /// In what one of the others, or the kernel alone, is better than the worst of ours.
 fn better(fire: &Fire) -> String {
     let amid = |one: &Of<Vec<UnderNoise>>, figure: fn(&UnderNoise) -> f64| {
@@ -102,7 +105,7 @@ fn better(fire: &Fire) -> String {
         let all = fire.noise.iter();
         all.map(|one| (one.role, one.name.as_str(), amid(one, figure))).collect()
     };
-    let compared: [(&str, Vec<(Role, &str, Option<f64>)>); 4] = [
+    let compared: [(&str, Vec<Told<'_>>); 4] = [
         ("one knock, median, ms", single(|found| found.median_ms)),
         ("one knock, p99, ms", single(|found| found.p99_ms)),
         ("knocks that random noise keeps closed", under_noise(|found| found.latency.lost())),
