@@ -80,6 +80,15 @@ bench: needs ## What a grant and a packet cost, beside other programs. Minutes, 
 	@mkdir -p $(TARGET)/bench
 	$(SUDO) $(TARGET)/release/spa-bench --json $(TARGET)/bench/gate.json --page $(TARGET)/bench/benchmarks.md
 	cp $(TARGET)/bench/benchmarks.md docs/benchmarks.md
+	$(MAKE) bench-fire
+
+.PHONY: bench-fire
+bench-fire: needs ## How the server does under fire, beside other programs. Minutes, likewise.
+	@tests/install-needs fwknop-server fwknop-client knockd
+	cargo build --locked --release -p spa-tests -p spa-server --bin spa-bench-fire --bin spa-server
+	@mkdir -p $(TARGET)/bench
+	$(SUDO) env SPA_TESTS_BUILT=1 $(TARGET)/release/spa-bench-fire --json $(TARGET)/bench/under-fire.json --page $(TARGET)/bench/benchmarks-under-fire.md
+	cp $(TARGET)/bench/benchmarks-under-fire.md docs/benchmarks-under-fire.md
 
 .PHONY: bench-micro
 bench-micro: needs ## What one datagram costs, step by step.

@@ -2,7 +2,8 @@
 //! what can be read again. No figure is judged: a test is no place for it.
 
 use anyhow::{Context, Result, ensure};
-use spa_tests::bench::{Outcome, Results, Verdict, bars, markdown};
+use spa_tests::bench::fire::{Fire, Role, fire_bars, fire_page};
+use spa_tests::bench::{Noise, Outcome, Results, Verdict, bars, markdown};
 use spa_tests::{finish_within, our_binary};
 use std::collections::BTreeSet;
 use std::fs;
@@ -83,5 +84,60 @@ fn a_quick_run_of_the_client_benchmark_fills_every_table() -> Result<()> {
         let line = line.with_context(|| format!("{row:?} is not in {text}"))?;
         ensure!(line.matches('|').count() == cells + 1 && !line.contains("NaN"), "{line}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_quick_run_under_fire_measures_ours_and_the_floor_in_every_way() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (json, page) = (directory.path().join("fire.json"), directory.path().join("page.md"));
+    let mut command = Command::new(our_binary("spa-bench-fire")?);
+    command.arg("--quick").arg("--json").arg(&json).arg("--page").arg(&page);
+    let finished = finish_within(Duration::from_secs(300), &mut command)?;
+    ensure!(finished.success(), "{finished}");
+
+    let fire: Fire = serde_json::from_str(&fs::read_to_string(&json)?)?;
+    ensure!(fire.quick);
+    ensure!(fs::read_to_string(&page)? == fire_page(&fire), "the page is of other results");
+    // Those of others are measured where they are installed, which `make bench-fire` sees to.
+    let own = |role: Role| matches!(role, Role::Ours | Role::Floor);
+    for one in fire.singles.iter().filter(|one| own(one.role)) {
+        let latency = one.outcome.measured().with_context(|| format!("{one:?}"))?;
+        ensure!(latency.knocks == 4 && latency.opened == 4, "{one:?}");
+        ensure!(latency.median_ms > 0.0 && latency.median_ms <= latency.slowest_ms, "{one:?}");
+    }
+    for one in fire.noise.iter().filter(|one| own(one.role)) {
+        let kinds = one.outcome.measured().with_context(|| format!("{one:?}"))?;
+        ensure!(kinds.len() == if one.role == Role::Ours { 4 } else { 1 }, "{one:?}");
+        ensure!(kinds.iter().any(|kind| kind.kind == Noise::Random), "{one:?}");
+        for kind in kinds {
+            // How fast is the machine's affair; that noise was there is not.
+            ensure!(kind.alone > 0 && kind.sent_pps > 0.0 && kind.received_pps > 0.0, "{kind:?}");
+            ensure!(kind.latency.knocks == 5, "{kind:?}");
+            // The kernel opens in the very packet; a program of a debug build, beside other tests,
+            // may be too late for the noise of a whole processor.
+            ensure!(one.role == Role::Ours || kind.latency.opened == 5, "{kind:?}");
+            ensure!(kind.state_bytes == 0, "noise was remembered: {kind:?}");
+        }
+    }
+    // Two counters and two back-ends, at two rates.
+    ensure!(fire.costs.len() == 8, "{:?}", fire.costs);
+    for cost in &fire.costs {
+        ensure!(cost.ns > 0.0 && cost.seen > 0.0 && cost.seen < 1.01, "{cost:?}");
+    }
+    for one in fire.rates.iter().filter(|one| own(one.role)) {
+        let rates = one.outcome.measured().with_context(|| format!("{one:?}"))?;
+        ensure!(rates.iter().all(|rate| rate.opened == rate.knocks), "{one:?}");
+    }
+    let crowds = fire.crowds.measured().with_context(|| format!("{:?}", fire.crowds))?;
+    ensure!(crowds.iter().map(|crowd| crowd.clients).eq([1, 50]), "{crowds:?}");
+    for crowd in crowds {
+        ensure!(crowd.latency.opened == crowd.latency.knocks && crowd.resident > 0, "{crowd:?}");
+    }
+    let count = |role| fire.singles.iter().filter(|one| one.role == role).count();
+    ensure!([Role::Floor, Role::Peer, Role::Ours].map(count) == [1, 3, 2], "{:?}", fire.singles);
+    let asked = fire_bars(&fire).into_iter().filter(|bar| bar.verdict == Verdict::NotRun);
+    // Two bars are about the others, too.
+    ensure!(asked.count() <= 2);
     Ok(())
 }

@@ -67,6 +67,11 @@ impl Frame {
         }
     }
 
+    /// What an untagged IPv4 datagram without options carries.
+    pub(crate) fn payload(&self) -> &[u8] {
+        self.0.get(14 + 20 + 8..).unwrap_or_default()
+    }
+
     /// The frame with an IEEE 802.1Q tag of VLAN `id` before what it carries.
     pub fn tagged(&self, id: u16) -> Self {
         let mut bytes = self.0.clone();

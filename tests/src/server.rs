@@ -100,8 +100,13 @@ impl Server {
 
     /// Starts the process and waits until it answers on its control socket.
     pub fn start(&mut self) -> Result<()> {
+        self.start_within(DEADLINE)
+    }
+
+    /// The same, when a start may take longer than that of a usual server.
+    pub(crate) fn start_within(&mut self, deadline: Duration) -> Result<()> {
         self.spawn()?;
-        eventually("spa-server is to answer on its control socket", || {
+        eventually_within(deadline, "spa-server is to answer on its control socket", || {
             if let Some(status) = self.ended()? {
                 bail!("spa-server ended at its start ({status}):\n{}", self.log()?);
             }

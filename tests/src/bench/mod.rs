@@ -11,6 +11,7 @@ mod client;
 mod contenders;
 mod elements;
 mod figures;
+pub mod fire;
 mod fleet;
 mod flushes;
 mod knocks;
@@ -24,6 +25,7 @@ mod volley;
 
 pub use bars::{Bar, Verdict, bars};
 pub use client::client_page;
+pub use contenders::Noise;
 pub use figures::Figure;
 pub use report::{markdown, table};
 pub use results::{Outcome, Results};

@@ -58,7 +58,7 @@ pub fn markdown(results: &Results) -> String {
     page
 }
 
-const QUICK: &str =
+pub(super) const QUICK: &str =
     "**A quick run, which only shows that the benchmark works: its figures mean nothing.**\n\n";
 
 const BARS: &str = "\
@@ -112,7 +112,7 @@ It installs the Debian packages `fwknop-server`, `fwknop-client`, `knockd` and `
 that it makes. `target/bench/gate.json` has all figures, with the spread that the tables leave out.
 ";
 
-fn machine(machine: &Machine, seconds: f64) -> String {
+pub(super) fn machine(machine: &Machine, seconds: f64) -> String {
     let mut rows = vec![
         vec!["date".into(), machine.date.clone()],
         vec!["processor".into(), format!("{} of {}", machine.processors, machine.processor)],
@@ -322,7 +322,7 @@ fn told(figure: Option<Figure>) -> String {
 }
 
 /// A table that is read as Markdown and as it stands; short rows are filled up.
-fn grid(heads: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn grid(heads: &[&str], rows: &[Vec<String>]) -> String {
     let cell = |row: &[String], at: usize| row.get(at).cloned().unwrap_or_default();
     let widths: Vec<_> = heads
         .iter()

@@ -16,6 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Sends on one interface, past the sender's network stack.
@@ -66,8 +67,28 @@ pub(super) fn stay_on_one_processor() -> Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &one)?)
 }
 
+/// Keeps these threads off the processor of [`stay_on_one_processor`], if there is another.
+pub(super) fn leave_that_processor(threads: impl IntoIterator<Item = i32>) -> Result<()> {
+    let mut others = CpuSet::new();
+    for processor in 0..last_processor() {
+        others.set(processor)?;
+    }
+    for thread in threads {
+        if last_processor() > 0 {
+            match sched_setaffinity(Pid::from_raw(thread), &others) {
+                // It has ended meanwhile.
+                Ok(()) | Err(nix::Error::ESRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
 fn last_processor() -> usize {
-    std::thread::available_parallelism().map_or(0, |count| count.get() - 1)
+    // Once: a thread that stays on one processor is told of no other.
+    static LAST: OnceLock<usize> = OnceLock::new();
+    *LAST.get_or_init(|| std::thread::available_parallelism().map_or(0, |count| count.get() - 1))
 }
 
 /// Processor time: of this thread, and of the kernel's thread that takes over what arrives on its
@@ -107,7 +128,7 @@ fn find_kernel_thread() -> Option<u32> {
     })
 }
 
-fn address(link: &str) -> Result<LinkAddr> {
+pub(super) fn address(link: &str) -> Result<LinkAddr> {
     let found = getifaddrs()?
         .filter(|interface| interface.interface_name == link)
         .filter_map(|interface| interface.address)
@@ -116,7 +137,8 @@ fn address(link: &str) -> Result<LinkAddr> {
     found.as_link_addr().copied().with_context(|| format!("{link} has no link address"))
 }
 
-fn received(link: &str) -> Result<u64> {
+/// How many packets have come to this interface of the thread's namespace.
+pub(super) fn received(link: &str) -> Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/net/dev")?;
     let line = text.lines().find_map(|line| line.trim().strip_prefix(link)?.strip_prefix(':'));
     let line = line.with_context(|| format!("there is no interface {link}"))?;

@@ -1,14 +1,14 @@
 //! fwknopd of Debian, in both of its modes, with packets of Debian's client.
 
 use super::process::{Daemon, Tail, base_rules, clear_rules, restore};
-use super::{Contender, Link};
+use super::{Contender, Link, Noise, noisy};
 use crate::bench::station::{GUARDED, KNOCK_PORT};
 use crate::command::finish;
 use crate::device::{now, random};
 use crate::frames::Frame;
 use crate::lab::{Family, Host};
 use crate::programs::program;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::net::{IpAddr, SocketAddr};
@@ -177,6 +177,32 @@ impl Contender for Fwknopd {
             daemon.kill(host)?;
         }
         clear_rules(host)
+    }
+
+    /// Letters of base64, as many as a knock has.
+    fn noise(
+        &mut self,
+        host: &Host,
+        _: &Link<'_>,
+        kind: Noise,
+        count: usize,
+    ) -> Result<Vec<Frame>> {
+        if kind != Noise::Random {
+            bail!("no {} are made for fwknopd", kind.name());
+        }
+        let knock = self.packets(host, &[noisy(0).ip()])?;
+        let length = knock.first().map_or(0, |frame| frame.payload().len());
+        (0..count)
+            .map(|n| {
+                let mut letters = base64(&random::<512>()?).into_bytes();
+                letters.truncate(length);
+                Frame::udp(host, noisy(n), host.at(Family::V4, KNOCK_PORT), &letters)
+            })
+            .collect()
+    }
+
+    fn files(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        (vec![self.directory.join("log")], vec![self.directory.join("run/digests")])
     }
 }
 

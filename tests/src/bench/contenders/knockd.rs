@@ -1,7 +1,7 @@
 //! knockd of Debian: three SYNs in the right order.
 
 use super::process::{Daemon, Tail, base_rules, clear_rules, restore};
-use super::{Contender, Link};
+use super::{Contender, Link, Noise, first_ports};
 use crate::bench::station::GUARDED;
 use crate::frames::Frame;
 use crate::lab::{Family, Host};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const CHAIN: &str = "KNOCK";
 const SEQUENCE: [u16; 3] = [7000, 8000, 9000];
@@ -19,6 +19,7 @@ const SECONDS: u32 = 7200;
 /// See the module's text.
 #[derive(Default)]
 pub(super) struct Knockd {
+    log: PathBuf,
     present: usize,
     daemon: Option<Daemon>,
     said: Option<Tail>,
@@ -71,6 +72,7 @@ impl Contender for Knockd {
         let daemon = Daemon::start(host, &words, &log, "starting up")?;
         self.said = Some(daemon.count("OPEN SESAME")?);
         self.daemon = Some(daemon);
+        self.log = log;
         self.present = sources.len();
         let mut rules = String::new();
         for source in sources {
@@ -106,5 +108,20 @@ impl Contender for Knockd {
             daemon.kill(host)?;
         }
         clear_rules(host)
+    }
+
+    fn noise(
+        &mut self,
+        host: &Host,
+        _: &Link<'_>,
+        kind: Noise,
+        count: usize,
+    ) -> Result<Vec<Frame>> {
+        let [first, ..] = SEQUENCE;
+        first_ports(host, kind, first, count)
+    }
+
+    fn files(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        (vec![self.log.clone()], Vec::new())
     }
 }

@@ -4,16 +4,20 @@
 mod fwknop;
 mod knockd;
 mod process;
+mod recent;
 mod spa;
 
 pub(super) use fwknop::base64;
+pub(super) use spa::{SpaServer, random_noise};
 
-use super::backends::CANDIDATES;
+use super::backends::{CANDIDATES, Candidate};
+use super::sources::{Pool, source};
 use crate::frames::Frame;
-use crate::lab::Host;
-use anyhow::Result;
-use std::net::IpAddr;
-use std::path::Path;
+use crate::lab::{Family, Host};
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 /// A program in one place, from its start to its stop.
 pub(super) trait Contender {
@@ -22,6 +26,11 @@ pub(super) trait Contender {
 
     /// Whether it is ours.
     fn ours(&self) -> bool {
+        false
+    }
+
+    /// Whether it is the kernel alone, without any program.
+    fn is_floor(&self) -> bool {
         false
     }
 
@@ -56,6 +65,75 @@ pub(super) trait Contender {
 
     /// Ends it, with all it has started, and takes away what it has left in the kernel.
     fn stop(&mut self, host: &Host) -> Result<()>;
+
+    /// What it says became of knocks that opened nothing, if it says so.
+    fn losses(&self) -> Result<String> {
+        Ok(String::new())
+    }
+
+    /// Waits until it is done with what came, if that can be told.
+    fn await_rest(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Which kinds of noise mean something to it.
+    fn noises(&self) -> &'static [Noise] {
+        &[Noise::Random]
+    }
+
+    /// So many frames of noise of that kind. None of them may open anything.
+    fn noise(
+        &mut self,
+        host: &Host,
+        link: &Link<'_>,
+        kind: Noise,
+        count: usize,
+    ) -> Result<Vec<Frame>>;
+
+    /// The files that grow with what it writes: logs first, then what it remembers.
+    fn files(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        Default::default()
+    }
+}
+
+/// What comes beside valid knocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Noise {
+    /// Of the right port and length, and nothing else right about it.
+    Random,
+    /// Knocks of a real client with another last byte: the tag is right, the MAC is not.
+    BrokenMac,
+    /// Knocks of a real client that were accepted, once more.
+    Replays,
+    /// Knocks of a real client that are two minutes old, and were never seen.
+    Stale,
+}
+
+impl Noise {
+    /// As the reports call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::BrokenMac => "right tag, broken MAC",
+            Self::Replays => "replays",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// The `n`-th sender of noise: scattered over a network of a million, all of them forged.
+fn noisy(n: usize) -> SocketAddr {
+    let port = 1024 + u16::try_from(n * 31 % 38_000).unwrap_or_default();
+    SocketAddr::new(source(Pool::Strangers, Family::V4, n * 7_919), port)
+}
+
+/// Noise for who looks at SYNs: the first port of a sequence, from everywhere.
+fn first_ports(host: &Host, kind: Noise, port: u16, count: usize) -> Result<Vec<Frame>> {
+    if kind != Noise::Random {
+        bail!("port knocking knows no {}", kind.name());
+    }
+    (0..count).map(|n| Frame::syn(host, noisy(n), host.at(Family::V4, port))).collect()
 }
 
 /// How packets come to a host.
@@ -84,4 +162,25 @@ pub(super) fn all() -> Vec<Box<dyn Contender>> {
         all.push(Box::new(spa::SpaServer::with(candidate)));
     }
     all
+}
+
+/// Those that are measured under fire. The first is the floor: the kernel alone.
+pub(super) fn under_fire() -> Vec<Box<dyn Contender>> {
+    let mut all: Vec<Box<dyn Contender>> = vec![
+        Box::new(recent::Recent),
+        Box::new(fwknop::Fwknopd::capturing()),
+        Box::new(fwknop::Fwknopd::listening()),
+        Box::new(knockd::Knockd::default()),
+    ];
+    for candidate in ours_under_fire() {
+        all.push(Box::new(SpaServer::with(candidate)));
+    }
+    all
+}
+
+/// The back-ends that keep grants in sets: those of the first tools, and that of nftables.
+pub(super) fn ours_under_fire() -> impl Iterator<Item = Candidate> {
+    CANDIDATES.into_iter().filter(|candidate| {
+        candidate.keeping == super::results::Keeping::Sets && candidate.iptables != Some("legacy")
+    })
 }
