@@ -13,7 +13,7 @@ pub use room::Room;
 use crate::lab::{Family, Lab};
 use crate::probe::{Listener, PortState};
 use crate::wait::eventually;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 /// A port that every one of the managers lets everybody in to.
 pub const ALLOWED_PORT: u16 = 7001;
@@ -61,7 +61,6 @@ fn ensure_published(lab: &Lab, port: u16) -> Result<()> {
         eventually(&format!("the published port {to} is to answer"), || {
             Ok(echoes(lab, to).then_some(()))
         })?;
-        ensure!(echoes(lab, to));
     }
     Ok(())
 }
