@@ -73,17 +73,6 @@ impl<'a> Asking<'a> {
         &self.knocker
     }
 
-    /// Gets the keys, unless it looks as if [`first`](Self::first) could do without: whoever has a
-    /// grant is not asked for a passphrase.
-    pub(crate) fn get_ready(&self, reuse: Reuse, wanted: Duration) -> Result<(), KnockError> {
-        let is_close = self.knocker.request().message_type == MessageType::Close;
-        let entries = self.record.as_ref().filter(|_| !is_close).map(Record::entries);
-        if entries.is_some_and(|entries| self.reusable(&entries, reuse, wanted).is_some()) {
-            return Ok(());
-        }
-        self.knocker.get_keys()
-    }
-
     /// Knocks, unless what is there is enough. A `close` always knocks, and is noted.
     /// `watched`: whether the caller finds out by itself whether it opens.
     pub(crate) fn first(
@@ -94,12 +83,8 @@ impl<'a> Asking<'a> {
     ) -> Result<First, KnockError> {
         self.watched = watched;
         let record = self.record.clone();
-        let is_close = self.knocker.request().message_type == MessageType::Close;
-        if is_close {
-            self.knocker.get_keys()?;
-        }
         let mut held = record.as_ref().and_then(Record::lock);
-        if is_close {
+        if self.knocker.request().message_type == MessageType::Close {
             let sent = self.knocker.send_to(|_| true)?;
             if let Some(held) = held {
                 held.change(|entries| entries.retain(|entry| !self.is_mine(entry)));
@@ -107,7 +92,9 @@ impl<'a> Asking<'a> {
             return Ok(First::Knocked(sent));
         }
         loop {
-            if let Some(held) = &held
+            if reuse != Reuse::Never
+                && !self.lets_one_in()
+                && let Some(held) = &held
                 && let entries = held.entries()
                 && let Some((reused, asked)) = self.reusable(&entries, reuse, wanted)
             {
@@ -116,12 +103,11 @@ impl<'a> Asking<'a> {
                 self.relies_on(asked, lifetime, is_named);
                 return Ok(First::Reused(reused));
             }
-            if self.knocker.has_keys() && !self.knocker.is_to_look() {
+            if !self.knocker.is_to_look() {
                 break;
             }
-            // Others don't wait for a STUN server or a passphrase that this one waits for.
+            // Others don't wait for a STUN server that this one waits for.
             drop(held);
-            self.knocker.get_keys()?;
             self.knocker.look();
             held = record.as_ref().and_then(Record::lock);
         }
@@ -136,7 +122,6 @@ impl<'a> Asking<'a> {
     /// Knocks again, unless another program has done so since the last time. `only`: one of the
     /// addresses, for the first time.
     pub(crate) fn again(&mut self, only: Option<SocketAddr>) -> Result<Vec<Sent>, KnockError> {
-        self.knocker.get_keys()?;
         self.knocker.look();
         let record = self.record.clone();
         let held = record.as_ref().and_then(Record::lock);
@@ -274,9 +259,6 @@ impl<'a> Asking<'a> {
         reuse: Reuse,
         wanted: Duration,
     ) -> Option<(Reused, Moment)> {
-        if reuse == Reuse::Never || self.lets_one_in() {
-            return None;
-        }
         let now = Moment::now();
         let found = self.matching(entries)?;
         let left = found.iter().map(|entry| entry.left(now)).min()??;

@@ -25,9 +25,9 @@ use spa_proto::{
 use std::io;
 use std::net::UdpSocket;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -108,9 +108,6 @@ pub struct Sent {
     pub outcome: io::Result<usize>,
 }
 
-/// Whoever is asked for passphrases, by all knockers of one command.
-pub(crate) type SharedUnlock = Arc<Mutex<dyn Unlock + Send>>;
-
 /// A request to one server with everything that sending it needs: keys read, secrets derived,
 /// addresses resolved, request known to fit.
 pub struct Knocker<'a> {
@@ -124,9 +121,9 @@ pub struct Knocker<'a> {
     looked: Option<Moment>,
     addresses: Vec<SocketAddr>,
     own: Vec<(IpAddr, Option<IpAddr>)>,
-    /// Empty until the keys are needed.
-    secrets: OnceLock<Secrets>,
-    unlock: Option<SharedUnlock>,
+    identity: PublicKey,
+    pair: PairSecret,
+    mask: MaskKey,
     random: SystemRandom,
     round: u32,
     first_sent: Option<Instant>,
@@ -166,27 +163,7 @@ impl<'a> Knocker<'a> {
         options: &Options,
         keys: &ClientKeys,
     ) -> Result<Self, KnockError> {
-        let mut knocker = Self::without_keys(server, asked, options);
-        knocker.use_keys(keys)?;
-        knocker.find()?;
-        Ok(knocker)
-    }
-
-    /// Resolves the name, and leaves the keys where they are until a knock needs them: `unlock` is
-    /// asked for a passphrase then.
-    pub(crate) fn prepare_for_later(
-        server: &'a Server,
-        asked: &Asked,
-        options: &Options,
-        unlock: SharedUnlock,
-    ) -> Result<Self, KnockError> {
-        let mut knocker = Self::without_keys(server, asked, options);
-        knocker.unlock = Some(unlock);
-        knocker.find()?;
-        Ok(knocker)
-    }
-
-    fn without_keys(server: &'a Server, asked: &Asked, options: &Options) -> Self {
+        let Secrets { identity, pair, mask } = Secrets::of(server, keys)?;
         let lifetime = match asked.message_type {
             MessageType::Open => options.lifetime.or(server.lifetime),
             MessageType::Close => None,
@@ -198,7 +175,8 @@ impl<'a> Knocker<'a> {
             bound_source: None,
             lifetime: lifetime.map(|Lifetime(seconds)| seconds),
         };
-        Self {
+        let random = SystemRandom::new();
+        let mut knocker = Self {
             server,
             request,
             source,
@@ -207,50 +185,18 @@ impl<'a> Knocker<'a> {
             looked: None,
             addresses: Vec::new(),
             own: Vec::new(),
-            secrets: OnceLock::new(),
-            unlock: None,
-            random: SystemRandom::new(),
+            identity,
+            pair,
+            mask,
+            random,
             round: 0,
             first_sent: None,
             wanted: None,
-        }
-    }
-
-    fn find(&mut self) -> Result<(), KnockError> {
-        self.addresses = resolve(self.server, self.family, self.source)?;
-        self.own = own_addresses(&self.addresses);
-        Ok(())
-    }
-
-    /// Whether the keys are at hand.
-    pub(crate) fn has_keys(&self) -> bool {
-        self.secrets.get().is_some()
-    }
-
-    /// Gets the keys, where that has not happened yet, and has them at hand from then on.
-    pub(crate) fn get_keys(&self) -> Result<(), KnockError> {
-        self.secrets().map(drop)
-    }
-
-    fn secrets(&self) -> Result<&Secrets, KnockError> {
-        if let Some(secrets) = self.secrets.get() {
-            return Ok(secrets);
-        }
-        let keys = match &self.unlock {
-            Some(unlock) => {
-                let mut unlock = unlock.lock().unwrap_or_else(PoisonError::into_inner);
-                self.server.keys(&mut *unlock)?
-            }
-            None => self.server.keys(&mut NoPassphrase)?,
         };
-        self.use_keys(&keys)
-    }
-
-    /// These are the keys; an error if the request does not fit into a packet under them.
-    fn use_keys(&self, keys: &ClientKeys) -> Result<&Secrets, KnockError> {
-        let secrets = Secrets::of(self.server, keys)?;
-        self.seal(&secrets, None)?;
-        Ok(self.secrets.get_or_init(|| secrets))
+        knocker.seal(None)?;
+        knocker.addresses = resolve(server, options.family, source)?;
+        knocker.own = own_addresses(&knocker.addresses);
+        Ok(knocker)
     }
 
     /// Asks the STUN server by which address it sees this machine, where one is configured and
@@ -318,9 +264,9 @@ impl<'a> Knocker<'a> {
         self.server
     }
 
-    /// The client's identity, as the server has to know it; `None`: its keys were not needed yet.
-    pub fn identity(&self) -> Option<PublicKey> {
-        self.secrets.get().map(|secrets| secrets.identity)
+    /// The client's identity, as the server has to know it.
+    pub const fn identity(&self) -> PublicKey {
+        self.identity
     }
 
     /// What is asked for.
@@ -381,16 +327,15 @@ impl<'a> Knocker<'a> {
         let seen = self.seen.iter().find(|(like, _)| like.is_ipv4() == to.is_ipv4());
         let seen = seen.map(|(_, seen)| seen.towards(to.ip()));
         let binding = self.source.binding(own, seen.as_ref());
-        let packet = self.seal(self.secrets()?, binding.address())?;
+        let packet = self.seal(binding.address())?;
         Ok((binding, packet))
     }
 
-    fn seal(&self, secrets: &Secrets, bound_source: Option<IpAddr>) -> Result<Vec<u8>, KnockError> {
-        let Secrets { pair, mask, .. } = secrets;
+    fn seal(&self, bound_source: Option<IpAddr>) -> Result<Vec<u8>, KnockError> {
         let nonce = nonce(&self.random)?;
         let request = Request { bound_source, ..self.request.clone() };
         let stamp = stamp_now()?;
-        Ok(spa_proto::seal(pair, mask, &request, stamp, nonce, self.server.length)?)
+        Ok(spa_proto::seal(&self.pair, &self.mask, &request, stamp, nonce, self.server.length)?)
     }
 }
 

@@ -172,7 +172,7 @@ pub(crate) fn watch<'p>(
     wait: Wait<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<Door<'p>>, KnockError> {
-    let Wait { mut start, timeout, mut rounds, known, wanted } = wait;
+    let Wait { start, timeout, mut rounds, known, wanted } = wait;
     let is_wanted = || wanted.is_none_or(|wanted| wanted.load(Ordering::Relaxed));
     let mut poll = Poll::new().map_err(KnockError::Wait)?;
     let mut events = Events::with_capacity(64);
@@ -191,16 +191,10 @@ pub(crate) fn watch<'p>(
         }
         if rounds > 0 && now >= knock_at(rounds) {
             rounds = rounds.saturating_add(1);
-            let knocked = Instant::now();
-            match knock(None) {
-                Ok(sent) => progress(Progress::KnockedAgain { sent: &sent }),
-                Err(error @ KnockError::Key(_)) => return Err(error),
-                // Not the end: the knock before may open, the network may come back.
-                Err(_) => {}
+            // A failure is not the end: the knock before may open, the network may come back.
+            if let Ok(sent) = knock(None) {
+                progress(Progress::KnockedAgain { sent: &sent });
             }
-            // The first that needs the key may have had to ask for a passphrase: who types is not
-            // waiting for a port.
-            start = start.checked_add(knocked.elapsed()).unwrap_or(start);
             for line in closed(&mut doors).filter(|line| line.has_begun()) {
                 line.probe_soon(start.elapsed());
             }

@@ -184,7 +184,6 @@ impl OpenArgs {
             wait: wait.then_some(self.timeout),
             insists: self.wait,
             fresh: self.fresh,
-            keeps: self.is_while,
         }
     }
 }

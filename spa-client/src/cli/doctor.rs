@@ -181,9 +181,7 @@ fn examine(
     // Not before: a passphrase may have been asked for.
     let _waiting = (!args.json).then(|| spinner::start("looking"));
     knocker.look();
-    if let Some(identity) = knocker.identity() {
-        key(server, identity, facts, report)?;
-    }
+    key(server, knocker.identity(), facts, report)?;
     let addresses: Vec<String> = knocker.addresses().map(|it| it.to_string()).collect();
     report.add(Line::ok("name", format!("{}: {}", server.host, addresses.join(", "))))?;
     for to in knocker.sockets() {

@@ -2,7 +2,6 @@
 
 use super::args::CommonArgs;
 use super::open::{self, Settings, Voice};
-use super::passphrase::Prompt;
 use super::{CliError, complain, report};
 use crate::asking::Asking;
 use crate::config::Config;
@@ -40,8 +39,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, CliError> {
     let config = Config::load(directory)?;
     let voice = Voice::of(args);
-    let unlock = Prompt::shared();
-    let visits = open::visit_all(&config, MessageType::Open, args, settings, &unlock)?;
+    let visits = open::visit_all(&config, MessageType::Open, args, settings)?;
     let code = thread::scope(|scope| {
         let mut enders = Vec::new();
         for asking in visits {
@@ -54,7 +52,7 @@ pub(super) fn run(
         code
     })?;
     if meanwhile.close_after {
-        open::visit_all(&config, MessageType::Close, args, &Settings::default(), &unlock)?;
+        open::visit_all(&config, MessageType::Close, args, &Settings::default())?;
     }
     Ok(code)
 }

@@ -8,7 +8,7 @@ use super::{CliError, print_json, spinner};
 use crate::asking::{Asking, First, Reuse, Reused};
 use crate::config::Config;
 use crate::duration::Lifetime;
-use crate::knock::{Asked, KnockError, Knocker, Options, Sent, SharedUnlock};
+use crate::knock::{Asked, KnockError, Knocker, Options, Sent};
 use crate::probe::{Door, Known, Probe, Probed, Progress, Wait, watch};
 use crate::record::{Moment, Record};
 use crate::server::{Connections, Server, ServerName};
@@ -18,7 +18,6 @@ use spa_proto::{Item, MessageType};
 use std::io::Write as _;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
@@ -36,26 +35,6 @@ pub(super) struct Settings {
     pub(super) insists: bool,
     /// Knock in any case.
     pub(super) fresh: bool,
-    /// It is kept open: there will be more knocks, when nobody can be asked for a passphrase.
-    pub(super) keeps: bool,
-}
-
-impl Settings {
-    /// What is enough to go without a knock, and how much of its lifetime has to be left.
-    fn relies_on(&self, asking: &Asking<'_>) -> (Reuse, Duration) {
-        let probes = probes(asking.knocker());
-        let is_probed = |item: &Item| probes.iter().any(|probe| probe.item == *item);
-        let wait = self.wait.filter(|_| !probes.is_empty());
-        let reuse = if self.fresh || wait.is_some_and(|wait| wait < NO_TIME_FOR_OTHERS) {
-            Reuse::Never
-        } else if wait.is_some() && asking.knocker().request().items.iter().all(is_probed) {
-            Reuse::Asked
-        } else {
-            Reuse::Seen
-        };
-        // Whoever names a lifetime is not content with the last seconds of one.
-        (reuse, self.lifetime.map_or(Duration::ZERO, |lifetime| lifetime.get() / 2))
-    }
 }
 
 pub(super) fn run(
@@ -65,7 +44,7 @@ pub(super) fn run(
     settings: &Settings,
 ) -> Result<(), CliError> {
     let config = Config::load(directory)?;
-    visit_all(&config, message_type, args, settings, &Prompt::shared()).map(|_| ())
+    visit_all(&config, message_type, args, settings).map(|_| ())
 }
 
 /// Asks all the servers, and tells what came of it; gives back what goes on asking.
@@ -74,15 +53,14 @@ pub(super) fn visit_all<'a>(
     message_type: MessageType,
     args: &CommonArgs,
     settings: &Settings,
-    unlock: &SharedUnlock,
 ) -> Result<Vec<Asking<'a>>, CliError> {
     let began = Moment::now();
     let voice = Voice::of(args);
     let options =
         Options { lifetime: settings.lifetime, source: args.source, family: args.family() };
     let record = Record::of_user();
-    let settings = &Settings { fresh: settings.fresh || args.source.is_some(), ..*settings };
     let mut visits = Vec::new();
+    let mut prompt = Prompt::default();
     let default = args.server.as_ref().or(config.default_server().map(|server| &server.name));
     for (name, items) in by_server(&args.targets, default) {
         let server = config.server(name.map(ServerName::as_str))?;
@@ -90,13 +68,11 @@ pub(super) fn visit_all<'a>(
             refuse_to_probe(server, &items)?;
         }
         let asked = Asked::new(message_type, items)?;
-        let knocker = Knocker::prepare_for_later(server, &asked, &options, Arc::clone(unlock))?;
-        let asking = Asking::new(knocker, record.clone(), began);
-        let (reuse, wanted) = settings.relies_on(&asking);
-        asking.get_ready(if settings.keeps { Reuse::Never } else { reuse }, wanted)?;
-        visits.push(asking);
+        let knocker = Knocker::prepare_with(server, &asked, &options, &mut prompt)?;
+        visits.push(Asking::new(knocker, record.clone(), began));
     }
 
+    let settings = &Settings { fresh: settings.fresh || args.source.is_some(), ..*settings };
     let targets: Vec<String> = args.targets.iter().map(ToString::to_string).collect();
     let waiting = (settings.wait.is_some() && !args.quiet)
         .then(|| spinner::start(&format!("waiting for {}", targets.join(" "))));
@@ -143,7 +119,16 @@ fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> ServerRe
     let probes = probes(asking.knocker());
     let wait = settings.wait.filter(|_| !probes.is_empty());
     let start = Instant::now();
-    let (reuse, wanted) = settings.relies_on(asking);
+    let is_probed = |item: &Item| probes.iter().any(|probe| probe.item == *item);
+    let reuse = if settings.fresh || wait.is_some_and(|wait| wait < NO_TIME_FOR_OTHERS) {
+        Reuse::Never
+    } else if wait.is_some() && asking.knocker().request().items.iter().all(is_probed) {
+        Reuse::Asked
+    } else {
+        Reuse::Seen
+    };
+    // Whoever names a lifetime is not content with the last seconds of one.
+    let wanted = settings.lifetime.map_or(Duration::ZERO, |lifetime| lifetime.get() / 2);
     let (sent, reused) = match asking.first(reuse, wanted, wait.is_some()) {
         Ok(First::Knocked(sent)) => (sent, None),
         Ok(First::Reused(reused)) => (Vec::new(), Some(reused)),

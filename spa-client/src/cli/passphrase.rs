@@ -3,14 +3,11 @@
 //! The terminal is `/dev/tty` and not standard input, which may be somebody's connection.
 
 use super::CliError;
-use super::spinner;
 use crate::key_source::{Locked, Unlock, UnlockError};
-use crate::knock::SharedUnlock;
 use spa_keys::Passphrase;
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 use zeroize::Zeroizing;
 
 /// The variable that names a file with the passphrase.
@@ -43,11 +40,6 @@ impl Unlock for Prompt {
 }
 
 impl Prompt {
-    /// One that many servers' keys share.
-    pub(super) fn shared() -> SharedUnlock {
-        Arc::new(Mutex::new(Self::default()))
-    }
-
     /// What was given last.
     pub(super) fn take(&mut self) -> Option<Passphrase> {
         self.known.take()
@@ -100,7 +92,7 @@ pub(super) fn typed_twice(what: &str) -> Result<Passphrase, CliError> {
 
 /// What is typed at the terminal; an inner error is one of what was typed.
 fn typed(prompt: &str) -> Result<Result<Passphrase, spa_keys::PassphraseError>, UnlockError> {
-    match spinner::without(|| rpassword::prompt_password(prompt)) {
+    match rpassword::prompt_password(prompt) {
         Ok(text) => Ok(Passphrase::new(Zeroizing::new(text.into_bytes()))),
         // The user has left: Ctrl-D, Ctrl-C, the terminal hung up.
         Err(error)

@@ -71,7 +71,7 @@ pub(super) fn run(directory: &Path, args: &ProxyArgs) -> Result<(), CliError> {
     let item = item_at(server, port);
     let options = Options { family: args.family(), ..Options::default() };
     let asked = Asked::open([item.clone()])?;
-    let knocker = Knocker::prepare_for_later(server, &asked, &options, Prompt::shared())?;
+    let knocker = Knocker::prepare_with(server, &asked, &options, &mut Prompt::default())?;
     let to = if is_meant_by(server, &args.host) {
         knocker.sockets().to_vec()
     } else {
@@ -108,7 +108,6 @@ fn connect(
     if lets_one_in && is_server {
         // An address that is never tried must not be opened for somebody else's connection.
         wait.rounds = 0;
-        asking.knocker().get_keys()?;
     } else {
         let is_fresh = args.fresh || args.timeout < NO_TIME_FOR_OTHERS;
         let reuse = if is_fresh { Reuse::Never } else { Reuse::Asked };

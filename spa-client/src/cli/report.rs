@@ -11,6 +11,7 @@ use core::fmt::Write as _;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use serde::Serialize;
+use spa_keys::PublicKey;
 use spa_proto::{Item, MessageType, Port, Transport};
 use std::collections::BTreeMap;
 
@@ -214,7 +215,7 @@ struct Advice<'a> {
 impl core::fmt::Display for Advice<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let server = self.knocker.server();
-        let identity = self.knocker.identity().map_or("KEY".into(), |key| key.to_string());
+        let identity: PublicKey = self.knocker.identity();
         let items = and(self.closed);
         let service = self
             .closed

@@ -62,16 +62,10 @@ impl Drop for Spinner {
 
 /// Writes to standard error with the line out of the way; it comes back by itself.
 pub(super) fn above(write: impl FnOnce(&mut io::StderrLock<'_>) -> io::Result<()>) {
-    without(|| {
-        let _ = write(&mut io::stderr().lock());
-    });
-}
-
-/// Does something at the terminal with the line out of the way all the time.
-pub(super) fn without<T>(work: impl FnOnce() -> T) -> T {
     let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut stderr = io::stderr().lock();
     if core::mem::take(&mut *shown) {
-        let _ = write!(io::stderr(), "{TAKE_BACK}");
+        let _ = write!(stderr, "{TAKE_BACK}");
     }
-    work()
+    let _ = write(&mut stderr);
 }

@@ -1,14 +1,12 @@
 //! Keys under a passphrase, at a terminal and without one, and keys that a command gives.
 
-use crate::support::{CLIENT_PRIVATE, Ear, Home, Ran, age_by_seconds, client_key};
+use crate::support::{CLIENT_PRIVATE, Ear, Home, Ran, client_key};
 use crate::terminal::Terminal;
 use spa_keys::{Overwrite, PrivateKey, StoredKeys};
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
@@ -60,7 +58,6 @@ fn run_detached(home: &Home, words: &[&str]) -> Ran {
     let mut command = std::process::Command::new("/usr/bin/setsid");
     command.arg("--wait").arg(program.get_program()).args(words).env_clear();
     command.env("SPA_CONFIG_DIR", home.path()).stdin(Stdio::null());
-    command.env("SPA_STATE_DIR", home.file("state"));
     Ran::of(&command.output().unwrap(), home.path())
 }
 
@@ -77,66 +74,6 @@ fn a_passphrase_typed_at_the_terminal_knocks_and_is_not_shown() {
     assert!(shown.contains("asked work to open ssh (127.0.0.1)"), "{shown}");
     ear.knock();
     assert!(!ear.has_more());
-}
-
-/// A grant that is there needs no knock, and what needs no knock needs no key.
-#[test]
-fn whoever_has_a_grant_is_not_asked_for_a_passphrase() {
-    let ear = Ear::v4();
-    let home = home(&ear);
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port().to_string();
-    let entry = format!(
-        "host = \"127.0.0.1\"\nknock-ports = [{}]\nlifetime = \"1m\"\n\
-         services.ssh = [\"tcp/{port}\"]",
-        ear.port()
-    );
-    home.add_server("gw", &entry);
-    let words = secret_file(&home, "words", &format!("{WORDS}\n"));
-    let open = &["open", "ssh@gw", "--wait"];
-    assert_eq!(run_with(&home, words.to_str().unwrap(), open).status, 0);
-    ear.knock();
-
-    let without = |words: &[&str]| run_detached(&home, words);
-    for words in [open, &["open", "ssh@gw", "--no-wait"]] {
-        let ran = without(words);
-        assert_eq!(ran.status, 0, "{}", ran.stderr);
-    }
-    let ran = std::thread::scope(|scope| {
-        // That of the probe, and the proxy's own.
-        scope.spawn(|| [listener.accept(), listener.accept()].map(drop));
-        without(&["proxy", "127.0.0.1", &port, "--server", "gw"])
-    });
-    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "it has to say nothing, and ends");
-    assert!(!ear.has_more());
-    for words in [&["open", "ssh@gw", "--fresh"][..], &["close", "ssh@gw"], &["open", "udp/53@gw"]]
-    {
-        let ran = without(words);
-        assert_eq!(ran.status, 1);
-        assert!(ran.stderr.contains("is under a passphrase: there is no terminal"), "{words:?}");
-    }
-    // Nobody can be asked later, while the command runs.
-    let ran = without(&["open", "ssh@gw", "--while", "--", "touch", "it-ran"]);
-    assert_eq!(ran.status, 1, "{}", ran.stderr);
-    assert!(!home.file("it-ran").exists());
-
-    // It does not hold after all: the key is asked for, and whoever types it has time.
-    drop(listener);
-    age_by_seconds(&home.file("state/asked.json"), 35);
-    let open = &["open", "ssh@gw", "--wait", "--timeout", "3s"];
-    let ran = without(open);
-    assert_eq!(ran.status, 1);
-    assert!(ran.stderr.contains("is under a passphrase: there is no terminal"), "{}", ran.stderr);
-    assert!(!ear.has_more());
-    let mut terminal = Terminal::start(&home, open);
-    terminal.see("passphrase of ");
-    sleep(Duration::from_secs(4));
-    terminal.answer_unseen("passphrase of ", WORDS);
-    let (status, shown) = terminal.end();
-    assert_eq!(status, 1);
-    assert!(shown.contains("did not open within 3 s"), "{shown}");
-    assert!(!shown.contains("passphrase of "), "once is enough: {shown}");
-    ear.knock();
 }
 
 #[test]
