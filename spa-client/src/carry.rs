@@ -1,9 +1,9 @@
 //! Carries bytes between a connection and the standard streams, as `ProxyCommand` wants it.
 //!
-//! Two threads that block: nothing waits for more to come, and nothing is held back. Where the
-//! system can, it moves the bytes itself; else each thread has a large buffer.
+//! Two threads that block, each with a large buffer: nothing waits for more to come, and nothing
+//! is held back.
 
-use crate::system::{self, Descriptor};
+use crate::system;
 use core::time::Duration;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -12,18 +12,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 
-/// A socket gives and takes as much at once.
+/// A pipe takes 64 KiB at once; a socket gives more.
 const BUFFER: usize = 256 * 1024;
-/// Where it is copied, so much is written to the connection at once: by that is seen that it goes
-/// on at all.
+/// So much is written to the connection at once: a write returns when all of it is on its way, and
+/// by that is seen that it goes on at all.
 const PIECE: usize = 16 * 1024;
 /// After the other side has ended: whoever has sent nothing for so long has nothing more to say.
 const LINGER: Duration = Duration::from_secs(2);
+/// Before the next look at a stream that somebody has made non-blocking.
+const NOT_READY: Duration = Duration::from_millis(1);
 
 /// Carries standard input to `stream` and back until the other side ends. The end of standard
 /// input is handed on, and what comes back afterwards still arrives.
 pub(crate) fn carry(stream: TcpStream) -> io::Result<()> {
-    stream.set_nonblocking(system::CAN_AWAIT)?;
+    stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     // As ssh does for a connection of its own: a network that has died is noticed in the end.
     socket2::SockRef::from(&stream).set_keepalive(true)?;
@@ -54,43 +56,20 @@ pub(crate) fn carry(stream: TcpStream) -> io::Result<()> {
 
 /// `carried` counts the pieces.
 fn copy(
-    mut from: impl Read + Descriptor,
-    mut to: impl Write + Descriptor,
+    mut from: impl Read,
+    mut to: impl Write,
     piece: usize,
     carried: &AtomicU64,
 ) -> io::Result<()> {
-    loop {
-        match system::moved(&from, &to, BUFFER) {
-            Ok(None) => break,
-            Ok(Some(0)) => return Ok(()),
-            Ok(Some(_)) => {
-                carried.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error) => match error.kind() {
-                ErrorKind::BrokenPipe => return Ok(()),
-                ErrorKind::Interrupted => {}
-                ErrorKind::WouldBlock => {
-                    // Which of the two it is, nobody has said.
-                    system::await_writable(&to)?;
-                    system::await_readable(&from)?;
-                }
-                _ => return Err(error),
-            },
-        }
-    }
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(length) => length,
-            Err(error) => match error.kind() {
-                ErrorKind::Interrupted => continue,
-                ErrorKind::WouldBlock => {
-                    system::await_readable(&from)?;
-                    continue;
-                }
-                _ => return Err(error),
-            },
+            Err(error) => {
+                wait_after(error)?;
+                continue;
+            }
         };
         let mut rest = buffer.get(..length).unwrap_or_default();
         while !rest.is_empty() {
@@ -100,15 +79,24 @@ fn copy(
                     rest = rest.get(written..).unwrap_or_default();
                     carried.fetch_add(1, Ordering::Relaxed);
                 }
-                Err(error) => match error.kind() {
-                    // Nobody reads any more, which is an end like any other.
-                    ErrorKind::BrokenPipe => return Ok(()),
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::WouldBlock => system::await_writable(&to)?,
-                    _ => return Err(error),
-                },
+                // Nobody reads any more, which is an end like any other.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => wait_after(error)?,
             }
         }
         to.flush()?;
+    }
+}
+
+/// What is no failure. The standard streams are shared: another program may have made them
+/// non-blocking.
+fn wait_after(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        ErrorKind::Interrupted => Ok(()),
+        ErrorKind::WouldBlock => {
+            thread::sleep(NOT_READY);
+            Ok(())
+        }
+        _ => Err(error),
     }
 }

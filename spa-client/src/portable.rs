@@ -21,40 +21,8 @@ pub(crate) const fn steady_clock() -> Option<Duration> {
 pub(crate) const fn for_owner_only(_: &mut OpenOptions) {}
 
 /// Standard input and output; whoever writes flushes.
-pub(crate) fn raw_streams() -> io::Result<(impl Read + Send + Descriptor, impl Write + Descriptor)>
-{
+pub(crate) fn raw_streams() -> io::Result<(impl Read + Send, impl Write)> {
     Ok((io::stdin(), io::stdout()))
-}
-
-/// What the system knows a stream by.
-pub(crate) trait Descriptor {}
-
-impl<T: ?Sized> Descriptor for T {}
-
-/// Streams block here.
-pub(crate) const CAN_AWAIT: bool = false;
-/// Before the next look at a stream that somebody has made non-blocking.
-const NOT_READY: Duration = Duration::from_millis(1);
-
-/// Until the next look.
-pub(crate) fn await_readable(_: &impl Descriptor) -> io::Result<()> {
-    std::thread::sleep(NOT_READY);
-    Ok(())
-}
-
-/// Until the next try.
-pub(crate) fn await_writable(_: &impl Descriptor) -> io::Result<()> {
-    std::thread::sleep(NOT_READY);
-    Ok(())
-}
-
-/// The system moves nothing by itself.
-pub(crate) fn moved(
-    _: &impl Descriptor,
-    _: &impl Descriptor,
-    _: usize,
-) -> io::Result<Option<usize>> {
-    Ok(None)
 }
 
 /// Not while the program goes on.

@@ -2,8 +2,6 @@
 //! which system it runs on.
 
 use crate::clock::Synchronised;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, dup2_stdout};
@@ -11,7 +9,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _};
-pub(crate) use std::os::fd::AsFd as Descriptor;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
@@ -34,76 +32,7 @@ pub(crate) fn for_owner_only(options: &mut OpenOptions) {
 pub(crate) fn raw_streams() -> io::Result<(File, File)> {
     let input = io::stdin().as_fd().try_clone_to_owned()?;
     let output = io::stdout().as_fd().try_clone_to_owned()?;
-    widen(&input);
-    widen(&output);
     Ok((input.into(), output.into()))
-}
-
-/// Gives a pipe as much room as anybody may have (pipe(7)), so that neither end waits for the other
-/// all the time.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn widen(pipe: &impl Descriptor) {
-    const ROOM: i32 = 1 << 20;
-    // It may be none, or what this user may have is used up: then it stays as it is.
-    let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(ROOM));
-}
-
-/// Pipes are as they are.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-const fn widen(_: &impl Descriptor) {}
-
-/// Whether a stream that does not block can be waited for.
-pub(crate) const CAN_AWAIT: bool = true;
-
-/// Waits until there is something to read, or an end.
-pub(crate) fn await_readable(stream: &impl Descriptor) -> io::Result<()> {
-    await_ready(stream, PollFlags::POLLIN)
-}
-
-/// Waits until something can be written, or never will be.
-pub(crate) fn await_writable(stream: &impl Descriptor) -> io::Result<()> {
-    await_ready(stream, PollFlags::POLLOUT)
-}
-
-fn await_ready(stream: &impl Descriptor, events: PollFlags) -> io::Result<()> {
-    match poll(&mut [PollFd::new(stream.as_fd(), events)], PollTimeout::NONE) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Moves what is there from one to the other, `most` bytes at once, without a copy in this program.
-/// 0: there is nothing more. `None`: between these two, or on this system, that can't be; nothing
-/// was moved.
-///
-/// It never waits, whatever the two are set to: splice(2) holds the pipe's lock while it waits for
-/// a socket, so that whoever is at the pipe's other end waits with it, even in a call that does not
-/// block.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) fn moved(
-    from: &impl Descriptor,
-    to: &impl Descriptor,
-    most: usize,
-) -> io::Result<Option<usize>> {
-    use nix::fcntl::{SpliceFFlags, splice};
-
-    let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
-    match splice(from, None, to, None, most, flags) {
-        Ok(length) => Ok(Some(length)),
-        // Neither is a pipe; or a sandbox does not know the call.
-        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// The system moves nothing by itself.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn moved(
-    _: &impl Descriptor,
-    _: &impl Descriptor,
-    _: usize,
-) -> io::Result<Option<usize>> {
-    Ok(None)
 }
 
 /// Lets whoever reads standard output see its end, while the program goes on.

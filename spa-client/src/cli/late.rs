@@ -2,7 +2,7 @@
 //!
 //! To define the words of all commands takes longer than everything else that a knock needs.
 
-use clap::{ArgMatches, Args, Command, Error, FromArgMatches, Subcommand};
+use clap::{ArgMatches, Args, Command, Error, FromArgMatches};
 
 /// The words of one command. Whoever looks at all commands [builds](Command::build) them first.
 #[derive(Debug)]
@@ -25,19 +25,5 @@ impl<T: Args> Args for Late<T> {
 
     fn augment_args_for_update(command: Command) -> Command {
         command.defer(T::augment_args_for_update)
-    }
-}
-
-impl<T: Subcommand> Subcommand for Late<T> {
-    fn augment_subcommands(command: Command) -> Command {
-        command.defer(T::augment_subcommands)
-    }
-
-    fn augment_subcommands_for_update(command: Command) -> Command {
-        command.defer(T::augment_subcommands_for_update)
-    }
-
-    fn has_subcommand(name: &str) -> bool {
-        T::has_subcommand(name)
     }
 }

@@ -47,6 +47,7 @@ fn services_and_servers_of_the_configuration_are_offered() {
         (&["completions", ""], &["bash", "zsh", "fish"]),
         (&["open", "--no"], &["--no-wait"]),
         (&["complet"], &["completions"]),
+        (&["help", "server", "rem"], &["remove"]),
     ] {
         assert_eq!(offered(&home, words), expected, "{words:?}");
     }

@@ -249,7 +249,6 @@ fn a_connection_that_the_other_side_has_half_closed_still_takes_bytes() {
     drop((stdin, stream));
 }
 
-/// The system moves the bytes where there are pipes; else the program copies them.
 #[cfg(unix)]
 #[test]
 fn every_byte_arrives_whatever_the_standard_streams_are() {
@@ -316,6 +315,26 @@ fn every_byte_arrives_whatever_the_standard_streams_are() {
     drop((stream, copy));
     assert!(proxy.wait().unwrap().success());
     assert!(std::fs::read(to).unwrap() == bytes, "files");
+}
+
+/// Any server may mark a byte as urgent (RFC 9293, section 3.8.5), and so may whoever is on the way.
+#[test]
+fn an_urgent_byte_holds_up_nothing_behind_it() {
+    let ear = Ear::v4();
+    let (home, listener) = listening(&ear);
+    let port = listener.local_addr().unwrap().port().to_string();
+    let mut command = home.command(&["proxy", "work", &port]);
+    let proxy = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let stream = Socket::from(listener.accept().unwrap().0);
+    stream.send(b"before").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    stream.send_out_of_band(b"!").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    stream.send(b"after").unwrap();
+    drop(stream);
+    let out = proxy.wait_with_output().unwrap();
+    assert!(out.status.success());
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), "beforeafter");
 }
 
 #[test]

@@ -4,9 +4,11 @@ use crate::support::{CLIENT_PRIVATE, Ear, Home, Ran, client_key};
 use crate::terminal::Terminal;
 use spa_keys::{Overwrite, PrivateKey, StoredKeys};
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
@@ -72,6 +74,26 @@ fn a_passphrase_typed_at_the_terminal_knocks_and_is_not_shown() {
     assert_eq!(status, 0, "{shown}");
     assert!(!shown.contains("horse"), "{shown}");
     assert!(shown.contains("asked work to open ssh (127.0.0.1)"), "{shown}");
+    ear.knock();
+    assert!(!ear.has_more());
+}
+
+/// Who types is not waiting for a port.
+#[test]
+fn a_proxy_gives_whoever_types_the_passphrase_time() {
+    let ear = Ear::v4();
+    let home = home(&ear);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let words = ["proxy", "127.0.0.1", &port, "--timeout", "3s"];
+    let mut terminal = Terminal::start(&home, &words);
+    terminal.see("passphrase of ");
+    sleep(Duration::from_secs(4));
+    terminal.answer_unseen("passphrase of ", WORDS);
+    let other = std::thread::spawn(move || listener.accept().map(drop));
+    let (status, shown) = terminal.end();
+    assert_eq!(status, 0, "{shown}");
+    other.join().unwrap().unwrap();
     ear.knock();
     assert!(!ear.has_more());
 }

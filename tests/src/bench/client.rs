@@ -110,7 +110,7 @@ fn throughput(page: &mut String, extent: Extent) -> Result<()> {
     page.push_str(
         "\nWithout a limit of the link, and for ssh with its cipher, the processors are the limit: \
          there the proxy's own work is all that is seen, on\nprocessors that both ends need as \
-         well. Between pipes, which is what ssh gives it, the system moves the bytes (splice).\n",
+         well.\n",
     );
     Ok(())
 }
