@@ -124,12 +124,15 @@ impl Keyring {
         let is_it = |known: &Option<(Sender, PairSecret)>| {
             known.as_ref().is_some_and(|(other, _)| *other == sender)
         };
-        let Some(at) = self.senders.iter().position(is_it) else { return };
-        if let Some(known) = Arc::make_mut(&mut self.senders).get_mut(at) {
-            *known = None;
+        // Others may be using the list at this moment: it is copied only if there is a need.
+        if !self.senders.iter().any(is_it) {
+            return;
         }
-        if let Ok(at) = u32::try_from(at) {
-            Arc::make_mut(&mut self.tags).remove(at);
+        for (at, known) in (0..).zip(Arc::make_mut(&mut self.senders)) {
+            if is_it(known) {
+                *known = None;
+                self.tags = Arc::new(self.tags.without(at));
+            }
         }
     }
 

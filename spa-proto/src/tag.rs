@@ -32,7 +32,7 @@ impl Epoch {
 }
 
 /// The key hint of one client in one epoch; equally, the same bytes under the mask.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Tag(pub [u8; 16]);
 
 impl Tag {
@@ -186,14 +186,14 @@ impl TagTable {
         }
     }
 
-    /// Takes the tags of one client out.
-    pub(crate) fn remove(&mut self, client: u32) {
+    /// The table without the tags of one client.
+    pub(crate) fn without(&self, client: u32) -> Self {
         let mut others = Self::for_tags(self.taken);
         others.epochs.clone_from(&self.epochs);
         for (head, tail, owner) in self.entries().filter(|(.., owner)| owner.client != client) {
             others.put(head, tail, owner);
         }
-        *self = others;
+        others
     }
 
     /// How many tags it holds.
@@ -316,7 +316,7 @@ mod tests {
         for (client, pair) in (500..).zip(&pairs[500..600]) {
             table.add(client, pair);
         }
-        table.remove(17);
+        table = table.without(17);
         for (client, pair) in (0..).zip(&pairs) {
             let known = client < 600 && client != 17;
             for epoch in (96..=103).map(Epoch) {
@@ -374,7 +374,7 @@ mod tests {
         roll(&mut table, at(100), &pairs.iter().take(2).map(Some));
         table.add(2, &pairs[2]);
         assert_eq!(sorted(&table), sorted(&whole));
-        table.remove(1);
+        table = table.without(1);
         assert_eq!(table.owner(Tag::of(&pairs[1], Epoch(100))), None);
         assert_eq!(table.len(), 16);
         // Nor does it come back with the next epoch.
