@@ -369,6 +369,14 @@ mod tests {
     }
 
     fn knock(nonce: u8, item: &str) -> Vec<u8> {
+        knock_at(NOW.realtime, nonce, item)
+    }
+
+    fn knock_now(nonce: u8) -> Vec<u8> {
+        knock_at(Now::realtime(), nonce, "ssh")
+    }
+
+    fn knock_at(stamp: UnixMicros, nonce: u8, item: &str) -> Vec<u8> {
         let request = Request {
             message_type: MessageType::Open,
             items: item.parse::<Item>().unwrap().try_into().unwrap(),
@@ -377,7 +385,7 @@ mod tests {
         };
         let mask = MaskKey::new([9; 32]);
         let length = PacketLength::default();
-        seal(&secret(), &mask, &request, NOW.realtime, Nonce([nonce; 24]), length).unwrap()
+        seal(&secret(), &mask, &request, stamp, Nonce([nonce; 24]), length).unwrap()
     }
 
     fn candidate(judged: Result<Judged, Dropped>) -> Candidate {
@@ -457,18 +465,6 @@ mod tests {
             interface_index: None,
             payload,
         }
-    }
-
-    fn knock_now(nonce: u8) -> Vec<u8> {
-        let request = Request {
-            message_type: MessageType::Open,
-            items: "ssh".parse::<Item>().unwrap().try_into().unwrap(),
-            bound_source: None,
-            lifetime: None,
-        };
-        let mask = MaskKey::new([9; 32]);
-        let length = PacketLength::default();
-        seal(&secret(), &mask, &request, Now::realtime(), Nonce([nonce; 24]), length).unwrap()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Commands whose words are defined when they are the ones that were given.
 //!
-//! To define the words of all commands takes longer than everything else that a knock needs.
+//! To define the words of all of them takes a fair part of the time of a knock.
 
 use clap::{ArgMatches, Args, Command, Error, FromArgMatches};
 

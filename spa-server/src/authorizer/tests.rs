@@ -339,6 +339,20 @@ async fn a_reset_that_could_not_be_stored_is_stored_as_soon_as_that_works() {
 }
 
 #[tokio::test]
+async fn the_tags_of_the_minute_are_computed_beside_all_else() {
+    let mut server = server();
+    let before = server.judge.lock().receiver.generation();
+    server.authorizer.tick().await;
+    server.authorizer.rolling.take().unwrap().await.unwrap();
+    let judge = server.judge.lock();
+    assert_ne!(judge.receiver.generation(), before);
+    assert_eq!(
+        judge.receiver.sieve().sift(Now::realtime(), &[0; 216]),
+        Err(DropReason::UnknownTag)
+    );
+}
+
+#[tokio::test]
 async fn grants_that_ended_meanwhile_or_are_forbidden_now_are_not_resumed() {
     let mut server = server();
     let now = Now::read();
