@@ -9,6 +9,8 @@ use crate::frames::Frame;
 use crate::lab::{Family, Host};
 use crate::programs::program;
 use anyhow::{Context, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::net::{IpAddr, SocketAddr};
@@ -208,18 +210,7 @@ impl Contender for Fwknopd {
 
 /// The standard alphabet with padding (RFC 4648, section 4).
 pub(in crate::bench) fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let group = chunk.iter().fold(0u32, |group, byte| group << 8 | u32::from(*byte));
-        let group = group << (8 * (3 - chunk.len()));
-        for at in 0..4 {
-            let six = usize::try_from(group >> (18 - 6 * at) & 63).unwrap_or_default();
-            let letter = ALPHABET.get(six).copied().filter(|_| at <= chunk.len());
-            text.push(letter.map_or('=', char::from));
-        }
-    }
-    text
+    STANDARD.encode(bytes)
 }
 
 #[cfg(test)]

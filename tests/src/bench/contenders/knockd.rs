@@ -1,18 +1,18 @@
 //! knockd of Debian: three SYNs in the right order.
 
 use super::process::{Daemon, Tail, base_rules, clear_rules, restore};
-use super::{Contender, Link, Noise, first_ports};
+use super::sequence::{self, SEQUENCE};
+use super::{Contender, Link, Noise};
 use crate::bench::station::GUARDED;
 use crate::frames::Frame;
-use crate::lab::{Family, Host};
+use crate::lab::Host;
 use anyhow::{Context, Result};
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 const CHAIN: &str = "KNOCK";
-const SEQUENCE: [u16; 3] = [7000, 8000, 9000];
 /// No grant ends during a run.
 const SECONDS: u32 = 7200;
 
@@ -82,12 +82,7 @@ impl Contender for Knockd {
     }
 
     fn packets(&mut self, host: &Host, sources: &[IpAddr]) -> Result<Vec<Frame>> {
-        let steps = sources.iter().flat_map(|source| SEQUENCE.map(|port| (*source, port)));
-        steps
-            .map(|(source, port)| {
-                Frame::syn(host, SocketAddr::new(source, 40_001), host.at(Family::V4, port))
-            })
-            .collect()
+        sequence::knocks(host, sources)
     }
 
     fn heard(&mut self) -> Result<usize> {
@@ -117,8 +112,7 @@ impl Contender for Knockd {
         kind: Noise,
         count: usize,
     ) -> Result<Vec<Frame>> {
-        let [first, ..] = SEQUENCE;
-        first_ports(host, kind, first, count)
+        sequence::noise(host, kind, count)
     }
 
     fn files(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {

@@ -5,6 +5,7 @@ mod fwknop;
 mod knockd;
 mod process;
 mod recent;
+mod sequence;
 mod spa;
 
 pub(super) use fwknop::base64;
@@ -14,7 +15,7 @@ use super::backends::{CANDIDATES, Candidate};
 use super::sources::{Pool, source};
 use crate::frames::Frame;
 use crate::lab::{Family, Host};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -126,14 +127,6 @@ impl Noise {
 fn noisy(n: usize) -> SocketAddr {
     let port = 1024 + u16::try_from(n * 31 % 38_000).unwrap_or_default();
     SocketAddr::new(source(Pool::Strangers, Family::V4, n * 7_919), port)
-}
-
-/// Noise for who looks at SYNs: the first port of a sequence, from everywhere.
-fn first_ports(host: &Host, kind: Noise, port: u16, count: usize) -> Result<Vec<Frame>> {
-    if kind != Noise::Random {
-        bail!("port knocking knows no {}", kind.name());
-    }
-    (0..count).map(|n| Frame::syn(host, noisy(n), host.at(Family::V4, port))).collect()
 }
 
 /// How packets come to a host.

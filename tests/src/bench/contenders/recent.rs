@@ -2,15 +2,15 @@
 //! proof of who knocks. What is faster than this is not to be had from a firewall.
 
 use super::process::{base_rules, clear_rules};
-use super::{Contender, Link, Noise, first_ports};
+use super::sequence::{self, SEQUENCE};
+use super::{Contender, Link, Noise};
 use crate::bench::station::GUARDED;
 use crate::frames::Frame;
-use crate::lab::{Family, Host};
+use crate::lab::Host;
 use anyhow::{Result, bail};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 
-const SEQUENCE: [u16; 3] = [7000, 8000, 9000];
 /// How long a door stays open. The list of each step holds the last hundred addresses.
 const SECONDS: u32 = 7200;
 
@@ -63,12 +63,7 @@ impl Contender for Recent {
     }
 
     fn packets(&mut self, host: &Host, sources: &[IpAddr]) -> Result<Vec<Frame>> {
-        let steps = sources.iter().flat_map(|source| SEQUENCE.map(|port| (*source, port)));
-        steps
-            .map(|(source, port)| {
-                Frame::syn(host, SocketAddr::new(source, 40_001), host.at(Family::V4, port))
-            })
-            .collect()
+        sequence::knocks(host, sources)
     }
 
     fn heard(&mut self) -> Result<usize> {
@@ -94,7 +89,6 @@ impl Contender for Recent {
         kind: Noise,
         count: usize,
     ) -> Result<Vec<Frame>> {
-        let [first, ..] = SEQUENCE;
-        first_ports(host, kind, first, count)
+        sequence::noise(host, kind, count)
     }
 }
