@@ -22,13 +22,24 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Before the next look at a stream that somebody has made non-blocking.
 const NOT_READY: Duration = Duration::from_millis(1);
 
-/// Carries standard input to `stream` and back until the other side ends. The end of standard
-/// input is handed on, and what comes back afterwards still arrives.
-pub(crate) fn carry(stream: TcpStream) -> io::Result<()> {
+/// Hands the connection to the ssh that has started this program with `ProxyUseFdpass`, and says
+/// whether it was taken.
+pub(crate) fn hand_over(stream: &TcpStream) -> io::Result<bool> {
+    make_ready(stream)?;
+    system::hand_over(stream)
+}
+
+fn make_ready(stream: &TcpStream) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     // As ssh does for a connection of its own: a network that has died is noticed in the end.
-    socket2::SockRef::from(&stream).set_keepalive(true)?;
+    socket2::SockRef::from(stream).set_keepalive(true)
+}
+
+/// Carries standard input to `stream` and back until the other side ends. The end of standard
+/// input is handed on, and what comes back afterwards still arrives.
+pub(crate) fn carry(stream: TcpStream) -> io::Result<()> {
+    make_ready(&stream)?;
     let (input, output) = system::raw_streams()?;
     let stream = Arc::new(stream);
     let (up, sent) = (Arc::clone(&stream), Arc::new(AtomicU64::new(0)));

@@ -9,6 +9,7 @@
 use crate::clock::Synchronised;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
@@ -28,6 +29,14 @@ pub(crate) fn raw_streams() -> io::Result<(impl Read + Send, impl Write)> {
 /// Not while the program goes on.
 pub(crate) fn end_output() -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether ssh can be handed a connection.
+pub(crate) const HANDS_OVER: bool = false;
+
+/// Nobody takes it.
+pub(crate) const fn hand_over(_: &TcpStream) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Runs that program in place of this one.

@@ -2,15 +2,21 @@
 //! which system it runs on.
 
 use crate::clock::Synchronised;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, dup2_stdout};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{self, IoSlice, Read as _};
+use std::net::TcpStream;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -39,6 +45,33 @@ pub(crate) fn raw_streams() -> io::Result<(File, File)> {
 pub(crate) fn end_output() -> io::Result<()> {
     let nowhere = OpenOptions::new().write(true).open("/dev/null")?;
     Ok(dup2_stdout(nowhere)?)
+}
+
+/// Whether ssh can be handed a connection.
+pub(crate) const HANDS_OVER: bool = true;
+
+/// Hands the connection to whoever has the other end of the standard streams, and says whether it
+/// was taken. ssh with `ProxyUseFdpass` has made both of them one Unix-domain socket, and waits in
+/// silence. Pipes take no connection, and who talks already wants the bytes carried.
+pub(crate) fn hand_over(stream: &TcpStream) -> io::Result<bool> {
+    let (input, output) = raw_streams()?;
+    let (read, written) = (input.metadata()?, output.metadata()?);
+    let is_one = (read.dev(), read.ino()) == (written.dev(), written.ino());
+    if !is_one || !written.file_type().is_socket() {
+        return Ok(false);
+    }
+    let socket = UnixStream::from(OwnedFd::from(output));
+    if socket.local_addr().is_err() {
+        return Ok(false);
+    }
+    let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    if recv(socket.as_raw_fd(), &mut [0], look) != Err(Errno::EAGAIN) {
+        return Ok(false);
+    }
+    let (bytes, streams) = ([IoSlice::new(&[0])], [stream.as_raw_fd()]);
+    let rights = [ControlMessage::ScmRights(&streams)];
+    sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None)?;
+    Ok(true)
 }
 
 /// Becomes that program. Comes back only when it can't.

@@ -17,8 +17,7 @@ fn shut(desk: &Desk) -> Result<()> {
 fn ssh_scp_sftp_rsync_and_git_work_through_the_proxy_by_one_knock() -> Result<()> {
     let desk = Desk::new()?;
     let knocks = desk.knocks()?;
-    let config = desk.ssh_config(&format!("Host gateway\n{}", desk.proxy_command("")?))?;
-    let config = config.to_str().context("a path")?;
+    let config = &set_up(&desk, &[])?;
     desk.scene.ensure_shut()?;
     let answer = desk.run("ssh", &["-F", config, "gateway", "echo in; echo err >&2; exit 3"])?;
     ensure!(answer.status.code() == Some(3), "{answer}");

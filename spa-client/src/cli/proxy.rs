@@ -1,4 +1,5 @@
-//! `spa-client proxy`: knocks, connects, and carries the bytes. Its probe is its connection.
+//! `spa-client proxy`: knocks, connects, and carries the bytes or hands the connection over. Its
+//! probe is its connection.
 
 use super::CliError;
 use super::args::timeout;
@@ -6,7 +7,7 @@ use super::open::{NO_TIME_FOR_OTHERS, Voice};
 use super::passphrase::Prompt;
 use super::report::{self, Report, ServerReport};
 use crate::asking::{Asking, First, Reuse};
-use crate::carry::carry;
+use crate::carry::{carry, hand_over};
 use crate::config::Config;
 use crate::duration::spoken;
 use crate::knock::{Asked, Family, Knocker, Options, Sent, plain};
@@ -18,6 +19,7 @@ use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU16;
 use core::time::Duration;
 use spa_proto::{Item, MessageType, Port, Transport};
+use std::io;
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
 use std::time::Instant;
@@ -26,10 +28,12 @@ use std::time::Instant;
 #[command(after_help = "\
 Example, in ~/.ssh/config (`spa-client setup ssh` writes it there):
   Host gateway.example.org
-      ProxyCommand spa-client proxy %h %p
+      ProxyCommand spa-client proxy --fdpass %h %p
+      ProxyUseFdpass yes
 
 Knocks where no knock of the last seconds still holds, connects as soon as the port is open, and
-carries standard input and output. Nothing else is ever written to standard output.")]
+carries standard input and output; with --fdpass it hands the connection to ssh instead, and ends.
+Nothing else is ever written to standard output.")]
 pub(super) struct ProxyArgs {
     /// The host to connect to: the host or the name of a configured server.
     #[arg(value_name = "HOST")]
@@ -52,6 +56,10 @@ pub(super) struct ProxyArgs {
     /// Knock also where a knock of before still holds.
     #[arg(long)]
     fresh: bool,
+    /// Hand the connection to ssh, which says `ProxyUseFdpass yes`, instead of carrying its bytes.
+    /// Whoever gives pipes, or talks right away, has them carried.
+    #[arg(long)]
+    fdpass: bool,
     /// Say what is sent where, on standard error.
     #[arg(short, long)]
     verbose: bool,
@@ -80,9 +88,13 @@ pub(super) fn run(directory: &Path, args: &ProxyArgs) -> Result<(), CliError> {
     let is_server = to == knocker.sockets();
     let asking = Asking::new(knocker, Record::of_user(), began);
     let stream = connect(asking, &Probe { item, port: args.port }, &to, is_server, args)?;
-    carry(stream).map_err(|error| {
+    let ended = |error: io::Error| {
         CliError::Failed(format!("the connection to {} ended: {}", args.host, plain(&error)))
-    })
+    };
+    if args.fdpass && hand_over(&stream).map_err(ended)? {
+        return Ok(());
+    }
+    carry(stream).map_err(ended)
 }
 
 fn connect(

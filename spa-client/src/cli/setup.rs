@@ -107,7 +107,11 @@ fn block(directory: &Path, args: &SetupSshArgs) -> Result<String, CliError> {
     if servers.is_empty() {
         config.server(None)?;
     }
-    let way = if args.match_exec { Way::MatchExec } else { Way::ProxyCommand };
+    let way = match args.match_exec {
+        true => Way::MatchExec,
+        false if system::HANDS_OVER => Way::HandedOver,
+        false => Way::Carried,
+    };
     if way == Way::MatchExec {
         servers.iter().try_for_each(|server| refuse_one_connection(server))?;
     }

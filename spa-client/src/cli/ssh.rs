@@ -42,6 +42,10 @@ pub(super) fn run(args: &SshArgs) -> Result<ExitCode, CliError> {
         proxy.push_str(" --verbose");
     }
     let mut command = Command::new("ssh");
+    if system::HANDS_OVER {
+        proxy.push_str(" --fdpass");
+        command.args(["-o", "ProxyUseFdpass=yes"]);
+    }
     command.arg("-o").arg(format!("ProxyCommand={proxy} %h %p")).args(&args.words);
     match system::become_program(&mut command) {
         Ok(status) => Ok(ExitCode::from(system::exit_code(status))),

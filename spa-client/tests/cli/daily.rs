@@ -317,6 +317,115 @@ fn every_byte_arrives_whatever_the_standard_streams_are() {
     assert!(std::fs::read(to).unwrap() == bytes, "files");
 }
 
+/// As ssh does it where its configuration says `ProxyUseFdpass yes`.
+#[cfg(unix)]
+#[test]
+fn who_waits_for_a_connection_is_handed_it_and_the_proxy_ends() {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    use std::io::{IoSliceMut, Read as _, Write as _};
+    use std::mem::MaybeUninit;
+    use std::net::TcpStream;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    let ear = Ear::v4();
+    let (home, listener) = listening(&ear);
+    let port = listener.local_addr().unwrap().port().to_string();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    let mut command = home.command(&["proxy", "--fdpass", "work", &port]);
+    let input = OwnedFd::from(theirs.try_clone().unwrap());
+    command.stdin(input).stdout(OwnedFd::from(theirs)).stderr(Stdio::piped());
+    let proxy = command.spawn().unwrap();
+    drop(command);
+    let mut server = listener.accept().unwrap().0;
+
+    let (mut bytes, mut space) = ([9; 2], [MaybeUninit::uninit(); 64]);
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [IoSliceMut::new(&mut bytes)];
+    let came = recvmsg(&ours, &mut bytes, &mut beside, RecvFlags::empty()).unwrap();
+    assert_eq!(came.bytes, 1, "as ssh expects it");
+    let rights = beside.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut streams) => streams.next(),
+        _ => None,
+    });
+    let passed = rights.expect("a connection");
+    let mut stream = TcpStream::from(passed);
+    assert!(Socket::from(stream.try_clone().unwrap()).keepalive().unwrap());
+    let out = proxy.wait_with_output().unwrap();
+    assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
+    (&ours).read_exact(&mut [0]).expect_err("nothing more comes");
+
+    // The process is gone, and the connection is there. It blocks, as one of ssh's own would.
+    let answer = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        server.write_all(b"hello").unwrap();
+        let mut said = String::new();
+        server.read_to_string(&mut said).unwrap();
+        said
+    });
+    let mut heard = [0; 5];
+    stream.read_exact(&mut heard).unwrap();
+    stream.write_all(b"and you").unwrap();
+    drop(stream);
+    assert_eq!((&heard, answer.join().unwrap().as_str()), (b"hello", "and you"));
+}
+
+/// Other programs that read ssh's configuration start a `ProxyCommand` and know no `ProxyUseFdpass`.
+#[cfg(unix)]
+#[test]
+fn who_takes_no_connection_has_the_bytes_carried() {
+    use std::fs::File;
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    let ear = Ear::v4();
+    let (home, listener) = listening(&ear);
+    let port = listener.local_addr().unwrap().port().to_string();
+    let pair = || {
+        let (one, other) = UnixStream::pair().unwrap();
+        (OwnedFd::from(one), OwnedFd::from(other))
+    };
+    let pipe = || {
+        let (one, other) = std::io::pipe().unwrap();
+        (OwnedFd::from(one), OwnedFd::from(other))
+    };
+    let tcp = || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (OwnedFd::from(stream), OwnedFd::from(listener.accept().unwrap().0))
+    };
+    let twice = |(ours, theirs): (OwnedFd, OwnedFd)| {
+        [ours.try_clone().unwrap(), ours, theirs.try_clone().unwrap(), theirs]
+    };
+    let (pipes, sockets) = ((pipe(), pipe()), (pair(), pair()));
+    for (what, [keyboard, screen, input, output]) in [
+        ("pipes", [pipes.0.1, pipes.1.0, pipes.0.0, pipes.1.1]),
+        ("two sockets", [sockets.0.0, sockets.1.0, sockets.0.1, sockets.1.1]),
+        ("a socket of another kind", twice(tcp())),
+        ("who has begun to talk", twice(pair())),
+    ] {
+        let (mut keyboard, mut screen) = (File::from(keyboard), File::from(screen));
+        keyboard.write_all(b"hello").unwrap();
+        let mut command = home.command(&["proxy", "--fdpass", "work", &port]);
+        let mut proxy = command.stdin(input).stdout(output).spawn().unwrap();
+        drop(command);
+        let mut server = listener.accept().unwrap().0;
+        server.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+        let mut heard = [0; 5];
+        server.read_exact(&mut heard).unwrap();
+        server.write_all(b"and you").unwrap();
+        drop(server);
+        let mut said = String::new();
+        screen.read_to_string(&mut said).unwrap();
+        assert_eq!((&heard, said.as_str()), (b"hello", "and you"), "{what}");
+        drop(keyboard);
+        assert!(proxy.wait().unwrap().success(), "{what}");
+    }
+}
+
 /// Any server may mark a byte as urgent (RFC 9293, section 3.8.5), and so may whoever is on the way.
 #[test]
 fn an_urgent_byte_holds_up_nothing_behind_it() {

@@ -21,9 +21,11 @@ fn block(home: &Home) -> String {
             "\
 # >>> spa-client: written by `spa-client setup ssh`, which replaces it
 Host home 2001:db8::1
-    ProxyCommand {program} proxy --server home %h %p
+    ProxyCommand {program} proxy --fdpass --server home %h %p
+    ProxyUseFdpass yes
 Host work gw.example.org
-    ProxyCommand {program} proxy --server work %h %p
+    ProxyCommand {program} proxy --fdpass --server work %h %p
+    ProxyUseFdpass yes
 Match all
 # <<< spa-client
 "

@@ -13,8 +13,10 @@ const CONTEXT: usize = 3;
 /// How ssh comes to knock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    /// spa-client connects.
-    ProxyCommand,
+    /// spa-client connects, and hands the connection to ssh.
+    HandedOver,
+    /// spa-client connects, and carries the bytes: where ssh takes no connection.
+    Carried,
     /// ssh connects, after spa-client has opened.
     MatchExec,
 }
@@ -31,13 +33,16 @@ pub(super) fn text(servers: &[&Server], program: &str, way: Way) -> String {
             }
         }
         let _ = match way {
-            Way::ProxyCommand => {
-                let hosts = names.join(" ");
-                writeln!(
-                    text,
-                    "Host {hosts}\n    ProxyCommand {program} proxy --server {name} %h %p"
-                )
-            }
+            Way::HandedOver => writeln!(
+                text,
+                "Host {}\n    ProxyCommand {program} proxy --fdpass --server {name} %h %p\n    ProxyUseFdpass yes",
+                names.join(" ")
+            ),
+            Way::Carried => writeln!(
+                text,
+                "Host {}\n    ProxyCommand {program} proxy --server {name} %h %p",
+                names.join(" ")
+            ),
             Way::MatchExec => {
                 let hosts = names.join(",");
                 if !name.eq_ignore_ascii_case(host) {
@@ -138,9 +143,23 @@ mod tests {
     }
 
     #[test]
-    fn the_block_knocks_by_one_way_or_the_other() {
+    fn the_block_knocks_by_one_of_the_ways() {
         assert_eq!(
-            block(Way::ProxyCommand),
+            block(Way::HandedOver),
+            "\
+# >>> spa-client: written by `spa-client setup ssh`, which replaces it
+Host work gw.example.org
+    ProxyCommand /usr/bin/spa-client proxy --fdpass --server work %h %p
+    ProxyUseFdpass yes
+Host 192.0.2.1
+    ProxyCommand /usr/bin/spa-client proxy --fdpass --server 192.0.2.1 %h %p
+    ProxyUseFdpass yes
+Match all
+# <<< spa-client
+"
+        );
+        assert_eq!(
+            block(Way::Carried),
             "\
 # >>> spa-client: written by `spa-client setup ssh`, which replaces it
 Host work gw.example.org
@@ -171,7 +190,7 @@ Match all
         let host = "fe80::1%eth0".parse().unwrap();
         let mut server = Server::new("work".parse().unwrap(), host, key, "identity.key");
         server.more_hosts = vec!["WORK".parse().unwrap(), "gw2".parse().unwrap()];
-        let proxied = text(&[&server], "spa-client", Way::ProxyCommand);
+        let proxied = text(&[&server], "spa-client", Way::HandedOver);
         assert!(proxied.contains("\nHost work fe80::1%eth0 gw2\n"), "{proxied}");
         let text = text(&[&server], "spa-client", Way::MatchExec);
         assert!(text.contains("\n    HostName fe80::1%%eth0\n"), "{text}");
@@ -180,7 +199,7 @@ Match all
 
     #[test]
     fn the_block_is_put_at_the_top_once_and_taken_out_without_a_trace() {
-        let ours = block(Way::ProxyCommand);
+        let ours = block(Way::HandedOver);
         for before in ["", "Host a\n  Port 1\n", "ForwardAgent no", "\n\nHost *\r\n\tPort 2\r\n"] {
             let after = changed(before, Some(&ours)).unwrap();
             assert!(after.starts_with(&ours));
@@ -197,7 +216,7 @@ Match all
 
     #[test]
     fn a_block_that_somebody_has_cut_is_left_alone() {
-        let ours = block(Way::ProxyCommand);
+        let ours = block(Way::HandedOver);
         let cut = ours.lines().take(3).collect::<Vec<_>>().join("\n");
         for text in [cut.clone(), format!("{END}\n{cut}\n"), format!("{ours}{ours}")] {
             assert!(changed(&text, Some(&ours)).is_err() && changed(&text, None).is_err());
