@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Which Debian package has a program.
+/// Which Debian package has a program that the tests need. What only a benchmark compares with is none.
 const PACKAGES: &[(&str, &str)] = &[
     ("ansible", "ansible-core"),
     ("busybox", "busybox-static"),
@@ -20,7 +20,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ethtool", "ethtool"),
     ("firewall-cmd", "firewalld"),
     ("firewalld", "firewalld"),
-    ("fwknop", "fwknop-client"),
     ("git", "git"),
     ("ip", "iproute2"),
     ("ip6tables", "iptables"),
@@ -36,7 +35,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iptables-save", "iptables"),
     ("journalctl", "systemd"),
     ("kill", "procps"),
-    ("knock", "knockd"),
     ("mount", "mount"),
     ("nft", "nftables"),
     ("nmap", "nmap"),
