@@ -3,9 +3,10 @@
 //! Who wants to knock holds the record's lock for as long as that takes. The others wait for it,
 //! and then see that it was done: any number of programs at the same moment send one knock.
 
-use crate::knock::{KnockError, Knocker, Sent};
+use crate::key_source::Unlock;
+use crate::knock::{Asked, KnockError, Knocker, Options, Route, Sent};
 use crate::record::{Entry, MARGIN, Moment, Record};
-use crate::server::Connections;
+use crate::server::{Connections, Server};
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use spa_proto::{Item, MessageType};
@@ -39,6 +40,8 @@ pub(crate) enum First {
     Knocked(Vec<Sent>),
     /// Without one.
     Reused(Reused),
+    /// Not yet: it takes a knock, and somebody has to be asked for the key first.
+    NoKey,
 }
 
 /// A grant that this user has asked for before, as far as the client knows.
@@ -54,7 +57,7 @@ pub(crate) struct Reused {
 
 /// A [`Knocker`] that shares its knocks.
 pub(crate) struct Asking<'a> {
-    knocker: Knocker<'a>,
+    by: By<'a>,
     record: Option<Record>,
     began: Moment,
     /// When the last knock was sent that is known of.
@@ -64,13 +67,69 @@ pub(crate) struct Asking<'a> {
     watched: bool,
 }
 
+/// What there is to knock by.
+enum By<'a> {
+    Key(Box<Knocker<'a>>),
+    /// No key yet.
+    Route(Route<'a>),
+}
+
 impl<'a> Asking<'a> {
-    pub(crate) fn new(knocker: Knocker<'a>, record: Option<Record>, began: Moment) -> Self {
-        Self { knocker, record, began, last: None, lifetime: Duration::ZERO, watched: false }
+    pub(crate) fn new(
+        server: &'a Server,
+        asked: &Asked,
+        options: &Options,
+        unlock: &mut dyn Unlock,
+        began: Moment,
+    ) -> Result<Self, KnockError> {
+        let knocker = Knocker::prepare_with(server, asked, options, unlock)?;
+        Ok(Self::by(By::Key(knocker.into()), began))
     }
 
-    pub(crate) const fn knocker(&self) -> &Knocker<'a> {
-        &self.knocker
+    /// The same, but nobody is asked for a key: where that would be needed it waits until
+    /// [`unlock`](Self::unlock). Until then what was asked for before can be relied on.
+    pub(crate) fn by_keys_at_hand(
+        server: &'a Server,
+        asked: &Asked,
+        options: &Options,
+        began: Moment,
+    ) -> Result<Self, KnockError> {
+        let by = match server.keys_at_hand()? {
+            Some(keys) => {
+                By::Key(Knocker::prepare_with_keys(server, asked, options, &keys)?.into())
+            }
+            None => By::Route(Route::prepare(server, asked, options)?),
+        };
+        Ok(Self::by(by, began))
+    }
+
+    fn by(by: By<'a>, began: Moment) -> Self {
+        let record = Record::of_user();
+        Self { by, record, began, last: None, lifetime: Duration::ZERO, watched: false }
+    }
+
+    /// Gets the key, if it is not there yet.
+    pub(crate) fn unlock(&mut self, unlock: &mut dyn Unlock) -> Result<(), KnockError> {
+        if let By::Route(route) = &self.by {
+            let keys = route.server().keys(unlock)?;
+            self.by = By::Key(Knocker::on(route.clone(), &keys)?.into());
+        }
+        Ok(())
+    }
+
+    pub(crate) const fn route(&self) -> &Route<'a> {
+        match &self.by {
+            By::Key(knocker) => knocker.route(),
+            By::Route(route) => route,
+        }
+    }
+
+    /// None without a key.
+    pub(crate) const fn knocker(&self) -> Option<&Knocker<'a>> {
+        match &self.by {
+            By::Key(knocker) => Some(knocker),
+            By::Route(_) => None,
+        }
     }
 
     /// Knocks, unless what is there is enough. A `close` always knocks, and is noted.
@@ -84,15 +143,10 @@ impl<'a> Asking<'a> {
         self.watched = watched;
         let record = self.record.clone();
         let mut held = record.as_ref().and_then(Record::lock);
-        if self.knocker.request().message_type == MessageType::Close {
-            let sent = self.knocker.send_to(|_| true)?;
-            if let Some(held) = held {
-                held.change(|entries| entries.retain(|entry| !self.is_mine(entry)));
-            }
-            return Ok(First::Knocked(sent));
-        }
+        let is_close = self.route().request().message_type == MessageType::Close;
         loop {
             if reuse != Reuse::Never
+                && !is_close
                 && !self.lets_one_in()
                 && let Some(held) = &held
                 && let entries = held.entries()
@@ -103,15 +157,22 @@ impl<'a> Asking<'a> {
                 self.relies_on(asked, lifetime, is_named);
                 return Ok(First::Reused(reused));
             }
-            if !self.knocker.is_to_look() {
+            let By::Key(knocker) = &mut self.by else { return Ok(First::NoKey) };
+            if !knocker.is_to_look() {
                 break;
             }
             // Others don't wait for a STUN server that this one waits for.
             drop(held);
-            self.knocker.look();
+            knocker.look();
             held = record.as_ref().and_then(Record::lock);
         }
-        let sent = self.knocker.send_to(|_| true)?;
+        let sent = self.send_to(|_| true)?;
+        if is_close {
+            if let Some(held) = held {
+                held.change(|entries| entries.retain(|entry| !self.is_mine(entry)));
+            }
+            return Ok(First::Knocked(sent));
+        }
         let new = self.noted(&sent);
         if let Some(held) = held {
             held.add(new);
@@ -122,7 +183,9 @@ impl<'a> Asking<'a> {
     /// Knocks again, unless another program has done so since the last time. `only`: one of the
     /// addresses, for the first time.
     pub(crate) fn again(&mut self, only: Option<SocketAddr>) -> Result<Vec<Sent>, KnockError> {
-        self.knocker.look();
+        if let By::Key(knocker) = &mut self.by {
+            knocker.look();
+        }
         let record = self.record.clone();
         let held = record.as_ref().and_then(Record::lock);
         if let Some(held) = held.as_ref().filter(|_| only.is_none() && !self.lets_one_in()) {
@@ -143,7 +206,7 @@ impl<'a> Asking<'a> {
             }
         }
         let is_meant = |to: &SocketAddr| only.is_none_or(|only| only.ip() == to.ip());
-        let sent = self.knocker.send_to(is_meant)?;
+        let sent = self.send_to(is_meant)?;
         let new = self.noted(&sent);
         if let Some(held) = held {
             held.add_anew(new);
@@ -153,7 +216,17 @@ impl<'a> Asking<'a> {
 
     /// Before a knock by which a grant is to go on, perhaps from another network than the last.
     pub(crate) fn renew(&mut self) {
-        self.knocker.renew();
+        if let By::Key(knocker) = &mut self.by {
+            knocker.renew();
+        }
+    }
+
+    fn send_to(&mut self, is_meant: impl Fn(&SocketAddr) -> bool) -> Result<Vec<Sent>, KnockError> {
+        match &mut self.by {
+            By::Key(knocker) => knocker.send_to(is_meant),
+            // Whoever has no key knocks at nothing, and is not to go on for so long.
+            By::Route(_) => Ok(Vec::new()),
+        }
     }
 
     fn relies_on(&mut self, asked: Moment, lifetime: Duration, is_named: bool) {
@@ -204,11 +277,15 @@ impl<'a> Asking<'a> {
         });
     }
 
-    /// Forgets what did not open: nobody is to rely on it.
+    /// Forgets what did not open: nobody is to rely on it. What another program has asked for since
+    /// then may open yet.
     pub(crate) fn not_open(&self, item: &Item) {
+        let now = Moment::now();
+        let last = self.last.and_then(|last| last.age(now));
+        let is_newer = |entry: &Entry| matches!((entry.asked.age(now), last), (Some(age), Some(last)) if age < last);
         self.change(|entries| {
             let item = item.to_string();
-            entries.retain(|entry| !(self.is_mine(entry) && entry.item == item));
+            entries.retain(|entry| !(self.is_mine(entry) && entry.item == item) || is_newer(entry));
         });
     }
 
@@ -220,28 +297,28 @@ impl<'a> Asking<'a> {
 
     /// Whether a connection would use up what another program counts on.
     fn lets_one_in(&self) -> bool {
-        self.knocker.request().items.iter().any(|item| {
-            let service = self.knocker.server().service_of(item);
+        self.route().request().items.iter().any(|item| {
+            let service = self.route().server().service_of(item);
             service.is_some_and(|service| service.connections == Connections::One)
         })
     }
 
     /// Whether an entry is about one of the items at this server.
     fn is_mine(&self, entry: &Entry) -> bool {
-        entry.is_of(self.knocker.server())
-            && self.knocker.request().items.iter().any(|item| item.to_string() == entry.item)
+        entry.is_of(self.route().server())
+            && self.route().request().items.iter().any(|item| item.to_string() == entry.item)
     }
 
     /// One entry for each item and address, when they are all there, from where we are now.
     fn matching<'e>(&self, entries: &'e [Entry]) -> Option<Vec<&'e Entry>> {
-        let server = self.knocker.server();
+        let server = self.route().server();
         let ours: Vec<&Entry> = entries.iter().filter(|entry| entry.is_of(server)).collect();
         let mut found = Vec::new();
-        for item in &self.knocker.request().items {
+        for item in &self.route().request().items {
             let item = item.to_string();
             // What this machine has no way to needs no grant.
             for (to, from) in
-                self.knocker.own().iter().filter_map(|(to, from)| Some((*to, (*from)?)))
+                self.route().own().iter().filter_map(|(to, from)| Some((*to, (*from)?)))
             {
                 found.push(
                     *ours
@@ -275,7 +352,7 @@ impl<'a> Asking<'a> {
             let item = item.to_string();
             found.iter().copied().filter(|entry| entry.item == item).find(lately)
         };
-        let items = &self.knocker.request().items;
+        let items = &self.route().request().items;
         let seen = items.iter().map(was_seen).collect::<Option<Vec<_>>>();
         let seen = seen.and_then(|seen| Some(seen.first()?.to));
         let meanwhile = self.began.age(now).is_some_and(|age| asked_ago <= age);
@@ -286,15 +363,15 @@ impl<'a> Asking<'a> {
     /// The entries for knocks that were sent now.
     fn noted(&mut self, sent: &[Sent]) -> Vec<Entry> {
         let asked = Moment::now();
-        let request = self.knocker.request();
+        let request = self.route().request();
         let (lifetime_seconds, lifetime_asked) =
             Entry::lifetime(request.lifetime.map(core::num::NonZeroU32::get));
         self.relies_on(asked, Duration::from_secs(lifetime_seconds), lifetime_asked);
-        let request = self.knocker.request();
-        let server = self.knocker.server();
+        let request = self.route().request();
+        let server = self.route().server();
         let left = sent.iter().filter(|sent| sent.outcome.is_ok()).filter_map(|sent| {
             let to = sent.to.ip();
-            let from = self.knocker.own().iter().find(|(known, _)| *known == to)?.1?;
+            let from = self.route().own().iter().find(|(known, _)| *known == to)?.1?;
             Some((to, from))
         });
         let left: Vec<(IpAddr, IpAddr)> = left.collect();
@@ -317,4 +394,52 @@ impl<'a> Asking<'a> {
 /// When the one was asked for that was asked for first.
 fn oldest(entries: &[&Entry], now: Moment) -> Option<Moment> {
     entries.iter().map(|entry| entry.asked).max_by_key(|asked| asked.age(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key_source::NoPassphrase;
+    use spa_keys::{Overwrite, PrivateKey};
+    use std::net::UdpSocket;
+
+    #[test]
+    fn what_did_not_open_is_forgotten_and_what_was_asked_for_since_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("identity.key");
+        let private = PrivateKey::from_bytes([7; 32].into());
+        spa_keys::write_private_key(&key, &private, Overwrite::Refuse).unwrap();
+        // Whoever hears the knocks; nobody else is to.
+        let ear = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = ear.local_addr().unwrap().port().try_into().unwrap();
+        let public = PrivateKey::from_bytes([9; 32].into()).public();
+        let host = "127.0.0.1".parse().unwrap();
+        let mut server = Server::new("work".parse().unwrap(), host, public, key);
+        server.knock_ports = vec![port];
+        let item: Item = "ssh".parse().unwrap();
+        let asked = Asked::open([item.clone()]).unwrap();
+        let options = Options::default();
+        let record = Some(Record::new(directory.path().join("state")));
+        let by = |by| Asking { record: record.clone(), ..Asking::by(by, Moment::now()) };
+        let mut other = {
+            let keys = server.keys(&mut NoPassphrase).unwrap();
+            let knocker = Knocker::prepare_with_keys(&server, &asked, &options, &keys).unwrap();
+            by(By::Key(knocker.into()))
+        };
+        let mut asking = by(By::Route(Route::prepare(&server, &asked, &options).unwrap()));
+        let mut first = || asking.first(Reuse::Asked, Duration::ZERO, true).unwrap();
+
+        assert!(matches!(first(), First::NoKey));
+        other.first(Reuse::Never, Duration::ZERO, true).unwrap();
+        assert!(matches!(first(), First::Reused(_)));
+        thread::sleep(Duration::from_millis(20));
+        other.again(None).unwrap();
+        asking.not_open(&item);
+        let entries = || record.as_ref().unwrap().entries().len();
+        assert_eq!(entries(), 1, "somebody has asked for it again");
+        let mut first = || asking.first(Reuse::Asked, Duration::ZERO, true).unwrap();
+        assert!(matches!(first(), First::Reused(_)));
+        asking.not_open(&item);
+        assert_eq!(entries(), 0);
+    }
 }

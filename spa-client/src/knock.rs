@@ -108,22 +108,84 @@ pub struct Sent {
     pub outcome: io::Result<usize>,
 }
 
-/// A request to one server with everything that sending it needs: keys read, secrets derived,
-/// addresses resolved, request known to fit.
-pub struct Knocker<'a> {
+/// What a server is to be asked, and where it is: what is known without its keys.
+#[derive(Clone)]
+pub(crate) struct Route<'a> {
     server: &'a Server,
     request: Request,
     source: BindSource,
     family: Family,
+    addresses: Vec<SocketAddr>,
+    own: Vec<(IpAddr, Option<IpAddr>)>,
+}
+
+impl<'a> Route<'a> {
+    /// Resolves the name. No packet leaves but those of the system's resolver.
+    pub(crate) fn prepare(
+        server: &'a Server,
+        asked: &Asked,
+        options: &Options,
+    ) -> Result<Self, KnockError> {
+        let mut route = Self::unresolved(server, asked, options);
+        route.resolve()?;
+        Ok(route)
+    }
+
+    fn unresolved(server: &'a Server, asked: &Asked, options: &Options) -> Self {
+        let lifetime = match asked.message_type {
+            MessageType::Open => options.lifetime.or(server.lifetime),
+            MessageType::Close => None,
+        };
+        let request = Request {
+            message_type: asked.message_type,
+            items: asked.items.clone(),
+            bound_source: None,
+            lifetime: lifetime.map(|Lifetime(seconds)| seconds),
+        };
+        Self {
+            server,
+            request,
+            source: options.source.unwrap_or(server.bind_source),
+            family: options.family,
+            addresses: Vec::new(),
+            own: Vec::new(),
+        }
+    }
+
+    fn resolve(&mut self) -> Result<(), KnockError> {
+        self.addresses = resolve(self.server, self.family, self.source)?;
+        self.own = own_addresses(&self.addresses);
+        Ok(())
+    }
+
+    pub(crate) const fn server(&self) -> &'a Server {
+        self.server
+    }
+
+    pub(crate) const fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// The server's addresses, with what belongs to them beside the port (an IPv6 scope).
+    pub(crate) fn sockets(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// This machine's address towards each of the server's.
+    pub(crate) fn own(&self) -> &[(IpAddr, Option<IpAddr>)] {
+        &self.own
+    }
+}
+
+/// A request to one server with everything that sending it needs: keys read, secrets derived,
+/// addresses resolved, request known to fit.
+pub struct Knocker<'a> {
+    route: Route<'a>,
     /// What the STUN server said, for the family of the address beside it.
     seen: Vec<(IpAddr, Seen)>,
     /// When it was asked.
     looked: Option<Moment>,
-    addresses: Vec<SocketAddr>,
-    own: Vec<(IpAddr, Option<IpAddr>)>,
-    identity: PublicKey,
-    pair: PairSecret,
-    mask: MaskKey,
+    secrets: Secrets,
     random: SystemRandom,
     round: u32,
     first_sent: Option<Instant>,
@@ -163,39 +225,24 @@ impl<'a> Knocker<'a> {
         options: &Options,
         keys: &ClientKeys,
     ) -> Result<Self, KnockError> {
-        let Secrets { identity, pair, mask } = Secrets::of(server, keys)?;
-        let lifetime = match asked.message_type {
-            MessageType::Open => options.lifetime.or(server.lifetime),
-            MessageType::Close => None,
-        };
-        let source = options.source.unwrap_or(server.bind_source);
-        let request = Request {
-            message_type: asked.message_type,
-            items: asked.items.clone(),
-            bound_source: None,
-            lifetime: lifetime.map(|Lifetime(seconds)| seconds),
-        };
-        let random = SystemRandom::new();
-        let mut knocker = Self {
-            server,
-            request,
-            source,
-            family: options.family,
+        let mut knocker = Self::on(Route::unresolved(server, asked, options), keys)?;
+        knocker.route.resolve()?;
+        Ok(knocker)
+    }
+
+    /// By that route, with these keys.
+    pub(crate) fn on(route: Route<'a>, keys: &ClientKeys) -> Result<Self, KnockError> {
+        let knocker = Self {
+            secrets: Secrets::of(route.server, keys)?,
+            route,
             seen: Vec::new(),
             looked: None,
-            addresses: Vec::new(),
-            own: Vec::new(),
-            identity,
-            pair,
-            mask,
-            random,
+            random: SystemRandom::new(),
             round: 0,
             first_sent: None,
             wanted: None,
         };
         knocker.seal(None)?;
-        knocker.addresses = resolve(server, options.family, source)?;
-        knocker.own = own_addresses(&knocker.addresses);
         Ok(knocker)
     }
 
@@ -212,15 +259,15 @@ impl<'a> Knocker<'a> {
     /// for anybody.
     pub(crate) fn is_to_look(&self) -> bool {
         self.looked.is_none()
-            && self.server.stun_server.is_some()
-            && self.source == BindSource::Auto
-            && self.request.message_type == MessageType::Open
+            && self.route.server.stun_server.is_some()
+            && self.route.source == BindSource::Auto
+            && self.route.request.message_type == MessageType::Open
     }
 
     fn look_again(&mut self) {
         self.looked = Some(Moment::now());
-        if let Some(stun) = &self.server.stun_server {
-            self.seen = seen(stun, self.source, &self.addresses);
+        if let Some(stun) = &self.route.server.stun_server {
+            self.seen = seen(stun, self.route.source, &self.route.addresses);
         }
     }
 
@@ -229,54 +276,54 @@ impl<'a> Knocker<'a> {
     /// the resolver fails, the addresses stay; where the STUN server fails, knocks are bound to
     /// none.
     pub(crate) fn renew(&mut self) {
-        let (server, family, source) = (self.server.clone(), self.family, self.source);
+        let Route { server, family, source, .. } = self.route;
+        let server = server.clone();
         let resolved = within(RESOLVER_PATIENCE, move || resolve(&server, family, source));
         if let Some(Ok(addresses)) = resolved {
-            self.addresses = addresses;
+            self.route.addresses = addresses;
         }
-        let own = own_addresses(&self.addresses);
+        let own = own_addresses(&self.route.addresses);
         let age = self.looked.and_then(|looked| looked.age(Moment::now()));
-        if own != self.own || age.is_none_or(|age| age > ANSWER_HOLDS) {
+        if own != self.route.own || age.is_none_or(|age| age > ANSWER_HOLDS) {
             self.looked = None;
             self.seen.clear();
         }
-        self.own = own;
+        self.route.own = own;
         self.look();
     }
 
-    /// This machine's address towards each of the server's.
-    pub(crate) fn own(&self) -> &[(IpAddr, Option<IpAddr>)] {
-        &self.own
+    pub(crate) const fn route(&self) -> &Route<'a> {
+        &self.route
     }
 
     /// The server's addresses, the system's favourite first; the port is none of them yet.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.addresses.iter().map(SocketAddr::ip)
+        self.route.addresses.iter().map(SocketAddr::ip)
     }
 
     /// The addresses with what belongs to them beside the port (an IPv6 scope).
     pub(crate) fn sockets(&self) -> &[SocketAddr] {
-        &self.addresses
+        self.route.sockets()
     }
 
     /// The server that is knocked on.
     pub const fn server(&self) -> &'a Server {
-        self.server
+        self.route.server
     }
 
     /// The client's identity, as the server has to know it.
     pub const fn identity(&self) -> PublicKey {
-        self.identity
+        self.secrets.identity
     }
 
     /// What is asked for.
     pub const fn request(&self) -> &Request {
-        &self.request
+        &self.route.request
     }
 
     /// From now on, knocks are bound to none.
     pub(crate) const fn unbind(&mut self) {
-        self.source = BindSource::Observed;
+        self.route.source = BindSource::Observed;
     }
 
     /// How often [`send`](Self::send) was called.
@@ -314,11 +361,12 @@ impl<'a> Knocker<'a> {
         &mut self,
         is_meant: impl Fn(&SocketAddr) -> bool,
     ) -> Result<Vec<Sent>, KnockError> {
-        let port = rotated(&self.server.knock_ports, self.round).unwrap_or(DEFAULT_KNOCK_PORT);
+        let port =
+            rotated(&self.route.server.knock_ports, self.round).unwrap_or(DEFAULT_KNOCK_PORT);
         self.round = self.round.saturating_add(1);
         self.first_sent.get_or_insert_with(Instant::now);
-        let addresses = self.addresses.iter().copied().filter(is_meant);
-        deliver(self.server.host.as_str(), addresses, port, |to| self.seal_for(to))
+        let addresses = self.route.addresses.iter().copied().filter(is_meant);
+        deliver(self.route.server.host.as_str(), addresses, port, |to| self.seal_for(to))
     }
 
     /// A fresh datagram for that address, which is the caller's to send.
@@ -326,16 +374,23 @@ impl<'a> Knocker<'a> {
         let own = own_address(to).ok();
         let seen = self.seen.iter().find(|(like, _)| like.is_ipv4() == to.is_ipv4());
         let seen = seen.map(|(_, seen)| seen.towards(to.ip()));
-        let binding = self.source.binding(own, seen.as_ref());
+        let binding = self.route.source.binding(own, seen.as_ref());
         let packet = self.seal(binding.address())?;
         Ok((binding, packet))
     }
 
     fn seal(&self, bound_source: Option<IpAddr>) -> Result<Vec<u8>, KnockError> {
         let nonce = nonce(&self.random)?;
-        let request = Request { bound_source, ..self.request.clone() };
+        let request = Request { bound_source, ..self.route.request.clone() };
         let stamp = stamp_now()?;
-        Ok(spa_proto::seal(&self.pair, &self.mask, &request, stamp, nonce, self.server.length)?)
+        Ok(spa_proto::seal(
+            &self.secrets.pair,
+            &self.secrets.mask,
+            &request,
+            stamp,
+            nonce,
+            self.route.server.length,
+        )?)
     }
 }
 
@@ -523,10 +578,13 @@ mod tests {
         open.renew();
         assert_eq!(asked(), 1, "all that is known holds");
         // As if it had come from another network.
-        open.own.clear();
+        open.route.own.clear();
         open.renew();
         assert_eq!(asked(), 1);
-        assert_eq!(open.own, [(IpAddr::from([127, 0, 0, 1]), Some(IpAddr::from([127, 0, 0, 1])))]);
+        assert_eq!(
+            open.route.own,
+            [(IpAddr::from([127, 0, 0, 1]), Some(IpAddr::from([127, 0, 0, 1])))]
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::duration::Lifetime;
 use crate::endpoint::Endpoint;
-use crate::key_source::{KeyError, KeySource, Unlock};
+use crate::key_source::{KeyError, KeySource, NoPassphrase, Unlock};
 use crate::source::BindSource;
 use core::borrow::Borrow;
 use core::fmt;
@@ -140,6 +140,19 @@ impl Server {
             keys.pre_shared = Some(other.pre_shared_key(unlock)?);
         }
         Ok(keys)
+    }
+
+    /// The same, where nobody has to be asked: all of them stand in files, and under no passphrase.
+    pub(crate) fn keys_at_hand(&self) -> Result<Option<ClientKeys>, KeyError> {
+        let mut sources =
+            [Some(&self.identity), self.pre_shared_key.as_ref()].into_iter().flatten();
+        if sources.any(|source| source.file().is_none()) {
+            return Ok(None);
+        }
+        match self.keys(&mut NoPassphrase) {
+            Err(KeyError::Locked { .. }) => Ok(None),
+            keys => keys.map(Some),
+        }
     }
 
     /// All its names and addresses.

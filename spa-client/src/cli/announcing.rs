@@ -44,7 +44,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 pub(super) fn is_shut(knocker: &Knocker<'_>) -> Result<bool, CliError> {
     for _ in 0..LOOKS {
         let mut open = false;
-        for probe in probes(knocker).iter().take(1) {
+        for probe in probes(knocker.route()).iter().take(1) {
             let looked = until_open_without_knock(probe, knocker.sockets(), LOOK)?;
             open = looked.result.is_ok();
         }
@@ -86,7 +86,7 @@ pub(super) fn announce(
     let asked = Asked::open([item.clone()])?;
     let mut knocker = Knocker::prepare_with_keys(server, &asked, &options, new)?;
     let addresses = knocker.sockets().to_vec();
-    let probes = probes(&knocker);
+    let probes = probes(knocker.route());
     // Else a port that others have open would pass for a sign of the server's.
     let shut = is_shut(&knocker)?;
     let mut announcer = Announcer::new(server, announcement, &addresses);

@@ -184,6 +184,7 @@ impl OpenArgs {
             wait: wait.then_some(self.timeout),
             insists: self.wait,
             fresh: self.fresh,
+            keeps: self.is_while,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::args::CommonArgs;
 use super::open::{self, Settings, Voice};
+use super::passphrase::Prompt;
 use super::{CliError, complain, report};
 use crate::asking::Asking;
 use crate::config::Config;
@@ -39,7 +40,8 @@ pub(super) fn run(
 ) -> Result<ExitCode, CliError> {
     let config = Config::load(directory)?;
     let voice = Voice::of(args);
-    let visits = open::visit_all(&config, MessageType::Open, args, settings)?;
+    let mut prompt = Prompt::default();
+    let visits = open::visit_all(&config, MessageType::Open, args, settings, &mut prompt)?;
     let code = thread::scope(|scope| {
         let mut enders = Vec::new();
         for asking in visits {
@@ -52,7 +54,8 @@ pub(super) fn run(
         code
     })?;
     if meanwhile.close_after {
-        open::visit_all(&config, MessageType::Close, args, &Settings::default())?;
+        let settings = &Settings::default();
+        open::visit_all(&config, MessageType::Close, args, settings, &mut prompt)?;
     }
     Ok(code)
 }
@@ -80,7 +83,7 @@ fn run_command(words: &[OsString]) -> Result<ExitCode, CliError> {
 
 /// Knocks again each time before the lifetime is over, until the other end of `ended` is gone.
 fn keep(mut asking: Asking<'_>, ended: &Receiver<()>, voice: Voice) {
-    let name = asking.knocker().server().name.clone();
+    let name = asking.route().server().name.clone();
     let mut has_failed = false;
     loop {
         let share = share();

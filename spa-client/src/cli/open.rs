@@ -8,15 +8,15 @@ use super::{CliError, print_json, spinner};
 use crate::asking::{Asking, First, Reuse, Reused};
 use crate::config::Config;
 use crate::duration::Lifetime;
-use crate::knock::{Asked, KnockError, Knocker, Options, Sent};
+use crate::knock::{Asked, KnockError, Options, Route, Sent};
 use crate::probe::{Door, Known, Probe, Probed, Progress, Wait, watch};
-use crate::record::{Moment, Record};
+use crate::record::Moment;
+use crate::schedule::knock_at;
 use crate::server::{Connections, Server, ServerName};
 use crate::target::by_server;
 use core::time::Duration;
 use spa_proto::{Item, MessageType};
 use std::io::Write as _;
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
 use std::time::Instant;
@@ -35,6 +35,14 @@ pub(super) struct Settings {
     pub(super) insists: bool,
     /// Knock in any case.
     pub(super) fresh: bool,
+    /// More knocks follow, when nobody can be asked for a key any more.
+    pub(super) keeps: bool,
+}
+
+/// A server that is asked, and what came of it.
+struct Visit<'a> {
+    asking: Asking<'a>,
+    report: Option<ServerReport>,
 }
 
 pub(super) fn run(
@@ -44,7 +52,7 @@ pub(super) fn run(
     settings: &Settings,
 ) -> Result<(), CliError> {
     let config = Config::load(directory)?;
-    visit_all(&config, message_type, args, settings).map(|_| ())
+    visit_all(&config, message_type, args, settings, &mut Prompt::default()).map(|_| ())
 }
 
 /// Asks all the servers, and tells what came of it; gives back what goes on asking.
@@ -53,14 +61,15 @@ pub(super) fn visit_all<'a>(
     message_type: MessageType,
     args: &CommonArgs,
     settings: &Settings,
+    prompt: &mut Prompt,
 ) -> Result<Vec<Asking<'a>>, CliError> {
     let began = Moment::now();
     let voice = Voice::of(args);
     let options =
         Options { lifetime: settings.lifetime, source: args.source, family: args.family() };
-    let record = Record::of_user();
+    let settings = &Settings { fresh: settings.fresh || args.source.is_some(), ..*settings };
+    let relies = message_type == MessageType::Open && !settings.fresh && !settings.keeps;
     let mut visits = Vec::new();
-    let mut prompt = Prompt::default();
     let default = args.server.as_ref().or(config.default_server().map(|server| &server.name));
     for (name, items) in by_server(&args.targets, default) {
         let server = config.server(name.map(ServerName::as_str))?;
@@ -68,36 +77,49 @@ pub(super) fn visit_all<'a>(
             refuse_to_probe(server, &items)?;
         }
         let asked = Asked::new(message_type, items)?;
-        let knocker = Knocker::prepare_with(server, &asked, &options, &mut prompt)?;
-        visits.push(Asking::new(knocker, record.clone(), began));
+        let asking = if relies {
+            Asking::by_keys_at_hand(server, &asked, &options, began)?
+        } else {
+            Asking::new(server, &asked, &options, prompt, began)?
+        };
+        visits.push(Visit { asking, report: None });
     }
 
-    let settings = &Settings { fresh: settings.fresh || args.source.is_some(), ..*settings };
     let targets: Vec<String> = args.targets.iter().map(ToString::to_string).collect();
-    let waiting = (settings.wait.is_some() && !args.quiet)
-        .then(|| spinner::start(&format!("waiting for {}", targets.join(" "))));
-    let visit = |mut asking: Asking<'a>| {
-        let report = visit(&mut asking, settings, voice);
-        (asking, report)
+    let visit_each = |visits: &mut dyn Iterator<Item = &mut Visit<'a>>| {
+        let _waiting = (settings.wait.is_some() && !args.quiet)
+            .then(|| spinner::start(&format!("waiting for {}", targets.join(" "))));
+        at_once(visits, |it| it.report = visit(&mut it.asking, settings, voice));
     };
-    // A thread for each server but the first: a slow one keeps nobody waiting.
-    let (visits, reports) = thread::scope(|scope| {
-        let mut visits = visits.into_iter();
-        let first = visits.next();
-        let threads: Vec<_> = visits.map(|asking| scope.spawn(move || visit(asking))).collect();
-        let here = first.map(visit);
-        let joined = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        here.into_iter().chain(joined).unzip::<_, _, Vec<_>, Vec<_>>()
-    });
+    // Nobody types a passphrase for what is open already.
+    visit_each(&mut visits.iter_mut().filter(|it| it.asking.knocker().is_none()));
+    for Visit { asking, report } in &mut visits {
+        if report.is_none() {
+            asking.unlock(prompt)?;
+        }
+    }
+    visit_each(&mut visits.iter_mut().filter(|it| it.report.is_none()));
 
-    drop(waiting);
-    let report = Report::new(message_type, reports);
+    let (visits, reports): (Vec<_>, Vec<_>) =
+        visits.into_iter().map(|it| (it.asking, it.report)).unzip();
+    let report = Report::new(message_type, reports.into_iter().flatten().collect());
     if args.json {
         print_json(&report)?;
     }
     report.failure().map_or(Ok(visits), |text| Err(CliError::Failed(text)))
+}
+
+/// Does all of it at once, so that a slow one keeps nobody waiting. The first one needs no thread.
+fn at_once<T: Send>(items: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
+    let mut items = items.fuse();
+    let first = items.next();
+    let work = &work;
+    thread::scope(|scope| {
+        for item in items {
+            scope.spawn(move || work(item));
+        }
+        first.map(work);
+    });
 }
 
 /// What lets one connection in can't be waited for: the probe that saw it open would be that one.
@@ -113,61 +135,68 @@ fn refuse_to_probe(server: &Server, items: &[Item]) -> Result<(), CliError> {
     })
 }
 
-/// Knocks on one server, where that is needed, and waits for what was asked of it.
-fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> ServerReport {
-    let name = asking.knocker().server().name.clone();
-    let probes = probes(asking.knocker());
+/// Knocks on one server, where that is needed, and waits for what was asked of it. `None`: it takes
+/// a key that is not there yet.
+fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> Option<ServerReport> {
+    let has_key = asking.knocker().is_some();
+    let name = &asking.route().server().name;
+    let probes = probes(asking.route());
+    let not_probed = match settings.wait {
+        Some(_) => report::not_probed(asking.route()),
+        None => Vec::new(),
+    };
     let wait = settings.wait.filter(|_| !probes.is_empty());
     let start = Instant::now();
-    let is_probed = |item: &Item| probes.iter().any(|probe| probe.item == *item);
     let reuse = if settings.fresh || wait.is_some_and(|wait| wait < NO_TIME_FOR_OTHERS) {
         Reuse::Never
-    } else if wait.is_some() && asking.knocker().request().items.iter().all(is_probed) {
+    } else if wait.is_some() && not_probed.is_empty() {
         Reuse::Asked
     } else {
         Reuse::Seen
     };
     // Whoever names a lifetime is not content with the last seconds of one.
     let wanted = settings.lifetime.map_or(Duration::ZERO, |lifetime| lifetime.get() / 2);
-    let (sent, reused) = match asking.first(reuse, wanted, wait.is_some()) {
+    let (sent, mut reused) = match asking.first(reuse, wanted, wait.is_some()) {
         Ok(First::Knocked(sent)) => (sent, None),
         Ok(First::Reused(reused)) => (Vec::new(), Some(reused)),
-        Err(error) => return ServerReport::not_sent(asking.knocker(), &error),
+        Ok(First::NoKey) => return None,
+        Err(error) => return Some(ServerReport::not_sent(asking, &error)),
     };
     for datagram in &sent {
         voice.detail(&format!("{name}: {}", report::datagram(datagram)));
     }
-    if settings.wait.is_some() {
-        for text in report::not_probed(asking.knocker()) {
-            voice.say(&text);
-        }
-    } else {
+    for text in not_probed {
+        voice.say(&text);
+    }
+    if settings.wait.is_none() {
         voice.say(&match &reused {
-            None => report::asked(asking.knocker(), &sent),
-            Some(reused) => report::still(asking.knocker(), reused),
+            None => report::asked(asking.route(), &sent),
+            Some(reused) => report::still(asking.route(), reused),
         });
     }
     let Some(timeout) = wait else {
         let probed = settings.wait.map(|timeout| (timeout, Vec::new()));
-        return ServerReport::new(asking.knocker(), sent, probed).reusing(reused.as_ref());
+        return Some(ServerReport::new(asking, sent, probed).reusing(reused.as_ref()));
     };
-    let mut reused = reused;
     if let Some(seen) = reused.and_then(|_| asking.await_other()) {
         reused = Some(seen);
     }
-    let probed = match reused.and_then(|reused| Some((reused, reused.seen?))) {
-        Some((reused, address)) => {
-            voice.say(&report::still(asking.knocker(), &reused));
-            let seen = |probe: Probe| Probed { probe, result: Ok((address, Duration::ZERO)) };
-            Ok(probes.into_iter().map(seen).collect())
-        }
-        None => await_open(asking, &probes, (start, timeout), reused.as_ref(), voice),
+    let seen = reused.and_then(|reused| Some((reused, reused.seen?)));
+    let probed = if let Some((reused, address)) = seen {
+        voice.say(&report::still(asking.route(), &reused));
+        let seen = |probe: Probe| Probed { probe, result: Ok((address, Duration::ZERO)) };
+        Ok(probes.into_iter().map(seen).collect())
+    } else {
+        // Without a key: until there would be a knock.
+        let time = if has_key { (start, timeout) } else { (Instant::now(), knock_at(1)) };
+        await_open(asking, &probes, time, reused.as_ref(), voice)
     };
-    match probed {
-        Ok(probed) => ServerReport::new(asking.knocker(), sent, Some((timeout, probed)))
-            .reusing(reused.as_ref()),
-        Err(error) => ServerReport::not_sent(asking.knocker(), &error),
-    }
+    let report = match probed {
+        Ok(probed) if !has_key && probed.iter().any(|it| it.result.is_err()) => return None,
+        Ok(probed) => ServerReport::new(asking, sent, Some((timeout, probed))),
+        Err(error) => ServerReport::not_sent(asking, &error),
+    };
+    Some(report.reusing(reused.as_ref()))
 }
 
 fn await_open(
@@ -177,7 +206,7 @@ fn await_open(
     reused: Option<&Reused>,
     voice: Voice,
 ) -> Result<Vec<Probed>, KnockError> {
-    let name = &asking.knocker().server().name.clone();
+    let name = &asking.route().server().name;
     let mut closed = probes.to_vec();
     let mut told = false;
     let mut progress = |event: Progress<'_>| match event {
@@ -197,7 +226,7 @@ fn await_open(
     };
     let known = if reused.is_some() { Known::Open } else { Known::Shut };
     let wait = Wait { start, timeout, rounds: 1, known, wanted: None };
-    let doors = probes.iter().map(|probe| Door::new(probe, asking.knocker().sockets())).collect();
+    let doors = probes.iter().map(|probe| Door::new(probe, asking.route().sockets())).collect();
     let ended = watch(&mut |only| asking.again(only), doors, wait, &mut progress)?;
     let probed: Vec<Probed> = ended.into_iter().map(|door| door.end().0).collect();
     for Probed { probe, result } in &probed {
@@ -216,10 +245,10 @@ fn tell_again(name: &ServerName, sent: &[Sent], voice: Voice) {
 }
 
 /// The ports behind what was asked for that can be probed.
-pub(super) fn probes(knocker: &Knocker<'_>) -> Vec<Probe> {
+pub(super) fn probes(route: &Route<'_>) -> Vec<Probe> {
     let mut probes = Vec::new();
-    for item in &knocker.request().items {
-        let Some(service) = knocker.server().service_of(item) else { continue };
+    for item in &route.request().items {
+        let Some(service) = route.server().service_of(item) else { continue };
         for port in service.probed() {
             let probe = Probe { item: item.clone(), port: port.number };
             if !probes.contains(&probe) {

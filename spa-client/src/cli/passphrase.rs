@@ -15,34 +15,41 @@ pub(super) const FILE_VARIABLE: &str = "SPA_PASSPHRASE_FILE";
 /// How often a passphrase may be typed.
 const TRIES: u32 = 3;
 
-/// Asks when a key needs it, and remembers the answer for the next key of this command.
+/// Asks when a key needs it, and remembers the answers for the next keys of this command.
 #[derive(Default)]
 pub(super) struct Prompt {
-    known: Option<Passphrase>,
+    /// The one that was given last stands last.
+    known: Vec<Passphrase>,
+    /// How many of them the present key may have.
+    untried: usize,
     /// How often the present key was asked for at the terminal.
     typed: u32,
 }
 
 impl Unlock for Prompt {
     fn passphrase(&mut self, locked: &Locked<'_>) -> Result<&Passphrase, UnlockError> {
-        let is_first = locked.attempt == 1;
-        if is_first {
-            self.typed = 0;
+        if locked.attempt == 1 {
+            (self.untried, self.typed) = (self.known.len(), 0);
         }
-        let passphrase = match (self.known.take(), file()?) {
-            (Some(known), _) if is_first => known,
-            (_, Some(path)) if is_first => spa_keys::read_passphrase(path)?,
-            (_, Some(path)) => return Err(UnlockError::WrongInFile(path)),
-            (_, None) => self.ask(locked)?,
+        let passphrase = match self.untried.checked_sub(1) {
+            Some(last) => {
+                self.untried = last;
+                self.known.remove(last)
+            }
+            None => match file()? {
+                Some(path) if locked.attempt == 1 => spa_keys::read_passphrase(path)?,
+                Some(path) => return Err(UnlockError::WrongInFile(path)),
+                None => self.ask(locked)?,
+            },
         };
-        Ok(self.known.insert(passphrase))
+        Ok(self.known.push_mut(passphrase))
     }
 }
 
 impl Prompt {
     /// What was given last.
     pub(super) fn take(&mut self) -> Option<Passphrase> {
-        self.known.take()
+        self.known.pop()
     }
 
     fn ask(&mut self, locked: &Locked<'_>) -> Result<Passphrase, UnlockError> {

@@ -10,9 +10,10 @@ use crate::asking::{Asking, First, Reuse};
 use crate::carry::{carry, hand_over};
 use crate::config::Config;
 use crate::duration::spoken;
-use crate::knock::{Asked, Family, Knocker, Options, Sent, plain};
+use crate::knock::{Asked, Family, Options, Sent, plain};
 use crate::probe::{Door, Known, Probe, Progress, Wait, watch};
-use crate::record::{Moment, Record};
+use crate::record::Moment;
+use crate::schedule::knock_at;
 use crate::server::{Connections, Host, Server, ServerName};
 use clap::Args;
 use core::net::{IpAddr, SocketAddr};
@@ -69,6 +70,11 @@ impl ProxyArgs {
     const fn family(&self) -> Family {
         Family::of_flags(self.ipv4, self.ipv6)
     }
+
+    /// Whether no knock of before is relied on.
+    fn is_fresh(&self) -> bool {
+        self.fresh || self.timeout < NO_TIME_FOR_OTHERS
+    }
 }
 
 pub(super) fn run(directory: &Path, args: &ProxyArgs) -> Result<(), CliError> {
@@ -79,15 +85,25 @@ pub(super) fn run(directory: &Path, args: &ProxyArgs) -> Result<(), CliError> {
     let item = item_at(server, port);
     let options = Options { family: args.family(), ..Options::default() };
     let asked = Asked::open([item.clone()])?;
-    let knocker = Knocker::prepare_with(server, &asked, &options, &mut Prompt::default())?;
+    let mut prompt = Prompt::default();
+    let mut asking = if args.is_fresh() {
+        Asking::new(server, &asked, &options, &mut prompt, began)?
+    } else {
+        Asking::by_keys_at_hand(server, &asked, &options, began)?
+    };
     let to = if is_meant_by(server, &args.host) {
-        knocker.sockets().to_vec()
+        asking.route().sockets().to_vec()
     } else {
         addresses(&args.host, args.family())?
     };
-    let is_server = to == knocker.sockets();
-    let asking = Asking::new(knocker, Record::of_user(), began);
-    let stream = connect(asking, &Probe { item, port: args.port }, &to, is_server, args)?;
+    let is_server = to == asking.route().sockets();
+    let probe = Probe { item, port: args.port };
+    let stream = loop {
+        match connect(&mut asking, &probe, &to, is_server, args)? {
+            Some(stream) => break stream,
+            None => asking.unlock(&mut prompt)?,
+        }
+    };
     let ended = |error: io::Error| {
         CliError::Failed(format!("the connection to {} ended: {}", args.host, plain(&error)))
     };
@@ -97,32 +113,38 @@ pub(super) fn run(directory: &Path, args: &ProxyArgs) -> Result<(), CliError> {
     carry(stream).map_err(ended)
 }
 
+/// `None`: it takes a key that is not there yet.
 fn connect(
-    mut asking: Asking<'_>,
+    asking: &mut Asking<'_>,
     probe: &Probe,
     to: &[SocketAddr],
     is_server: bool,
     args: &ProxyArgs,
-) -> Result<TcpStream, CliError> {
+) -> Result<Option<TcpStream>, CliError> {
     let voice = Voice { quiet: false, verbose: args.verbose };
-    let name = &asking.knocker().server().name.clone();
+    let has_key = asking.knocker().is_some();
+    let server = asking.route().server();
+    let name = &server.name;
     let tell = |sent: &[Sent]| {
         for datagram in sent {
             voice.detail(&format!("{name}: {}", report::datagram(datagram)));
         }
     };
-    let service = asking.knocker().server().service_of(&probe.item);
+    let service = server.service_of(&probe.item);
     let lets_one_in = service.is_some_and(|service| service.connections == Connections::One);
+    // Without a key: until there would be a knock.
+    let timeout = if has_key { args.timeout } else { knock_at(1) };
     let start = Instant::now();
-    let mut wait =
-        Wait { start, timeout: args.timeout, rounds: 1, known: Known::Shut, wanted: None };
+    let mut wait = Wait { start, timeout, rounds: 1, known: Known::Shut, wanted: None };
     let mut all_sent = Vec::new();
     if lets_one_in && is_server {
+        if !has_key {
+            return Ok(None);
+        }
         // An address that is never tried must not be opened for somebody else's connection.
         wait.rounds = 0;
     } else {
-        let is_fresh = args.fresh || args.timeout < NO_TIME_FOR_OTHERS;
-        let reuse = if is_fresh { Reuse::Never } else { Reuse::Asked };
+        let reuse = if args.is_fresh() { Reuse::Never } else { Reuse::Asked };
         match asking.first(reuse, Duration::ZERO, true)? {
             First::Knocked(sent) => {
                 tell(&sent);
@@ -132,6 +154,7 @@ fn connect(
                 wait.known = Known::Open;
                 voice.detail(&format!("{name}: {}", report::reused(&reused)));
             }
+            First::NoKey => return Ok(None),
         }
     }
     let mut knock = |only| {
@@ -152,10 +175,13 @@ fn connect(
                 asking.seen_open(&probe.item, address);
             }
         }
-        return Ok(stream.into());
+        return Ok(Some(stream.into()));
     }
     asking.not_open(&probe.item);
-    let report = ServerReport::new(asking.knocker(), all_sent, Some((args.timeout, probed)));
+    if !has_key {
+        return Ok(None);
+    }
+    let report = ServerReport::new(asking, all_sent, Some((args.timeout, probed)));
     let failure = Report::new(MessageType::Open, vec![report]).failure();
     Err(CliError::Failed(failure.unwrap_or_else(|| format!("{} did not open", probe.item))))
 }

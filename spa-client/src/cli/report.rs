@@ -1,10 +1,10 @@
 //! What `open` and `close` say, to people and as JSON. It turns results into text and knows no
 //! socket.
 
-use crate::asking::Reused;
+use crate::asking::{Asking, Reused};
 use crate::config::closest;
 use crate::duration::{Lifetime, spoken};
-use crate::knock::{KnockError, Knocker, Sent, plain};
+use crate::knock::{KnockError, Knocker, Route, Sent, plain};
 use crate::probe::{Failure, Probe, Probed};
 use crate::server::{Connections, Server, ServerName};
 use core::fmt::Write as _;
@@ -89,8 +89,8 @@ impl Report {
 
 impl ServerReport {
     /// A server that could not be knocked on or watched.
-    pub(super) fn not_sent(knocker: &Knocker<'_>, error: &KnockError) -> Self {
-        let mut report = Self::new(knocker, Vec::new(), None);
+    pub(super) fn not_sent(asking: &Asking<'_>, error: &KnockError) -> Self {
+        let mut report = Self::new(asking, Vec::new(), None);
         report.error = Some(error.to_string());
         for item in &mut report.items {
             item.state = State::NotAsked;
@@ -100,22 +100,22 @@ impl ServerReport {
 
     /// A server that was knocked on, and what the probes saw within the time, if there were any.
     pub(super) fn new(
-        knocker: &Knocker<'_>,
+        asking: &Asking<'_>,
         sent: Vec<Sent>,
         probed: Option<(Duration, Vec<Probed>)>,
     ) -> Self {
         let (timeout, probed) = probed.unwrap_or_default();
         let bound = sent.iter().find_map(|sent| sent.bound_source);
-        let items: Vec<ItemReport> = knocker
-            .request()
+        let (server, request) = (asking.route().server(), asking.route().request());
+        let items: Vec<ItemReport> = request
             .items
             .iter()
             .map(|item| ItemReport { item: item.clone(), state: State::of(item, &probed) })
             .collect();
         let mut report = Self {
-            server: knocker.server().name.to_string(),
-            host: knocker.server().host.to_string(),
-            lifetime_seconds: knocker.request().lifetime.map(core::num::NonZeroU32::get),
+            server: server.name.to_string(),
+            host: server.host.to_string(),
+            lifetime_seconds: request.lifetime.map(core::num::NonZeroU32::get),
             items,
             knocks: sent.into_iter().map(Datagram::of).collect(),
             reused: None,
@@ -140,7 +140,8 @@ impl ServerReport {
                 report.server,
                 spoken(timeout)
             ));
-            report.advice = Some(Advice { knocker, bound, refused, closed: &closed }.to_string());
+            let advice = |knocker| Advice { knocker, bound, refused, closed: &closed }.to_string();
+            report.advice = asking.knocker().map(advice);
         }
         report
     }
@@ -283,8 +284,8 @@ pub(super) fn datagram(sent: &Sent) -> String {
     }
 }
 
-pub(super) fn asked(knocker: &Knocker<'_>, sent: &[Sent]) -> String {
-    let request = knocker.request();
+pub(super) fn asked(route: &Route<'_>, sent: &[Sent]) -> String {
+    let request = route.request();
     let reached: Vec<String> = sent
         .iter()
         .filter(|sent| sent.outcome.is_ok())
@@ -292,7 +293,7 @@ pub(super) fn asked(knocker: &Knocker<'_>, sent: &[Sent]) -> String {
         .collect();
     format!(
         "asked {} to {} {} ({})",
-        knocker.server().name,
+        route.server().name,
         request.message_type.as_str(),
         and(&request.items.iter().collect::<Vec<_>>()),
         reached.join(", ")
@@ -300,11 +301,11 @@ pub(super) fn asked(knocker: &Knocker<'_>, sent: &[Sent]) -> String {
 }
 
 /// What is relied on instead of a knock.
-pub(super) fn still(knocker: &Knocker<'_>, reused: &Reused) -> String {
-    let items = and(&knocker.request().items.iter().collect::<Vec<_>>());
+pub(super) fn still(route: &Route<'_>, reused: &Reused) -> String {
+    let items = and(&route.request().items.iter().collect::<Vec<_>>());
     format!(
         "{items} on {}: {}; --fresh knocks nevertheless",
-        knocker.server().name,
+        route.server().name,
         self::reused(reused)
     )
 }
@@ -331,8 +332,8 @@ pub(super) fn not_yet(server: &ServerName, closed: &[Probe], timeout: Duration) 
 }
 
 /// A line for each item that was asked for and can't be watched.
-pub(super) fn not_probed(knocker: &Knocker<'_>) -> Vec<String> {
-    let server = knocker.server();
+pub(super) fn not_probed(route: &Route<'_>) -> Vec<String> {
+    let server = route.server();
     let text = |item: &Item| match server.service_of(item) {
         Some(service) if service.probed().next().is_some() => None,
         Some(service) => {
@@ -361,7 +362,7 @@ pub(super) fn not_probed(knocker: &Knocker<'_>) -> Vec<String> {
             ))
         }
     };
-    knocker.request().items.iter().filter_map(text).collect()
+    route.request().items.iter().filter_map(text).collect()
 }
 
 fn and(items: &[&Item]) -> String {

@@ -1,5 +1,8 @@
 //! Keys under a passphrase, at a terminal and without one, and keys that a command gives.
 
+#[cfg(test)]
+mod unasked;
+
 use crate::support::{CLIENT_PRIVATE, Ear, Home, Ran, client_key};
 use crate::terminal::Terminal;
 use spa_keys::{Overwrite, PrivateKey, StoredKeys};
@@ -60,6 +63,7 @@ fn run_detached(home: &Home, words: &[&str]) -> Ran {
     let mut command = std::process::Command::new("/usr/bin/setsid");
     command.arg("--wait").arg(program.get_program()).args(words).env_clear();
     command.env("SPA_CONFIG_DIR", home.path()).stdin(Stdio::null());
+    command.env("SPA_STATE_DIR", home.file("state"));
     Ran::of(&command.output().unwrap(), home.path())
 }
 

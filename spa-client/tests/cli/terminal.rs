@@ -44,6 +44,7 @@ impl Terminal {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("SPA_CONFIG_DIR", home.path())
+            .env("SPA_STATE_DIR", home.file("state"))
             .stdin(Stdio::from(pty.slave.try_clone().unwrap()))
             .stdout(Stdio::from(pty.slave.try_clone().unwrap()))
             .stderr(Stdio::from(pty.slave.try_clone().unwrap()));
