@@ -55,21 +55,28 @@ fn knocks(clients: usize, count: u64) -> Vec<u8> {
         .collect()
 }
 
-/// One enrolment, sent again and again.
-fn enrolments(count: u64) -> Vec<u8> {
+/// Enrolments at one server, by turns from each client, each by an invitation and with a key of its
+/// own.
+fn enrolments(clients: usize, count: u64) -> Vec<u8> {
     let random = SystemRandom::new();
     let server = PrivateKey::generate(&random).unwrap().public();
-    let new = PrivateKey::generate(&random).unwrap();
-    let secret = InvitationSecret::generate(&random).unwrap();
-    let pair = secret.keys(&server).pair;
-    let secret = AnnouncementSecret::of_invitation(&secret);
-    let announcing = Announcing::new(&secret, &new, &server).unwrap();
-    let message = announcing.message(Some("2001:db8::1".parse().unwrap()));
-    let mask = mask_key(&server);
+    let enrolments: Vec<_> = (0..clients)
+        .map(|_| {
+            let new = PrivateKey::generate(&random).unwrap();
+            let secret = InvitationSecret::generate(&random).unwrap();
+            let pair = secret.keys(&server).pair;
+            let secret = AnnouncementSecret::of_invitation(&secret);
+            let announcing = Announcing::new(&secret, &new, &server).unwrap();
+            (pair, announcing)
+        })
+        .collect();
+    let (mask, source) = (mask_key(&server), "2001:db8::1".parse().unwrap());
     (0..count)
-        .flat_map(|at| {
+        .zip(enrolments.iter().cycle())
+        .flat_map(|(at, (pair, announcing))| {
+            let message = announcing.message(Some(source));
             let length = PacketLength::default();
-            seal_announcement(&pair, &mask, &message, stamp(at), nonce(&random), length).unwrap()
+            seal_announcement(pair, &mask, &message, stamp(at), nonce(&random), length).unwrap()
         })
         .collect()
 }
@@ -124,7 +131,7 @@ fn the_knocks_of_many_clients_look_like_noise() {
 
 #[test]
 fn an_enrolment_that_is_repeated_looks_like_noise() {
-    let mut packets = enrolments(REPEATED);
+    let mut packets = enrolments(1, REPEATED);
     let (noticed, said) = judged(&packets, &[]);
     assert!(!noticed, "{said}");
     // One of them sent a second time as it was.
@@ -132,4 +139,10 @@ fn an_enrolment_that_is_repeated_looks_like_noise() {
         .copy_within(..PacketLength::default().packet(), 5000 * PacketLength::default().packet());
     let (noticed, said) = judged(&packets, &[]);
     assert!(noticed, "{said}");
+}
+
+#[test]
+fn the_enrolments_of_many_clients_look_like_noise() {
+    let (noticed, said) = judged(&enrolments(CLIENTS, REPEATED), &[]);
+    assert!(!noticed, "{said}");
 }

@@ -450,9 +450,13 @@ pub(crate) fn deliver(
     for mut to in addresses {
         to.set_port(port.get());
         let (binding, packet) = seal_for(to)?;
-        // A socket of its own, so that every knock has another random source port. Not
-        // connected: an ICMP message must not make the next call fail.
-        let outcome = UdpSocket::bind(any(to)).and_then(|socket| socket.send_to(&packet, to));
+        // A socket of its own, so that every knock has another random source port. Connected, so
+        // that its IPv4 identification (RFC 6864) is random too: Linux counts that of sockets that
+        // are not, for all that goes to one address.
+        let outcome = UdpSocket::bind(any(to)).and_then(|socket| {
+            socket.connect(to)?;
+            socket.send(&packet)
+        });
         sent.push(Sent { to, bound_source: binding.address(), binding, outcome });
     }
     if sent.iter().any(|sent| sent.outcome.is_ok()) {

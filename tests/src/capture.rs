@@ -82,6 +82,13 @@ impl Capture {
         Ok(lock(&self.packets).clone())
     }
 
+    /// Waits until that many packets were on the wire since the beginning.
+    pub fn await_count(&self, count: usize) -> Result<()> {
+        eventually("packets are to be on the wire", || {
+            Ok((lock(&self.packets).len() >= count).then_some(()))
+        })
+    }
+
     /// Waits for the first packet that `wanted` accepts.
     pub fn await_packet(&self, wanted: impl Fn(&Packet) -> bool) -> Result<Packet> {
         eventually("a packet is to be on the wire", || {
@@ -150,6 +157,16 @@ impl Packet {
         let to = u16::from_be_bytes(*datagram.get(2..)?.first_chunk()?);
         let length = u16::from_be_bytes(*datagram.get(4..)?.first_chunk()?);
         (protocol == UDP && to == port).then(|| datagram.get(8..usize::from(length)))?
+    }
+
+    /// The header of the network layer, whose addresses are left out, and the UDP source port.
+    pub fn header(&self) -> Option<(Vec<u8>, u16)> {
+        let (header, length) = match self.ip()? {
+            Ip::V4(packet) => (packet.get(..12)?, usize::from(packet.first()? & 0xf) * 4),
+            Ip::V6(packet) => (packet.get(..8)?, 40),
+        };
+        let port = self.0.get(14..)?.get(length..)?.first_chunk()?;
+        Some((header.to_vec(), u16::from_be_bytes(*port)))
     }
 
     /// Whether any host on a link sends such packets: ARP, IGMP, and ICMPv6 of neighbour
