@@ -5,12 +5,15 @@
 
 use crate::key_source::Unlock;
 use crate::knock::{Asked, KnockError, Knocker, Options, Route, Sent};
+use crate::probe::{Known, Wait};
 use crate::record::{Entry, MARGIN, Moment, Record};
+use crate::schedule::knock_at;
 use crate::server::{Connections, Server};
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use spa_proto::{Item, MessageType};
 use std::thread;
+use std::time::Instant;
 
 /// For how long a port that was seen open is taken to be so still without another look.
 const SEEN_FOR: Duration = Duration::from_secs(30);
@@ -21,6 +24,10 @@ const REFRESHED_UNNAMED: Duration = Duration::from_secs(10);
 /// Another program that has knocked knows after that whether it helped, or knocks again.
 const OTHERS_TIME: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(4);
+
+/// Whoever has no key yet looks until there would be a second knock: a slow path gets its time
+/// before somebody has to type.
+const ROUNDS_WITHOUT_KEY: u32 = 2;
 
 /// What is enough to go without a knock of one's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +60,15 @@ pub(crate) struct Reused {
     pub(crate) left: Duration,
     /// Where it was seen open, if all of it was, lately.
     pub(crate) seen: Option<IpAddr>,
+}
+
+/// What came of it where there may be no key yet.
+pub(crate) enum Visited<T> {
+    Done(T),
+    /// What was asked for before is not open. Another program may have asked meanwhile.
+    NotOpen,
+    /// It takes the key.
+    NoKey,
 }
 
 /// A [`Knocker`] that shares its knocks.
@@ -108,10 +124,13 @@ impl<'a> Asking<'a> {
         Self { by, record, began, last: None, lifetime: Duration::ZERO, watched: false }
     }
 
-    /// Gets the key, if it is not there yet.
+    /// Gets the key, if it is not there yet. Whoever typed may have come into another network
+    /// meanwhile.
     pub(crate) fn unlock(&mut self, unlock: &mut dyn Unlock) -> Result<(), KnockError> {
-        if let By::Route(route) = &self.by {
+        if let By::Route(route) = &mut self.by {
             let keys = route.server().keys(unlock)?;
+            // Where that fails, it stays as it was.
+            let _ = route.resolve();
             self.by = By::Key(Knocker::on(route.clone(), &keys)?.into());
         }
         Ok(())
@@ -130,6 +149,16 @@ impl<'a> Asking<'a> {
             By::Key(knocker) => Some(knocker),
             By::Route(_) => None,
         }
+    }
+
+    /// How to wait, for so long in all.
+    pub(crate) fn wait(&self, start: Instant, timeout: Duration, known: Known) -> Wait<'static> {
+        let (timeout, rounds) = match &self.by {
+            By::Key(_) => (timeout, 1),
+            // No round is due before the end.
+            By::Route(_) => (timeout.min(knock_at(ROUNDS_WITHOUT_KEY)), ROUNDS_WITHOUT_KEY),
+        };
+        Wait { start, timeout, rounds, known, wanted: None }
     }
 
     /// Knocks, unless what is there is enough. A `close` always knocks, and is noted.
@@ -166,7 +195,8 @@ impl<'a> Asking<'a> {
             knocker.look();
             held = record.as_ref().and_then(Record::lock);
         }
-        let sent = self.send_to(|_| true)?;
+        let By::Key(knocker) = &mut self.by else { return Ok(First::NoKey) };
+        let sent = knocker.send_to(|_| true)?;
         if is_close {
             if let Some(held) = held {
                 held.change(|entries| entries.retain(|entry| !self.is_mine(entry)));
@@ -181,11 +211,10 @@ impl<'a> Asking<'a> {
     }
 
     /// Knocks again, unless another program has done so since the last time. `only`: one of the
-    /// addresses, for the first time.
+    /// addresses, for the first time. Without a key nothing is sent.
     pub(crate) fn again(&mut self, only: Option<SocketAddr>) -> Result<Vec<Sent>, KnockError> {
-        if let By::Key(knocker) = &mut self.by {
-            knocker.look();
-        }
+        let By::Key(knocker) = &mut self.by else { return Ok(Vec::new()) };
+        knocker.look();
         let record = self.record.clone();
         let held = record.as_ref().and_then(Record::lock);
         if let Some(held) = held.as_ref().filter(|_| only.is_none() && !self.lets_one_in()) {
@@ -206,7 +235,8 @@ impl<'a> Asking<'a> {
             }
         }
         let is_meant = |to: &SocketAddr| only.is_none_or(|only| only.ip() == to.ip());
-        let sent = self.send_to(is_meant)?;
+        let By::Key(knocker) = &mut self.by else { return Ok(Vec::new()) };
+        let sent = knocker.send_to(is_meant)?;
         let new = self.noted(&sent);
         if let Some(held) = held {
             held.add_anew(new);
@@ -218,14 +248,6 @@ impl<'a> Asking<'a> {
     pub(crate) fn renew(&mut self) {
         if let By::Key(knocker) = &mut self.by {
             knocker.renew();
-        }
-    }
-
-    fn send_to(&mut self, is_meant: impl Fn(&SocketAddr) -> bool) -> Result<Vec<Sent>, KnockError> {
-        match &mut self.by {
-            By::Key(knocker) => knocker.send_to(is_meant),
-            // Whoever has no key knocks at nothing, and is not to go on for so long.
-            By::Route(_) => Ok(Vec::new()),
         }
     }
 
@@ -280,12 +302,17 @@ impl<'a> Asking<'a> {
     /// Forgets what did not open: nobody is to rely on it. What another program has asked for since
     /// then may open yet.
     pub(crate) fn not_open(&self, item: &Item) {
-        let now = Moment::now();
-        let last = self.last.and_then(|last| last.age(now));
-        let is_newer = |entry: &Entry| matches!((entry.asked.age(now), last), (Some(age), Some(last)) if age < last);
         self.change(|entries| {
+            // Not before: whoever had the lock may have written what is newer than that.
+            let now = Moment::now();
+            let last = self.last.and_then(|last| last.age(now));
+            let is_newer = |entry: &Entry| {
+                matches!((entry.asked.age(now), last), (Some(age), Some(last)) if age < last)
+            };
             let item = item.to_string();
-            entries.retain(|entry| !(self.is_mine(entry) && entry.item == item) || is_newer(entry));
+            entries.retain(|entry| {
+                !(self.is_mine(entry) && entry.item == item) || is_newer(entry)
+            });
         });
     }
 
@@ -441,5 +468,21 @@ mod tests {
         assert!(matches!(first(), First::Reused(_)));
         asking.not_open(&item);
         assert_eq!(entries(), 0);
+
+        // The other one has the lock when this one wants it, and asks meanwhile.
+        other.first(Reuse::Never, Duration::ZERO, true).unwrap();
+        let mut first = || asking.first(Reuse::Asked, Duration::ZERO, true).unwrap();
+        assert!(matches!(first(), First::Reused(_)));
+        let lock = record.as_ref().unwrap().lock().unwrap();
+        thread::scope(|scope| {
+            let forgetting = scope.spawn(|| asking.not_open(&item));
+            thread::sleep(Duration::from_millis(100));
+            let By::Key(knocker) = &mut other.by else { unreachable!() };
+            let sent = knocker.send().unwrap();
+            lock.add_anew(other.noted(&sent));
+            drop(lock);
+            forgetting.join().unwrap();
+        });
+        assert_eq!(entries(), 1, "somebody has asked for it meanwhile");
     }
 }

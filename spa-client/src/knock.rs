@@ -152,7 +152,7 @@ impl<'a> Route<'a> {
         }
     }
 
-    fn resolve(&mut self) -> Result<(), KnockError> {
+    pub(crate) fn resolve(&mut self) -> Result<(), KnockError> {
         self.addresses = resolve(self.server, self.family, self.source)?;
         self.own = own_addresses(&self.addresses);
         Ok(())

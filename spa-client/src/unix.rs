@@ -13,9 +13,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Read as _};
 use std::net::TcpStream;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{
-    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
-};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
@@ -57,11 +55,9 @@ pub(crate) fn hand_over(stream: &TcpStream) -> io::Result<bool> {
     let (input, output) = raw_streams()?;
     let (read, written) = (input.metadata()?, output.metadata()?);
     let is_one = (read.dev(), read.ino()) == (written.dev(), written.ino());
-    if !is_one || !written.file_type().is_socket() {
-        return Ok(false);
-    }
     let socket = UnixStream::from(OwnedFd::from(output));
-    if socket.local_addr().is_err() {
+    // What is no socket, or one of another kind, has no such address.
+    if !is_one || socket.local_addr().is_err() {
         return Ok(false);
     }
     let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;

@@ -2,8 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use spa_tests::{Desk, Family, PortState, SSH_PORT, at_once, finish};
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -87,6 +89,45 @@ fn ten_at_the_same_moment_send_one_knock() -> Result<()> {
         finish(&mut command)?.ok()
     })?;
     ensure!(knocks.count(2)? == 11, "{} knocks", knocks.count(2)?);
+    Ok(())
+}
+
+#[test]
+fn a_passphrase_is_wanted_for_one_knock_and_for_none_that_is_not_sent() -> Result<()> {
+    let desk = Desk::new()?;
+    let config = &set_up(&desk, &[])?;
+    let file = |name: &str, words: &str| -> Result<PathBuf> {
+        let path = desk.scene.lab.directory().join(name);
+        fs::write(&path, format!("{words}\n"))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        Ok(path)
+    };
+    let (right, wrong) = (file("right", "correct horse")?, file("wrong", "battery staple")?);
+    let ssh = |passphrase: &Path| {
+        let mut command = desk.command("ssh")?;
+        command.env("SPA_PASSPHRASE_FILE", passphrase).args(["-F", config, "gateway", "echo in"]);
+        finish(&mut command)
+    };
+    let mut command = desk.laptop.command(&["key", "passphrase"])?;
+    finish(command.env("SPA_PASSPHRASE_FILE", &right))?.ok()?;
+    let knocks = desk.knocks()?;
+    let refused = ssh(&wrong)?;
+    ensure!(refused.said().contains("is not it; correct SPA_PASSPHRASE_FILE"), "{refused}");
+    at_once(0..10, |_| {
+        let answer = ssh(&right)?;
+        ensure!(answer.clone().ok()? == "in\n", "{answer}");
+        Ok(())
+    })?;
+    ensure!(knocks.count(2)? == 1, "{} knocks", knocks.count(2)?);
+    // Nobody needs it while the grant holds.
+    let answer = ssh(&wrong)?;
+    ensure!(answer.clone().ok()? == "in\n", "{answer}");
+    shut(&desk)?;
+    let refused = ssh(&wrong)?;
+    ensure!(refused.said().contains("is not it; correct SPA_PASSPHRASE_FILE"), "{refused}");
+    ensure!(knocks.count(2)? == 1, "{} knocks", knocks.count(2)?);
+    ensure!(ssh(&right)?.ok()? == "in\n");
+    ensure!(knocks.count(2)? == 2, "{} knocks", knocks.count(2)?);
     Ok(())
 }
 

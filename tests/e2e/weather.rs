@@ -66,3 +66,21 @@ fn the_proxy_gets_through() -> Result<()> {
     ensure!(weather.lost() > 0);
     Ok(())
 }
+
+/// What is there is relied on, and what turns out to be gone is knocked for.
+#[test]
+fn a_grant_of_before_is_used_or_replaced() -> Result<()> {
+    let (desk, weather) = desk()?;
+    let words = ["open", "ssh", "--wait", "--timeout", "1m", "--lifetime", "5m"];
+    for is_there in [false, true, true, false, true, false, true] {
+        if !is_there {
+            desk.scene.revoke_all()?;
+        }
+        let began = Instant::now();
+        let opened = desk.laptop.run(&words)?;
+        ensure!(opened.success(), "{opened}\n{}", desk.scene.server.account());
+        report(format!("open after {:?}, there before: {is_there}", began.elapsed()));
+    }
+    ensure!(weather.lost() > 0);
+    Ok(())
+}

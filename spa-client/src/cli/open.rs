@@ -5,13 +5,12 @@ use super::args::CommonArgs;
 use super::passphrase::Prompt;
 use super::report::{self, Report, ServerReport};
 use super::{CliError, print_json, spinner};
-use crate::asking::{Asking, First, Reuse, Reused};
+use crate::asking::{Asking, First, Reuse, Visited};
 use crate::config::Config;
 use crate::duration::Lifetime;
 use crate::knock::{Asked, KnockError, Options, Route, Sent};
 use crate::probe::{Door, Known, Probe, Probed, Progress, Wait, watch};
 use crate::record::Moment;
-use crate::schedule::knock_at;
 use crate::server::{Connections, Server, ServerName};
 use crate::target::by_server;
 use core::time::Duration;
@@ -89,7 +88,17 @@ pub(super) fn visit_all<'a>(
     let visit_each = |visits: &mut dyn Iterator<Item = &mut Visit<'a>>| {
         let _waiting = (settings.wait.is_some() && !args.quiet)
             .then(|| spinner::start(&format!("waiting for {}", targets.join(" "))));
-        at_once(visits, |it| it.report = visit(&mut it.asking, settings, voice));
+        at_once(visits, |it| {
+            let start = Instant::now();
+            let limit = settings.wait.unwrap_or_default();
+            it.report = loop {
+                match visit(&mut it.asking, settings, voice) {
+                    Visited::Done(report) => break Some(report),
+                    Visited::NotOpen if start.elapsed() < limit => {}
+                    Visited::NotOpen | Visited::NoKey => break None,
+                }
+            };
+        });
     };
     // Nobody types a passphrase for what is open already.
     visit_each(&mut visits.iter_mut().filter(|it| it.asking.knocker().is_none()));
@@ -135,9 +144,8 @@ fn refuse_to_probe(server: &Server, items: &[Item]) -> Result<(), CliError> {
     })
 }
 
-/// Knocks on one server, where that is needed, and waits for what was asked of it. `None`: it takes
-/// a key that is not there yet.
-fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> Option<ServerReport> {
+/// Knocks on one server, where that is needed, and waits for what was asked of it.
+fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> Visited<ServerReport> {
     let has_key = asking.knocker().is_some();
     let name = &asking.route().server().name;
     let probes = probes(asking.route());
@@ -159,14 +167,16 @@ fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> Option<S
     let (sent, mut reused) = match asking.first(reuse, wanted, wait.is_some()) {
         Ok(First::Knocked(sent)) => (sent, None),
         Ok(First::Reused(reused)) => (Vec::new(), Some(reused)),
-        Ok(First::NoKey) => return None,
-        Err(error) => return Some(ServerReport::not_sent(asking, &error)),
+        Ok(First::NoKey) => return Visited::NoKey,
+        Err(error) => return Visited::Done(ServerReport::not_sent(asking, &error)),
     };
     for datagram in &sent {
         voice.detail(&format!("{name}: {}", report::datagram(datagram)));
     }
-    for text in not_probed {
-        voice.say(&text);
+    // Without a key nothing is told before it is sure: else it may be told twice.
+    let soon = Voice { quiet: voice.quiet || !has_key, ..voice };
+    for text in &not_probed {
+        soon.say(text);
     }
     if settings.wait.is_none() {
         voice.say(&match &reused {
@@ -175,8 +185,12 @@ fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> Option<S
         });
     }
     let Some(timeout) = wait else {
+        if !has_key {
+            tell_opened(name, &not_probed, &[], voice);
+        }
         let probed = settings.wait.map(|timeout| (timeout, Vec::new()));
-        return Some(ServerReport::new(asking, sent, probed).reusing(reused.as_ref()));
+        let report = ServerReport::new(asking, sent, probed);
+        return Visited::Done(report.reusing(reused.as_ref()));
     };
     if let Some(seen) = reused.and_then(|_| asking.await_other()) {
         reused = Some(seen);
@@ -187,23 +201,42 @@ fn visit(asking: &mut Asking<'_>, settings: &Settings, voice: Voice) -> Option<S
         let seen = |probe: Probe| Probed { probe, result: Ok((address, Duration::ZERO)) };
         Ok(probes.into_iter().map(seen).collect())
     } else {
-        // Without a key: until there would be a knock.
-        let time = if has_key { (start, timeout) } else { (Instant::now(), knock_at(1)) };
-        await_open(asking, &probes, time, reused.as_ref(), voice)
+        let known = if reused.is_some() { Known::Open } else { Known::Shut };
+        let wait = asking.wait(start, timeout, known);
+        await_open(asking, &probes, wait, soon)
     };
     let report = match probed {
-        Ok(probed) if !has_key && probed.iter().any(|it| it.result.is_err()) => return None,
-        Ok(probed) => ServerReport::new(asking, sent, Some((timeout, probed))),
+        Ok(probed) if !has_key && probed.iter().any(|it| it.result.is_err()) => {
+            return Visited::NotOpen;
+        }
+        Ok(probed) => {
+            if !has_key && seen.is_none() {
+                tell_opened(name, &not_probed, &probed, voice);
+            }
+            ServerReport::new(asking, sent, Some((timeout, probed)))
+        }
         Err(error) => ServerReport::not_sent(asking, &error),
     };
-    Some(report.reusing(reused.as_ref()))
+    Visited::Done(report.reusing(reused.as_ref()))
+}
+
+/// Tells afterwards what [`await_open`] tells meanwhile.
+fn tell_opened(name: &ServerName, not_probed: &[String], probed: &[Probed], voice: Voice) {
+    for text in not_probed {
+        voice.say(text);
+    }
+    for (at, Probed { probe, result }) in (1..).zip(probed) {
+        let is_last = probed.iter().skip(at).all(|other| other.probe.item != probe.item);
+        if let (true, Ok((address, after))) = (is_last, result) {
+            voice.say(&report::opened(name, &probe.item, *address, *after));
+        }
+    }
 }
 
 fn await_open(
     asking: &mut Asking<'_>,
     probes: &[Probe],
-    (start, timeout): (Instant, Duration),
-    reused: Option<&Reused>,
+    wait: Wait<'_>,
     voice: Voice,
 ) -> Result<Vec<Probed>, KnockError> {
     let name = &asking.route().server().name;
@@ -219,13 +252,11 @@ fn await_open(
         Progress::KnockedAgain { sent } => {
             if !told {
                 told = true;
-                voice.say(&report::not_yet(name, &closed, timeout));
+                voice.say(&report::not_yet(name, &closed, wait.timeout));
             }
             tell_again(name, sent, voice);
         }
     };
-    let known = if reused.is_some() { Known::Open } else { Known::Shut };
-    let wait = Wait { start, timeout, rounds: 1, known, wanted: None };
     let doors = probes.iter().map(|probe| Door::new(probe, asking.route().sockets())).collect();
     let ended = watch(&mut |only| asking.again(only), doors, wait, &mut progress)?;
     let probed: Vec<Probed> = ended.into_iter().map(|door| door.end().0).collect();

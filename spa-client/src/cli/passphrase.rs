@@ -36,6 +36,11 @@ impl Unlock for Prompt {
                 self.untried = last;
                 self.known.remove(last)
             }
+            None if self.typed > 0 => {
+                // What was typed last fits nothing.
+                self.known.pop();
+                self.ask(locked)?
+            }
             None => match file()? {
                 Some(path) if locked.attempt == 1 => spa_keys::read_passphrase(path)?,
                 Some(path) => return Err(UnlockError::WrongInFile(path)),

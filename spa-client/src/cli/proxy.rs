@@ -6,14 +6,13 @@ use super::args::timeout;
 use super::open::{NO_TIME_FOR_OTHERS, Voice};
 use super::passphrase::Prompt;
 use super::report::{self, Report, ServerReport};
-use crate::asking::{Asking, First, Reuse};
+use crate::asking::{Asking, First, Reuse, Visited};
 use crate::carry::{carry, hand_over};
 use crate::config::Config;
 use crate::duration::spoken;
 use crate::knock::{Asked, Family, Options, Sent, plain};
-use crate::probe::{Door, Known, Probe, Progress, Wait, watch};
+use crate::probe::{Door, Known, Probe, Progress, watch};
 use crate::record::Moment;
-use crate::schedule::knock_at;
 use crate::server::{Connections, Host, Server, ServerName};
 use clap::Args;
 use core::net::{IpAddr, SocketAddr};
@@ -91,17 +90,13 @@ pub(super) fn run(directory: &Path, args: &ProxyArgs) -> Result<(), CliError> {
     } else {
         Asking::by_keys_at_hand(server, &asked, &options, began)?
     };
-    let to = if is_meant_by(server, &args.host) {
-        asking.route().sockets().to_vec()
-    } else {
-        addresses(&args.host, args.family())?
-    };
-    let is_server = to == asking.route().sockets();
     let probe = Probe { item, port: args.port };
+    let start = Instant::now();
     let stream = loop {
-        match connect(&mut asking, &probe, &to, is_server, args)? {
-            Some(stream) => break stream,
-            None => asking.unlock(&mut prompt)?,
+        match connect(&mut asking, &probe, args)? {
+            Visited::Done(stream) => break stream,
+            Visited::NotOpen if start.elapsed() < args.timeout => {}
+            Visited::NotOpen | Visited::NoKey => asking.unlock(&mut prompt)?,
         }
     };
     let ended = |error: io::Error| {
@@ -113,14 +108,11 @@ pub(super) fn run(directory: &Path, args: &ProxyArgs) -> Result<(), CliError> {
     carry(stream).map_err(ended)
 }
 
-/// `None`: it takes a key that is not there yet.
 fn connect(
     asking: &mut Asking<'_>,
     probe: &Probe,
-    to: &[SocketAddr],
-    is_server: bool,
     args: &ProxyArgs,
-) -> Result<Option<TcpStream>, CliError> {
+) -> Result<Visited<TcpStream>, CliError> {
     let voice = Voice { quiet: false, verbose: args.verbose };
     let has_key = asking.knocker().is_some();
     let server = asking.route().server();
@@ -130,16 +122,19 @@ fn connect(
             voice.detail(&format!("{name}: {}", report::datagram(datagram)));
         }
     };
+    let to = if is_meant_by(server, &args.host) {
+        asking.route().sockets().to_vec()
+    } else {
+        addresses(&args.host, args.family())?
+    };
+    let is_server = to == asking.route().sockets();
     let service = server.service_of(&probe.item);
     let lets_one_in = service.is_some_and(|service| service.connections == Connections::One);
-    // Without a key: until there would be a knock.
-    let timeout = if has_key { args.timeout } else { knock_at(1) };
-    let start = Instant::now();
-    let mut wait = Wait { start, timeout, rounds: 1, known: Known::Shut, wanted: None };
+    let mut wait = asking.wait(Instant::now(), args.timeout, Known::Shut);
     let mut all_sent = Vec::new();
     if lets_one_in && is_server {
         if !has_key {
-            return Ok(None);
+            return Ok(Visited::NoKey);
         }
         // An address that is never tried must not be opened for somebody else's connection.
         wait.rounds = 0;
@@ -154,7 +149,7 @@ fn connect(
                 wait.known = Known::Open;
                 voice.detail(&format!("{name}: {}", report::reused(&reused)));
             }
-            First::NoKey => return Ok(None),
+            First::NoKey => return Ok(Visited::NoKey),
         }
     }
     let mut knock = |only| {
@@ -167,7 +162,7 @@ fn connect(
             voice.detail(&format!("{name}: connected to {address} after {}", spoken(after)));
         }
     };
-    let ended = watch(&mut knock, vec![Door::new(probe, to)], wait, &mut progress)?;
+    let ended = watch(&mut knock, vec![Door::new(probe, &to)], wait, &mut progress)?;
     let (probed, streams): (Vec<_>, Vec<_>) = ended.into_iter().map(Door::end).unzip();
     if let Some(stream) = streams.into_iter().flatten().next() {
         for probed in &probed {
@@ -175,11 +170,11 @@ fn connect(
                 asking.seen_open(&probe.item, address);
             }
         }
-        return Ok(Some(stream.into()));
+        return Ok(Visited::Done(stream.into()));
     }
     asking.not_open(&probe.item);
     if !has_key {
-        return Ok(None);
+        return Ok(Visited::NotOpen);
     }
     let report = ServerReport::new(asking, all_sent, Some((args.timeout, probed)));
     let failure = Report::new(MessageType::Open, vec![report]).failure();

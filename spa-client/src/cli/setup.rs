@@ -107,10 +107,12 @@ fn block(directory: &Path, args: &SetupSshArgs) -> Result<String, CliError> {
     if servers.is_empty() {
         config.server(None)?;
     }
-    let way = match args.match_exec {
-        true => Way::MatchExec,
-        false if system::HANDS_OVER => Way::HandedOver,
-        false => Way::Carried,
+    let way = if args.match_exec {
+        Way::MatchExec
+    } else if system::HANDS_OVER {
+        Way::HandedOver
+    } else {
+        Way::Carried
     };
     if way == Way::MatchExec {
         servers.iter().try_for_each(|server| refuse_one_connection(server))?;
