@@ -108,8 +108,8 @@ fn a_passphrase_is_wanted_for_one_knock_and_for_none_that_is_not_sent() -> Resul
         command.env("SPA_PASSPHRASE_FILE", passphrase).args(["-F", config, "gateway", "echo in"]);
         finish(&mut command)
     };
-    let mut command = desk.laptop.command(&["key", "passphrase"])?;
-    finish(command.env("SPA_PASSPHRASE_FILE", &right))?.ok()?;
+    let file = right.to_str().context("a path")?;
+    desk.laptop.run(&["key", "passphrase", "--new-passphrase-file", file])?.ok()?;
     let knocks = desk.knocks()?;
     let refused = ssh(&wrong)?;
     ensure!(refused.said().contains("is not it; correct SPA_PASSPHRASE_FILE"), "{refused}");

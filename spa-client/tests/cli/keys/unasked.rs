@@ -22,6 +22,8 @@ impl Door {
     fn opened() -> Self {
         let bound = |port: u16| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            // To listen anew beside connections that are still ending.
+            socket.set_reuse_address(true).unwrap();
             let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             socket.bind(&at.into()).map(|()| Self(socket))
         };
