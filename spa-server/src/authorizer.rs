@@ -21,6 +21,7 @@ use crate::control::GrantView;
 use crate::counters::{Counters, Dropped, count};
 use crate::gate::{Element, Gate, GateError};
 use crate::grants::{FormerGrants, Grant, GrantKey, GrantStore, GrantTable, RequestId};
+use crate::latency::Latencies;
 use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Permitted, Policy, Refusal};
@@ -51,6 +52,8 @@ pub struct Authorizer<G, R, L> {
     limits: Limits,
     announcements: Limits,
     charged: Charged,
+    /// Of the knocks that opened something.
+    pub latencies: Latencies,
     new_keys: Limits,
     max_grants: usize,
     /// The barrier that the store holds.
@@ -110,6 +113,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             limits: Limits::default(),
             announcements: Limits::default(),
             charged: Charged::default(),
+            latencies: Latencies::default(),
             new_keys: Limits::default(),
             max_grants,
             // Not known: the first tick finds out.
@@ -212,12 +216,12 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let policy = Arc::clone(&judge.policy);
         let mut agreed: Vec<Candidate> = Vec::with_capacity(batch.len());
         let mut accepted = Vec::with_capacity(batch.len());
-        for Candidate { knock, .. } in batch {
+        for Candidate { knock, captured, .. } in batch {
             // The policy may have changed since the knock was captured: it is judged by the one
             // that is in force now.
             let verdict = policy
                 .judge(&knock, now.realtime)
-                .map(|permit| Candidate { knock: knock.clone(), permit })
+                .map(|permit| Candidate { knock: knock.clone(), permit, captured })
                 .map_err(Dropped::Policy)
                 .and_then(|candidate| {
                     let oldest = judge.receiver.settings().freshness.get() + LONGEST_WAIT;
@@ -344,7 +348,13 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             self.unreconciled = true;
             return Err(error);
         }
+        let done = Now::realtime();
         for knock in knocks {
+            if opens(knock) {
+                // Nothing where the clock was set back meanwhile.
+                let took = knock.captured.min(done).distance(done);
+                self.latencies.note(took);
+            }
             self.succeeded(knock, now);
         }
         self.counters.closed.fetch_add(u64::try_from(closed.len()).unwrap_or(0), Ordering::Relaxed);
@@ -547,7 +557,7 @@ fn key(candidate: &Candidate, item: &Item) -> GrantKey {
 }
 
 fn write_audit(candidate: &Candidate, event: Event<'_>) {
-    let Candidate { knock, permit } = candidate;
+    let Candidate { knock, permit, .. } = candidate;
     let items: Vec<Item> = permit.grants.iter().map(|permitted| permitted.item.clone()).collect();
     audit::write(&Line {
         event,

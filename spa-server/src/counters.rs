@@ -44,6 +44,8 @@ impl Dropped {
 /// All counters of a running server.
 #[derive(Debug)]
 pub struct Counters {
+    /// Datagrams, and what is none, that the kernel's filter let through.
+    pub received: AtomicU64,
     /// Knocks that passed every check and entered the replay window.
     pub accepted: AtomicU64,
     /// Grants that the kernel took, refreshed ones included.
@@ -65,6 +67,7 @@ impl Default for Counters {
         let announcements = Rejection::ALL.iter().copied();
         let others = frame.chain(policy).chain(announcements).chain([DUPLICATE, OVERLOADED]);
         Self {
+            received: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             opened: AtomicU64::new(0),
             closed: AtomicU64::new(0),

@@ -102,6 +102,8 @@ struct Daemon {
     uncut: Option<Known>,
     capture: Capture,
     knocks: mpsc::Receiver<Candidate>,
+    /// The most of them that were waiting at a time.
+    deepest: usize,
     announcements: mpsc::Receiver<Announced>,
     commands: mpsc::Receiver<Command>,
     control: JoinHandle<()>,
@@ -137,6 +139,7 @@ impl Daemon {
             let next = tokio::select! {
                 // None come any more when all capture threads have died, which the tick finds out.
                 received = self.knocks.recv_many(&mut batch, BATCH) => {
+                    self.deepest = self.deepest.max(received.saturating_add(self.knocks.len()));
                     if received > 0 { Next::Admit } else { Next::Tick }
                 }
                 Some(announced) = self.announcements.recv() => {

@@ -27,6 +27,7 @@ pub mod frame;
 pub mod gate;
 pub mod grants;
 pub mod last_gate;
+pub mod latency;
 pub mod limits;
 pub mod netlink;
 pub mod origin;

@@ -5,13 +5,14 @@
 //! writes nothing.
 
 use crate::audit::Refusals;
-use crate::capture::Sink;
+use crate::capture::{Arrival, Sink};
 use crate::clock::{BootMicros, Now, Step, StepWatch};
-use crate::counters::{Counters, Dropped};
+use crate::counters::{Counters, Dropped, count};
 use crate::frame::{Datagram, FrameError};
 use crate::policy::{Permit, Policy};
 use spa_proto::{
-    Announced, DropReason, Freshness, Knock, Nonce, PortRange, Receiver, Sieve, Skew, Verdict,
+    Announced, DropReason, Freshness, Knock, Nonce, PortRange, Receiver, Sieve, Skew, UnixMicros,
+    Verdict,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -28,6 +29,8 @@ pub struct Candidate {
     pub knock: Knock,
     /// What it may have, by the policy that was in force when it was judged last.
     pub permit: Permit,
+    /// When the kernel captured it.
+    pub captured: UnixMicros,
 }
 
 impl Candidate {
@@ -159,7 +162,7 @@ impl Judge {
         &mut self,
         now: Now,
         source: IpAddr,
-        interface: u32,
+        Arrival { interface, at: captured }: Arrival,
         payload: &[u8],
     ) -> Result<Judged, Dropped> {
         let verdict = self.receiver.receive(now.realtime, source, payload);
@@ -191,7 +194,7 @@ impl Judge {
         let judged = match verdict {
             Verdict::Authentic(knock) => {
                 let permit = self.policy.judge(&knock, now.realtime);
-                permit.map(|permit| Judged::Knock(Candidate { knock, permit }))
+                permit.map(|permit| Judged::Knock(Candidate { knock, permit, captured }))
             }
             Verdict::Announced(announced) => {
                 let judged = self.policy.judge_announcement(&id, source, now.realtime);
@@ -254,13 +257,13 @@ impl Pipeline {
         self.sieve.sift(Now::realtime(), payload)
     }
 
-    fn hand_on(&mut self, interface: u32, datagram: &Datagram<'_>) -> Result<(), Dropped> {
+    fn hand_on(&mut self, arrival: Arrival, datagram: &Datagram<'_>) -> Result<(), Dropped> {
         self.sift(datagram.payload).map_err(Dropped::Protocol)?;
         let judged = {
             let mut judge = self.judge.lock();
             // Not before the lock is ours: who waited for it would see the clock go back.
             let now = Now::read();
-            judge.judge(now, datagram.source, interface, datagram.payload)
+            judge.judge(now, datagram.source, arrival, datagram.payload)
         };
         let is_sent = match judged? {
             Judged::Knock(candidate) => self.queue.try_send(candidate).is_ok(),
@@ -272,14 +275,17 @@ impl Pipeline {
 }
 
 impl Sink for Pipeline {
-    fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>) {
-        if let Err(dropped) = self.hand_on(interface, datagram) {
+    fn datagram(&mut self, arrival: Arrival, datagram: &Datagram<'_>) {
+        count(&self.counters.received);
+        if let Err(dropped) = self.hand_on(arrival, datagram) {
             self.counters.dropped_one(&dropped);
+            let Arrival { interface, .. } = arrival;
             tracing::debug!(source = %datagram.source, interface, reason = dropped.as_str(), "dropped");
         }
     }
 
     fn malformed(&mut self, error: FrameError) {
+        count(&self.counters.received);
         self.counters.dropped_one(&Dropped::Frame(error));
     }
 
@@ -388,6 +394,11 @@ mod tests {
         seal(&secret(), &mask, &request, stamp, Nonce([nonce; 24]), length).unwrap()
     }
 
+    /// Captured there at [`NOW`].
+    fn on(interface: u32) -> Arrival {
+        Arrival { interface, at: NOW.realtime }
+    }
+
     fn candidate(judged: Result<Judged, Dropped>) -> Candidate {
         match judged {
             Ok(Judged::Knock(candidate)) => candidate,
@@ -411,22 +422,28 @@ mod tests {
     fn a_twin_on_another_interface_is_a_duplicate_and_a_replay_is_a_replay() {
         let mut judge = judge();
         let packet = knock(1, "ssh");
-        let candidate = candidate(judge.judge(NOW, source(), 2, &packet));
+        let candidate = candidate(judge.judge(NOW, source(), on(2), &packet));
         // Before the first one is committed, and after.
-        assert_eq!(judge.judge(later(1), source(), 3, &packet).unwrap_err(), Dropped::Duplicate);
+        assert_eq!(
+            judge.judge(later(1), source(), on(3), &packet).unwrap_err(),
+            Dropped::Duplicate
+        );
         judge.receiver.commit(&candidate.knock, &["tcp/22".parse().unwrap()]).unwrap();
-        assert_eq!(judge.judge(later(2), source(), 3, &packet).unwrap_err(), Dropped::Duplicate);
+        assert_eq!(
+            judge.judge(later(2), source(), on(3), &packet).unwrap_err(),
+            Dropped::Duplicate
+        );
         let replay = Dropped::Protocol(DropReason::Replay);
-        assert_eq!(judge.judge(later(3), source(), 2, &packet).unwrap_err(), replay);
-        assert_eq!(judge.judge(later(500), source(), 3, &packet).unwrap_err(), replay);
+        assert_eq!(judge.judge(later(3), source(), on(2), &packet).unwrap_err(), replay);
+        assert_eq!(judge.judge(later(500), source(), on(3), &packet).unwrap_err(), replay);
     }
 
     #[test]
     fn a_refused_knock_is_noted_with_its_reason_and_noise_is_not() {
         let mut judge = judge();
-        let refused = judge.judge(NOW, source(), 2, &knock(1, "db")).unwrap_err();
+        let refused = judge.judge(NOW, source(), on(2), &knock(1, "db")).unwrap_err();
         assert_eq!(refused.as_str(), "service-not-allowed");
-        let noise = judge.judge(NOW, source(), 2, &[0x5a; 216]).unwrap_err();
+        let noise = judge.judge(NOW, source(), on(2), &[0x5a; 216]).unwrap_err();
         assert_eq!(noise, Dropped::Protocol(DropReason::UnknownTag));
         let lines = judge.refusals.due(NOW.boottime);
         assert_eq!(lines.len(), 1);
@@ -436,11 +453,11 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_forward_puts_up_the_barrier_before_anything_opens() {
         let mut judge = judge();
-        let before = candidate(judge.judge(NOW, source(), 2, &knock(1, "ssh")));
+        let before = candidate(judge.judge(NOW, source(), on(2), &knock(1, "ssh")));
         let port = ["tcp/22".parse().unwrap()];
         judge.receiver.commit(&before.knock, &port).unwrap();
         let jumped = Now { realtime: NOW.realtime.saturating_add(Duration::from_secs(30)), ..NOW };
-        let candidate = candidate(judge.judge(jumped, source(), 2, &knock(2, "ssh")));
+        let candidate = candidate(judge.judge(jumped, source(), on(2), &knock(2, "ssh")));
         assert_eq!(judge.receiver.commit(&candidate.knock, &port), Err(DropReason::Barrier));
     }
 
@@ -478,7 +495,7 @@ mod tests {
         let shared = SharedJudge::new(judge);
         let mut pipeline = Pipeline::new(shared, Arc::clone(&counters), queue, announcements);
         for nonce in 0..3 {
-            pipeline.datagram(2, &datagram(&knock_now(nonce)));
+            pipeline.datagram(on(2), &datagram(&knock_now(nonce)));
         }
         assert!(waiting.try_recv().is_ok());
         assert_eq!(counters.dropped().get("overloaded"), Some(&2));
@@ -498,8 +515,8 @@ mod tests {
         let held = shared.lock();
         let (done, is_done) = std::sync::mpsc::channel();
         let sifting = std::thread::spawn(move || {
-            pipeline.datagram(2, &datagram(&[0x5a; 216]));
-            pipeline.datagram(2, &datagram(&[0x5a; 20]));
+            pipeline.datagram(on(2), &datagram(&[0x5a; 216]));
+            pipeline.datagram(on(2), &datagram(&[0x5a; 20]));
             done.send(()).unwrap();
         });
         assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(()));
@@ -522,7 +539,7 @@ mod tests {
         let mut pipeline =
             Pipeline::new(shared.clone(), Arc::clone(&counters), queue, announcements);
         let mut knocks = |nonce: u8| {
-            pipeline.datagram(2, &datagram(&knock_now(nonce)));
+            pipeline.datagram(on(2), &datagram(&knock_now(nonce)));
             waiting.try_recv().is_ok()
         };
         assert!(!knocks(1));

@@ -268,7 +268,7 @@ impl Server {
             },
         };
         let permit = self.judge.lock().policy.judge(&knock, now).unwrap();
-        Candidate { knock, permit }
+        Candidate { knock, permit, captured: Now::realtime() }
     }
 
     /// The numbers of elements that are right.
@@ -289,6 +289,20 @@ async fn a_knock_opens_once_however_often_it_waits() {
     server.authorizer.admit(vec![knock.clone(), knock]).await;
     assert_eq!(server.kernel.admits(), ["tcp/22 from 192.0.2.7"]);
     assert_eq!(server.dropped(DropReason::Replay.as_str()), Some(1));
+}
+
+#[tokio::test]
+async fn what_opens_something_is_measured_from_its_capture() {
+    let mut server = server();
+    let mut knocks = [(1, "ssh"), (2, "web"), (2, "web")].map(|(n, it)| server.candidate(n, it));
+    knocks[1].captured = Now::realtime().saturating_sub(Duration::from_secs(2));
+    // The clock was set back after it was captured.
+    knocks[0].captured = Now::realtime().saturating_add(Duration::from_secs(9));
+    server.authorizer.admit(knocks.to_vec()).await;
+    let latency = server.authorizer.latencies.status().unwrap();
+    assert_eq!(latency.knocks, 2, "a replay opens nothing");
+    assert_eq!(latency.p50_micros, 0);
+    assert!((2_000_000..20_000_000).contains(&latency.max_micros), "{latency:?}");
 }
 
 #[tokio::test]

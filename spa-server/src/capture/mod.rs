@@ -16,6 +16,7 @@ use handle::Handle;
 use health::Shared;
 use interface::Interface;
 use mio::{Poll, Token, Waker};
+use spa_proto::UnixMicros;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -57,14 +58,23 @@ pub enum Interfaces {
     Named(Vec<String>),
 }
 
+/// Where and when a datagram came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// The index of the interface; 0 if it can't be known (only where `any` has nothing but version
+    /// 1 of its headers).
+    pub interface: u32,
+    /// When the kernel captured it.
+    pub at: UnixMicros,
+}
+
 /// What takes the datagrams of one capture thread.
 ///
 /// The calls are made on that thread. While one of them blocks, the capture doesn't read, and its
 /// heartbeat stands still.
 pub trait Sink: Send {
-    /// A UDP datagram came in on the interface with the index `interface`; 0 if it can't be known
-    /// (only where `any` has nothing but version 1 of its headers).
-    fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>);
+    /// A UDP datagram came in.
+    fn datagram(&mut self, arrival: Arrival, datagram: &Datagram<'_>);
 
     /// A frame passed the kernel's filter, and there is no datagram in it.
     fn malformed(&mut self, error: FrameError);

@@ -4,10 +4,11 @@
 use super::handle::Handle;
 use super::health::{InterfaceState, Shared};
 use super::interface::Interface;
-use super::{CaptureError, CaptureSettings, Sink};
+use super::{Arrival, CaptureError, CaptureSettings, Sink};
 use crate::frame;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use spa_proto::UnixMicros;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
@@ -125,7 +126,11 @@ impl<S: Sink> Worker<S> {
         let Handle { pcap, link, index } = handle;
         let sink = &mut self.sink;
         pcap.dispatch(Some(BATCH), |packet| match frame::parse(*link, packet.data) {
-            Ok(datagram) => sink.datagram(datagram.interface_index.unwrap_or(*index), &datagram),
+            Ok(datagram) => {
+                let interface = datagram.interface_index.unwrap_or(*index);
+                let at = captured_at(packet.header.ts.tv_sec, packet.header.ts.tv_usec);
+                sink.datagram(Arrival { interface, at }, &datagram);
+            }
             Err(error) => sink.malformed(error),
         })
     }
@@ -189,6 +194,15 @@ impl<S: Sink> Worker<S> {
     fn system(&self, source: io::Error) -> CaptureError {
         CaptureError::System { interface: self.interface.to_string(), source }
     }
+}
+
+/// libpcap's time stamp.
+fn captured_at(seconds: i64, micros: i64) -> UnixMicros {
+    let (seconds, micros) = (u64::try_from(seconds), u64::try_from(micros));
+    let seconds = Duration::from_secs(seconds.unwrap_or_default());
+    UnixMicros::default()
+        .saturating_add(seconds)
+        .saturating_add(Duration::from_micros(micros.unwrap_or_default()))
 }
 
 /// Tells of the thread's end, also when it panics.

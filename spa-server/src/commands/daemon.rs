@@ -6,7 +6,8 @@ use crate::cli::{Output, ResetArgs, RevokeArgs};
 use crate::config::ClientName;
 use crate::config::{Settings, format_duration, format_timestamp};
 use crate::control::{
-    CallError, ControlRequest, ControlResponse, CutView, GrantView, Reloaded, Status, call,
+    CallError, ControlRequest, ControlResponse, CutView, GrantView, LatencyStatus, Reloaded,
+    Status, call,
 };
 use crate::gate::Backend;
 use serde::Serialize;
@@ -242,6 +243,31 @@ fn guarding(status: &Status) -> String {
     }
 }
 
+fn speed(latency: &LatencyStatus) -> String {
+    let at = micros_in_words;
+    format!(
+        "50% within {}, 90% {}, 99% {}, the slowest {} (from capture to open, {})",
+        at(latency.p50_micros),
+        at(latency.p90_micros),
+        at(latency.p99_micros),
+        at(latency.max_micros),
+        count(latency.knocks, "knock")
+    )
+}
+
+/// Of the unit that leaves two digits or three.
+fn micros_in_words(micros: u64) -> String {
+    let tenths = |unit: u64, name: &str| {
+        let (whole, tenth) = (micros / unit, micros % unit / (unit / 10));
+        if whole < 10 { format!("{whole}.{tenth} {name}") } else { format!("{whole} {name}") }
+    };
+    match micros {
+        0..1000 => format!("{micros} us"),
+        1000..1_000_000 => tenths(1000, "ms"),
+        _ => tenths(1_000_000, "s"),
+    }
+}
+
 fn render_status(status: &Status) -> String {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let interfaces: Vec<_> = status
@@ -282,9 +308,20 @@ fn render_status(status: &Status) -> String {
                 status.accepted, status.opened, status.closed, status.failed
             ),
         ),
+        row("received", format!("{} past the kernel's filter", count(status.received, "datagram"))),
         row("dropped", dropped),
         row("lost", format!("{} before the daemon saw them", status.kernel_drops)),
+        row(
+            "queue",
+            format!(
+                "{} of {} waiting, {} at most",
+                status.queue.waiting, status.queue.limit, status.queue.deepest
+            ),
+        ),
     ];
+    if let Some(latency) = &status.latency {
+        rows.push(row("latency", speed(latency)));
+    }
     if let Some(left) = status.trial_seconds_left {
         let left = seconds(left);
         let value = format!(
@@ -325,7 +362,7 @@ fn count(number: u64, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{InterfaceStatus, StatusClients};
+    use crate::control::{InterfaceStatus, QueueStatus, StatusClients};
     use spa_proto::UnixMicros;
 
     fn grant() -> GrantView {
@@ -337,6 +374,14 @@ mod tests {
             opened: UnixMicros::from_secs(1_798_758_000),
             seconds_left: 90,
             request_id: "0a1b2c3d".into(),
+        }
+    }
+
+    #[test]
+    fn a_latency_has_a_unit_that_fits() {
+        for (micros, text) in [(0, "0 us"), (999, "999 us"), (1500, "1.5 ms"), (60_000_000, "60 s")]
+        {
+            assert_eq!(micros_in_words(micros), text);
         }
     }
 
@@ -360,12 +405,21 @@ mod tests {
             replay_store: "writable".into(),
             clients: StatusClients { total: 3, enabled: 2 },
             grants: 1,
+            received: 2016,
             accepted: 10,
             opened: 9,
             closed: 2,
             failed: 1,
             dropped: [("length".into(), 0), ("replay".into(), 4), ("mac".into(), 2)].into(),
             kernel_drops: 0,
+            queue: QueueStatus { waiting: 0, deepest: 3, limit: 4096 },
+            latency: Some(LatencyStatus {
+                knocks: 9,
+                p50_micros: 210,
+                p90_micros: 340,
+                p99_micros: 1200,
+                max_micros: 1_200_000,
+            }),
             barrier_until: None,
             left_out: Vec::new(),
             last_reload: None,
@@ -379,22 +433,27 @@ mod tests {
         clients       3, 1 disabled
         grants        1 open
         knocks        10 accepted; grants: 9 opened, 2 closed early, 1 failed
+        received      2016 datagrams past the kernel's filter
         dropped       2 mac, 4 replay
         lost          0 before the daemon saw them
+        queue         0 of 4096 waiting, 3 at most
+        latency       50% within 210 us, 90% 340 us, 99% 1.2 ms, the slowest 1.2 s (from capture to open, 9 knocks)
         ");
         status.backend = Backend::Hook;
         assert!(render_status(&status).contains("gate          installed (hook)\n"));
         status.dropped.clear();
+        status.latency = None;
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
         (status.restored, status.last_restored) = (2, Some(UnixMicros::from_secs(1_798_758_030)));
         status.trial_seconds_left = Some(43);
         status.left_out = vec!["/etc/spa/clients.d/x.toml: line 1: no".into()];
         status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
         let text = render_status(&status);
-        let (_, end) = text.split_once("1 failed\n").unwrap();
+        let (_, end) = text.split_once("filter\n").unwrap();
         insta::assert_snapshot!(end, @"
         dropped       none
         lost          0 before the daemon saw them
+        queue         0 of 4096 waiting, 3 at most
         on trial      for 43s more; then the gate is undone, unless `spa-server gate confirm` is run from a new connection
         restored      the gate, 2 times, after others had changed or flushed it; last at 2026-12-31T23:00:30Z
         barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken

@@ -11,8 +11,8 @@ mod types;
 pub use client::{CallError, call};
 pub use server::{BindError, PeerRefused, bind, may_speak, serve};
 pub use types::{
-    ControlRequest, ControlResponse, CutView, GrantView, InterfaceStatus, Reloaded, Status,
-    StatusClients,
+    ControlRequest, ControlResponse, CutView, GrantView, InterfaceStatus, LatencyStatus,
+    QueueStatus, Reloaded, Status, StatusClients,
 };
 
 /// The longest request, in bytes, the line's end included.

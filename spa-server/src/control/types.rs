@@ -161,6 +161,9 @@ pub struct Status {
     pub clients: StatusClients,
     /// How many grants are live.
     pub grants: u64,
+    /// Datagrams that the kernel's filter let through to the daemon.
+    #[serde(default)]
+    pub received: u64,
     /// Knocks that passed every check.
     pub accepted: u64,
     /// Grants that the kernel took, refreshed ones included.
@@ -173,6 +176,12 @@ pub struct Status {
     pub dropped: BTreeMap<String, u64>,
     /// Datagrams that the kernel dropped before the daemon saw them.
     pub kernel_drops: u64,
+    /// Authentic knocks between capture and gate.
+    #[serde(default)]
+    pub queue: QueueStatus,
+    /// How long knocks took that opened something; none before the first one.
+    #[serde(default)]
+    pub latency: Option<LatencyStatus>,
     /// The instant up to which a barrier stands, after an unclean start or a step of the clock.
     pub barrier_until: Option<UnixMicros>,
     /// Clients that were left out at the start, and what is wrong with their files.
@@ -199,6 +208,35 @@ pub struct StatusClients {
     pub total: u64,
     /// Those that are not disabled.
     pub enabled: u64,
+}
+
+/// The queue behind authentication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QueueStatus {
+    /// How many wait at this moment.
+    pub waiting: u64,
+    /// The most that were waiting at a time, since the start.
+    pub deepest: u64,
+    /// How many may; what comes beyond that is dropped as `overloaded`.
+    pub limit: u64,
+}
+
+/// From the capture of a knock to its opening, since the start: in microseconds, to two digits.
+/// What took longer than a minute counts as a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LatencyStatus {
+    /// Of so many knocks.
+    pub knocks: u64,
+    /// The median.
+    pub p50_micros: u64,
+    /// Nine of ten took no longer.
+    pub p90_micros: u64,
+    /// 99 of 100 took no longer.
+    pub p99_micros: u64,
+    /// The slowest.
+    pub max_micros: u64,
 }
 
 /// One grant, as an administrator sees it.

@@ -186,6 +186,7 @@ impl Daemon {
             backend,
             capture,
             knocks,
+            deepest: 0,
             announcements,
             commands,
             control,

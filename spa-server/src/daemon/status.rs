@@ -1,10 +1,10 @@
 //! What the server tells about itself.
 
-use super::Daemon;
+use super::{Daemon, QUEUE};
 use crate::capture::InterfaceState;
 use crate::clock::Now;
 use crate::config::{Config, Settings};
-use crate::control::{InterfaceStatus, Status, StatusClients};
+use crate::control::{InterfaceStatus, QueueStatus, Status, StatusClients};
 use crate::counters::read;
 use crate::gate::{Mode, Refusal};
 use crate::grants::client_of_digits;
@@ -21,10 +21,13 @@ pub(super) struct ClientCount {
 
 impl ClientCount {
     pub(super) fn of(config: &Config) -> Self {
-        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let enabled = config.clients.iter().filter(|client| client.settings.rules.enabled);
         Self { total: count(config.clients.len()), enabled: count(enabled.count()) }
     }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
 }
 
 impl Daemon {
@@ -82,13 +85,20 @@ impl Daemon {
             last_restored: self.restored.last,
             replay_store: store.into(),
             clients: StatusClients { total: self.clients.total, enabled: self.clients.enabled },
-            grants: u64::try_from(self.authorizer.count(boottime)).unwrap_or(u64::MAX),
+            grants: count(self.authorizer.count(boottime)),
+            received: read(&self.counters.received),
             accepted: read(&self.counters.accepted),
             opened: read(&self.counters.opened),
             closed: read(&self.counters.closed),
             failed: read(&self.counters.failed),
             dropped: self.counters.dropped(),
             kernel_drops: read(&self.counters.kernel_drops),
+            queue: QueueStatus {
+                waiting: count(self.knocks.len()),
+                deepest: count(self.deepest),
+                limit: count(QUEUE),
+            },
+            latency: self.authorizer.latencies.status(),
             barrier_until: (barrier >= now).then_some(barrier),
             left_out: self.left_out.clone(),
             last_reload: self.last_reload.clone(),

@@ -6,7 +6,7 @@ use crate::{
     Event, Events, PATIENCE, PORT, named, next_mark, payload, settings, start, wait_for, with_veth,
 };
 use spa_server::capture::{
-    Capture, CaptureError, CaptureSettings, InterfaceState, Interfaces, Sink, filter,
+    Arrival, Capture, CaptureError, CaptureSettings, InterfaceState, Interfaces, Sink, filter,
 };
 use spa_server::frame::{Datagram, FrameError};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ struct Slow {
 }
 
 impl Sink for Slow {
-    fn datagram(&mut self, _: u32, _: &Datagram<'_>) {
+    fn datagram(&mut self, _: Arrival, _: &Datagram<'_>) {
         self.seen.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(self.each);
     }
@@ -145,7 +145,7 @@ fn the_heart_beats_while_nothing_arrives_and_while_the_interface_is_gone() {
 fn a_sink_that_panics_shows_in_the_health_and_stop_still_returns() {
     struct Panics(mpsc::Sender<()>);
     impl Sink for Panics {
-        fn datagram(&mut self, _: u32, _: &Datagram<'_>) {
+        fn datagram(&mut self, _: Arrival, _: &Datagram<'_>) {
             self.0.send(()).unwrap();
             panic!("as the test wants it");
         }
@@ -171,8 +171,8 @@ struct Busy {
 }
 
 impl Sink for Busy {
-    fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>) {
-        self.events.datagram(interface, datagram);
+    fn datagram(&mut self, arrival: Arrival, datagram: &Datagram<'_>) {
+        self.events.datagram(arrival, datagram);
         if !std::mem::replace(&mut self.seen, true) {
             self.let_go.recv_timeout(PATIENCE).unwrap();
         }

@@ -19,8 +19,9 @@ mod load;
 
 use net::Namespace;
 use spa_server::capture::{
-    Capture, CaptureError, CaptureSettings, InterfaceState, Interfaces, Sink,
+    Arrival, Capture, CaptureError, CaptureSettings, InterfaceState, Interfaces, Sink,
 };
+use spa_server::clock::Now;
 use spa_server::frame::{Datagram, FrameError};
 use std::net::IpAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -43,7 +44,9 @@ enum Event {
 struct Events(Sender<Event>);
 
 impl Sink for Events {
-    fn datagram(&mut self, interface: u32, datagram: &Datagram<'_>) {
+    fn datagram(&mut self, Arrival { interface, at }: Arrival, datagram: &Datagram<'_>) {
+        let waited = at.distance(Now::realtime());
+        assert!(waited < PATIENCE, "captured {waited:?} ago, or ahead of time");
         let Datagram { source, destination_port, payload, .. } = *datagram;
         self.send(Event::Datagram(interface, source, destination_port, payload.to_vec()));
     }
