@@ -26,9 +26,11 @@ use crate::limits::Limits;
 use crate::pipeline::{Candidate, SharedJudge};
 use crate::policy::{Permitted, Policy, Refusal};
 use crate::replay_store::ReplayStore;
+use crate::source::Source;
 use announced::Charged;
 use comparison::Schedule;
 use spa_proto::{Accepted, ClientId, DropReason, Item, Knock, MessageType, ServerKey, UnixMicros};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -90,6 +92,27 @@ pub struct Selection {
     pub source: Option<IpAddr>,
     /// What was asked for.
     pub service: Option<Item>,
+}
+
+/// What of a batch is agreed on, and what it will add to what is open.
+#[derive(Default)]
+struct Agreed {
+    knocks: Vec<Candidate>,
+    /// Grants that are not there yet.
+    coming: usize,
+    /// From where each client opens something.
+    sources: HashMap<ClientId, BTreeSet<Source>>,
+}
+
+impl Agreed {
+    fn push(&mut self, candidate: Candidate, new: usize) {
+        self.coming = self.coming.saturating_add(new);
+        if candidate.knock.request.message_type == MessageType::Open {
+            let sources = self.sources.entry(candidate.knock.client).or_default();
+            sources.insert(candidate.permit.source);
+        }
+        self.knocks.push(candidate);
+    }
 }
 
 impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
@@ -214,7 +237,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let shared = self.judge.clone();
         let mut judge = shared.lock();
         let policy = Arc::clone(&judge.policy);
-        let mut agreed: Vec<Candidate> = Vec::with_capacity(batch.len());
+        let mut agreed = Agreed::default();
         let mut accepted = Vec::with_capacity(batch.len());
         for Candidate { knock, captured, .. } in batch {
             // The policy may have changed since the knock was captured: it is judged by the one
@@ -228,22 +251,22 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                     if knock.stamp < now.realtime.saturating_sub(oldest) {
                         return Err(Dropped::Protocol(DropReason::TooOld));
                     }
-                    self.within_limits(&policy, &candidate, &agreed, now)?;
+                    let new = self.within_limits(&policy, &candidate, &agreed, now)?;
                     let entry = judge
                         .receiver
                         .commit(&knock, &candidate.ports())
                         .map_err(Dropped::Protocol)?;
-                    Ok((candidate, entry))
+                    Ok((candidate, new, entry))
                 });
             match verdict {
-                Ok((candidate, entry)) => {
+                Ok((candidate, new, entry)) => {
                     if let Some(rules) = policy.client(&knock.client) {
                         // It was there a moment ago; nobody else takes any.
                         let _ = self.limits.take(&knock.client, rules.rate, uptime(now));
                     }
                     count(&self.counters.accepted);
                     accepted.push(entry);
-                    agreed.push(candidate);
+                    agreed.push(candidate, new);
                 }
                 Err(dropped) => {
                     self.counters.dropped_one(&dropped);
@@ -256,48 +279,38 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
                 }
             }
         }
-        (agreed, accepted)
+        (agreed.knocks, accepted)
     }
 
+    /// How many grants would be new.
     fn within_limits(
         &self,
         policy: &Policy,
         candidate: &Candidate,
-        agreed: &[Candidate],
+        agreed: &Agreed,
         now: Now,
-    ) -> Result<(), Dropped> {
+    ) -> Result<usize, Dropped> {
         let knock = &candidate.knock;
         let rules = policy.client(&knock.client).ok_or(Dropped::Policy(Refusal::UnknownClient))?;
         if !self.limits.available(&knock.client, rules.rate, uptime(now)) {
             return Err(Dropped::Policy(Refusal::Rate));
         }
         if knock.request.message_type == MessageType::Close {
-            return Ok(());
+            return Ok(0);
         }
         let mut sources = self.grants.sources_of(knock.client, now.boottime);
-        let waiting =
-            agreed.iter().filter(|other| other.knock.request.message_type == MessageType::Open);
-        sources.extend(
-            waiting
-                .clone()
-                .filter(|other| other.knock.client == knock.client)
-                .map(|other| other.permit.source),
-        );
+        sources.extend(agreed.sources.get(&knock.client).into_iter().flatten());
         let most = usize::try_from(rules.max_sources).unwrap_or(usize::MAX);
         if !sources.contains(&candidate.permit.source) && sources.len() >= most {
             return Err(Dropped::Policy(Refusal::MaxSources));
         }
-        let new = |candidate: &Candidate| {
-            let known = |permitted: &&Permitted| {
-                self.grants.get(&key(candidate, &permitted.item)).is_none()
-            };
-            candidate.permit.grants.iter().filter(known).count()
-        };
-        let coming: usize = waiting.map(new).sum();
-        if self.grants.len() + coming + new(candidate) > self.max_grants {
+        let is_new =
+            |permitted: &&Permitted| self.grants.get(&key(candidate, &permitted.item)).is_none();
+        let new = candidate.permit.grants.iter().filter(is_new).count();
+        if self.grants.len() + agreed.coming + new > self.max_grants {
             return Err(Dropped::Policy(Refusal::MaxGrants));
         }
-        Ok(())
+        Ok(new)
     }
 
     /// Changes the table and the kernel; the table only if the kernel took it. If not, what it

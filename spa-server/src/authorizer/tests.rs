@@ -1,6 +1,7 @@
 //! An authorizer with a kernel and a store that fail on demand.
 
 mod failing_kernel;
+mod limits;
 
 use super::*;
 use crate::gate::{
