@@ -173,7 +173,7 @@ impl<'a> Asking<'a> {
         let record = self.record.clone();
         let mut held = record.as_ref().and_then(Record::lock);
         let is_close = self.route().request().message_type == MessageType::Close;
-        loop {
+        let sent = loop {
             if reuse != Reuse::Never
                 && !is_close
                 && !self.lets_one_in()
@@ -188,15 +188,13 @@ impl<'a> Asking<'a> {
             }
             let By::Key(knocker) = &mut self.by else { return Ok(First::NoKey) };
             if !knocker.is_to_look() {
-                break;
+                break knocker.send_to(|_| true)?;
             }
             // Others don't wait for a STUN server that this one waits for.
             drop(held);
             knocker.look();
             held = record.as_ref().and_then(Record::lock);
-        }
-        let By::Key(knocker) = &mut self.by else { return Ok(First::NoKey) };
-        let sent = knocker.send_to(|_| true)?;
+        };
         if is_close {
             if let Some(held) = held {
                 held.change(|entries| entries.retain(|entry| !self.is_mine(entry)));

@@ -5,6 +5,7 @@
 mod address;
 mod error;
 
+use crate::at_once::at_once;
 use crate::duration::Lifetime;
 use crate::endpoint::Endpoint;
 use crate::key_source::{NoPassphrase, Unlock};
@@ -24,7 +25,6 @@ use spa_proto::{
 };
 use std::io;
 use std::net::UdpSocket;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
@@ -400,20 +400,10 @@ fn seen(server: &Endpoint, source: BindSource, addresses: &[SocketAddr]) -> Vec<
     let first_of = |v4: bool| addresses.iter().find(|to| to.is_ipv4() == v4);
     let asked = [first_of(true), first_of(false)].into_iter().flatten();
     let asked = asked.filter(|to| own_address(**to).is_ok_and(|own| source.asks(Some(own))));
-    thread::scope(|scope| {
-        let threads: Vec<_> = asked
-            .map(|to| {
-                scope.spawn(|| {
-                    let address = stun::lookup(server, to.ip(), stun::By::Udp);
-                    let address = address.map_err(|error| error.to_string());
-                    (to.ip(), Seen { by: server.clone(), address })
-                })
-            })
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .collect()
+    at_once(asked, |to| {
+        let address = stun::lookup(server, to.ip(), stun::By::Udp);
+        let address = address.map_err(|error| error.to_string());
+        (to.ip(), Seen { by: server.clone(), address })
     })
 }
 

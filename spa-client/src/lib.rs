@@ -27,6 +27,7 @@ mod announce;
 mod asking;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
+mod at_once;
 mod carry;
 pub mod cli;
 mod clock;

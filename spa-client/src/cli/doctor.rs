@@ -7,6 +7,7 @@ mod trial;
 
 use super::passphrase::Prompt;
 use super::{CliError, print, print_json, spinner};
+use crate::at_once::at_once;
 use crate::clock::{self, Synchronised};
 use crate::config::Config;
 use crate::endpoint::Endpoint;
@@ -305,7 +306,7 @@ fn knocks(
     report: &mut Report,
 ) -> Result<(), CliError> {
     let targets: Vec<SocketAddr> = knocker.sockets().to_vec();
-    let before = each(&targets, |to| {
+    let before = at_once(targets.iter().copied(), |to| {
         let has_route = facts.ways.iter().any(|way| way.to == to.ip() && way.route.is_ok());
         has_route.then(|| trial::before(at(to, port)))
     });
@@ -351,7 +352,9 @@ fn round(
         |to: IpAddr| facts.ways.iter().any(|way| way.to == to && way.route.is_ok() && wanted(way));
     let targets: Vec<SocketAddr> =
         knocker.sockets().iter().copied().filter(|to| is_wanted(to.ip())).collect();
-    let trials = each(&targets, |to| trial::attempt(knocker, at(to, knock_port), at(to, port)));
+    let trials = at_once(targets.iter().copied(), |to| {
+        trial::attempt(knocker, at(to, knock_port), at(to, port))
+    });
     for (to, trial) in targets.into_iter().zip(trials) {
         report.add(facts::trial(facts, to.ip(), &trial))?;
         if let Some(way) = facts.ways.iter_mut().find(|way| way.to == to.ip()) {
@@ -364,15 +367,4 @@ fn round(
 fn at(mut to: SocketAddr, port: NonZeroU16) -> SocketAddr {
     to.set_port(port.get());
     to
-}
-
-/// Does it for all addresses at once.
-fn each<T: Send>(targets: &[SocketAddr], work: impl Fn(SocketAddr) -> T + Sync) -> Vec<T> {
-    thread::scope(|scope| {
-        let threads: Vec<_> = targets.iter().map(|to| scope.spawn(|| work(*to))).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
-            .collect()
-    })
 }

@@ -6,6 +6,7 @@ use super::passphrase::Prompt;
 use super::report::{self, Report, ServerReport};
 use super::{CliError, print_json, spinner};
 use crate::asking::{Asking, First, Reuse, Visited};
+use crate::at_once::at_once;
 use crate::config::Config;
 use crate::duration::Lifetime;
 use crate::knock::{Asked, KnockError, Options, Route, Sent};
@@ -17,7 +18,6 @@ use core::time::Duration;
 use spa_proto::{Item, MessageType};
 use std::io::Write as _;
 use std::path::Path;
-use std::thread;
 use std::time::Instant;
 
 /// Whoever has less must not rely on a grant of before: the knock that is sent where it turns out
@@ -85,8 +85,8 @@ pub(super) fn visit_all<'a>(
     }
 
     let targets: Vec<String> = args.targets.iter().map(ToString::to_string).collect();
-    let visit_each = |visits: &mut dyn Iterator<Item = &mut Visit<'a>>| {
-        let _waiting = (settings.wait.is_some() && !args.quiet)
+    let visit_each = |visits: Vec<&mut Visit<'a>>| {
+        let _waiting = (settings.wait.is_some() && !args.quiet && !visits.is_empty())
             .then(|| spinner::start(&format!("waiting for {}", targets.join(" "))));
         at_once(visits, |it| {
             let start = Instant::now();
@@ -101,13 +101,13 @@ pub(super) fn visit_all<'a>(
         });
     };
     // Nobody types a passphrase for what is open already.
-    visit_each(&mut visits.iter_mut().filter(|it| it.asking.knocker().is_none()));
+    visit_each(visits.iter_mut().filter(|it| it.asking.knocker().is_none()).collect());
     for Visit { asking, report } in &mut visits {
         if report.is_none() {
             asking.unlock(prompt)?;
         }
     }
-    visit_each(&mut visits.iter_mut().filter(|it| it.report.is_none()));
+    visit_each(visits.iter_mut().filter(|it| it.report.is_none()).collect());
 
     let (visits, reports): (Vec<_>, Vec<_>) =
         visits.into_iter().map(|it| (it.asking, it.report)).unzip();
@@ -116,19 +116,6 @@ pub(super) fn visit_all<'a>(
         print_json(&report)?;
     }
     report.failure().map_or(Ok(visits), |text| Err(CliError::Failed(text)))
-}
-
-/// Does all of it at once, so that a slow one keeps nobody waiting. The first one needs no thread.
-fn at_once<T: Send>(items: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
-    let mut items = items.fuse();
-    let first = items.next();
-    let work = &work;
-    thread::scope(|scope| {
-        for item in items {
-            scope.spawn(move || work(item));
-        }
-        first.map(work);
-    });
 }
 
 /// What lets one connection in can't be waited for: the probe that saw it open would be that one.
