@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use ring::rand::SystemRandom;
-use spa_client::{Asked, Knocker, Options, Server};
-use spa_keys::{Overwrite, PrivateKey, PublicKey};
+use spa_client::{Asked, Host, Knocker, Options, Server, ServerName};
+use spa_keys::{Overwrite, PrivateKey};
 use spa_tests::{Capture, Family, Lab, Laptop, Packet, interop_python};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,15 +25,14 @@ const PROCESSES: usize = 1000;
 fn clients(lab: &Lab, family: Family, count: usize) -> Result<Vec<Server>> {
     let random = SystemRandom::new();
     let server = PrivateKey::generate(&random)?.public();
-    let name = "gateway".parse()?;
-    let host = lab.server().address(family).to_string().parse()?;
+    let name: ServerName = "gateway".parse()?;
+    let host: Host = lab.server().address(family).to_string().parse()?;
     (0..count)
         .map(|number| {
             let file = lab.directory().join(format!("{family:?}-{number}.key"));
             let key = PrivateKey::generate(&random)?;
             spa_keys::write_private_key(&file, &key, Overwrite::Refuse)?;
-            let server = PublicKey::from_bytes(*server.as_bytes());
-            Ok(Server::new(Clone::clone(&name), Clone::clone(&host), server, file))
+            Ok(Server::new(name.clone(), host.clone(), server, file))
         })
         .collect()
 }

@@ -92,6 +92,14 @@ fn open(home: &Home, ear: &Ear) {
     ear.knock();
 }
 
+/// Leaves a grant in the record that was seen open long ago, and is gone.
+fn lose(home: &Home, ear: &Ear, door: &Door) {
+    door.open();
+    open(home, ear);
+    age_by_seconds(&home.file("state/asked.json"), 35);
+    door.shut();
+}
+
 #[test]
 fn whoever_has_a_grant_is_not_asked_for_a_passphrase() {
     let ear = Ear::v4();
@@ -141,10 +149,7 @@ fn where_a_grant_turns_out_to_be_gone_whoever_types_has_time() {
     let (home, door, port) = listening(&ear);
     let proxy = ["proxy", "127.0.0.1", &port, "--server", "gw", "--timeout", "5s"];
     for words in [&[&OPEN[..], &["--timeout", "5s"]].concat()[..], &proxy] {
-        door.open();
-        open(&home, &ear);
-        door.shut();
-        age_by_seconds(&home.file("state/asked.json"), 35);
+        lose(&home, &ear, &door);
         let began = Instant::now();
         let mut terminal = Terminal::start(&home, words);
         terminal.see("passphrase of ");
@@ -176,10 +181,7 @@ fn a_knock_of_another_program_meanwhile_will_do() {
     let (home, door, port) = listening(&ear);
     let proxy = ["proxy", "127.0.0.1", &port, "--server", "gw", "--timeout", "1m"];
     for words in [&[&OPEN[..], &["--timeout", "1m"]].concat()[..], &proxy] {
-        door.open();
-        open(&home, &ear);
-        age_by_seconds(&home.file("state/asked.json"), 35);
-        door.shut();
+        lose(&home, &ear, &door);
         let began = Instant::now();
         let mut terminal = Terminal::start(&home, words);
         terminal.see("passphrase of ");
@@ -202,10 +204,7 @@ fn a_knock_of_another_program_saves_the_question() {
     let words = secret_file(&home, "words", &format!("{WORDS}\n"));
     let proxy = ["proxy", "127.0.0.1", &port, "--server", "gw", "--timeout", "1m"];
     for wanted in [&[&OPEN[..], &["--timeout", "1m"]].concat()[..], &proxy] {
-        door.open();
-        open(&home, &ear);
-        age_by_seconds(&home.file("state/asked.json"), 35);
-        door.shut();
+        lose(&home, &ear, &door);
         let ran = std::thread::scope(|scope| {
             let ran = scope.spawn(|| run_detached(&home, wanted));
             // Again and again, so that one of them comes in time however slow this machine is.
