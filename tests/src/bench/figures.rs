@@ -81,6 +81,14 @@ mod tests {
     }
 
     #[test]
+    fn a_figure_that_is_read_again_is_the_same() {
+        let median = 3_891_615.304_999_999_7;
+        let figure = Figure { median, low: 0.1 + 0.2, high: 1e300 / 3.0, count: 1 };
+        let text = serde_json::to_string(&figure).unwrap();
+        assert_eq!(serde_json::from_str::<Figure>(&text).unwrap(), figure);
+    }
+
+    #[test]
     fn numbers_are_written_for_people() {
         let written: Vec<_> =
             [0.123_4, 4.567, 45.67, 456.7, 45_678.9, 1_234_567.0].map(short).into();
