@@ -22,9 +22,13 @@ pub struct FileStore {
     open: Option<Open>,
 }
 
+/// What tells a file from every other one, for as long as it is open: device and inode.
+type FileId = (u64, u64);
+
 /// A file that is as its header says.
 struct Open {
     file: File,
+    id: FileId,
     header: Header,
     chain: Chain,
     /// Records at the last rewrite.
@@ -84,7 +88,9 @@ impl FileStore {
             // The error that matters is the first one.
             let _ = std::fs::remove_file(&temporary);
         }
-        Ok(Open { file: written?, header, chain, compact: count })
+        let file = written?;
+        let id = id_of(&file.metadata()?);
+        Ok(Open { file, id, header, chain, compact: count })
     }
 }
 
@@ -127,9 +133,7 @@ impl Open {
     /// Whether this is the file that a restart would find at `path`: it may have been deleted or
     /// replaced, or a rewrite failed after it had taken the name away.
     fn is_at(&self, path: &Path) -> bool {
-        let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let here = self.file.metadata().map(id).ok();
-        here.is_some() && here == std::fs::symlink_metadata(path).map(id).ok()
+        std::fs::symlink_metadata(path).is_ok_and(|there| id_of(&there) == self.id)
     }
 
     /// The count goes first, so that a crash between the two writes makes a file that looks cut,
@@ -145,6 +149,10 @@ impl Open {
         self.file.write_all_at(&self.header.encode(), 0)?;
         self.file.write_all_at(&bytes, end)
     }
+}
+
+fn id_of(metadata: &Metadata) -> FileId {
+    (metadata.dev(), metadata.ino())
 }
 
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {

@@ -369,11 +369,10 @@ impl Gate for NftablesGate {
         if shaped.is_empty() {
             return Ok(());
         }
-        let before = self.elements.generation()?;
         self.elements.apply(shaped).await?;
-        if installed.generation == Some(before) {
-            installed.generation = next(Some(before), self.elements.generation()?);
-        }
+        // It is asked for when the port is open: whoever has changed something since the last time,
+        // before or after, has made this one more than it would be.
+        installed.generation = next(installed.generation, self.elements.generation()?);
         Ok(())
     }
 
