@@ -30,10 +30,13 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// while somebody fights about the gate, than this: it is put back about once a second.
 const PAUSE_IN_A_FIGHT: Duration = Duration::from_millis(700);
 
-/// Connections are listed no more often than this,
+/// Connections are listed no more often than this, and for no more than this part of the time: while
+/// the kernel lists, no knock opens on the same processor;
 const BETWEEN_LISTS: Duration = Duration::from_millis(400);
-/// and where it takes longer than this, for no more than a hundredth of the time.
-const CHEAP: Duration = Duration::from_millis(5);
+const LISTS_OF_THE_TIME: u32 = 500;
+/// but every so often all the same, as long as that is not more than a hundredth of the time.
+const LISTS_SELDOM: Duration = Duration::from_secs(10);
+const LISTS_AT_MOST: u32 = 100;
 
 /// What is missing where there is nothing.
 const ALL_OF_IT: &str = "all of it";
@@ -310,9 +313,7 @@ impl<G: Gate> Watcher<G> {
                 if let Some(listed) = listed.take_if(|_| !is_known) {
                     self.shared.publish(listed);
                 }
-                let took = began.elapsed();
-                let pause = if took > CHEAP { took * 100 } else { BETWEEN_LISTS };
-                list_again = Instant::now() + pause;
+                list_again = Instant::now() + until_next_list(began.elapsed());
             }
             doubt = tokio::select! {
                 // After a time in which nothing ran both are due, and the first one sees more.
@@ -381,6 +382,12 @@ impl<G: Gate> Watcher<G> {
         }
         false
     }
+}
+
+/// How long after a list that took so long the next one comes.
+fn until_next_list(took: Duration) -> Duration {
+    let seldom = LISTS_SELDOM.max(took * LISTS_AT_MOST);
+    (took * LISTS_OF_THE_TIME).clamp(BETWEEN_LISTS, seldom)
 }
 
 /// The connections to these ports.

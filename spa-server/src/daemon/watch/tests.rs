@@ -501,3 +501,13 @@ async fn where_commands_open_nobody_comes_in_because_the_gate_is_away() {
         assert_eq!(watch.known().is_some(), backend == Backend::Nftables, "{backend}");
     }
 }
+
+#[test]
+fn lists_take_little_of_the_time_and_come_all_the_same() {
+    let pause = |millis| until_next_list(Duration::from_millis(millis));
+    assert_eq!(pause(0), BETWEEN_LISTS);
+    assert_eq!(pause(2), Duration::from_secs(1));
+    // Of tables so large that a list takes long: at the price of a hundredth of the time at most.
+    assert_eq!(pause(100), Duration::from_secs(10));
+    assert_eq!(pause(500), Duration::from_secs(50));
+}
