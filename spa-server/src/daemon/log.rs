@@ -4,25 +4,19 @@ use anyhow::Context as _;
 use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use std::str::FromStr as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// What is always logged.
-const AUDIT: &str = "audit=info";
+/// What is always logged, at this level: the audit trail.
+const AUDIT: (&str, LevelFilter) = ("audit", LevelFilter::INFO);
 
 /// The log goes to standard error; under systemd to the journal, with priorities and the target
 /// as fields (`journalctl TARGET=audit` is the audit trail).
 /// `SPA_LOG` sets what is logged, as in `SPA_LOG=spa_server=debug`.
 pub(super) fn start() -> anyhow::Result<()> {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .with_env_var("SPA_LOG")
-        .from_env()
-        .context("SPA_LOG is not a log filter")?
-        // Whatever else is asked for, the audit trail is kept.
-        .add_directive(AUDIT.parse().context("the filter of the audit trail")?);
+    let filter = filter(std::env::var("SPA_LOG").ok().as_deref())?;
     // The journal itself knows priorities, which a line on standard error has not.
     let journal = stderr_is_the_journal().then(tracing_journald::layer).and_then(Result::ok);
     let stderr = journal.is_none().then(|| {
@@ -33,6 +27,21 @@ pub(super) fn start() -> anyhow::Result<()> {
     started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
 }
 
+/// What is logged where this is asked for. Whatever it is, the audit trail is kept.
+fn filter(asked: Option<&str>) -> anyhow::Result<Targets> {
+    let filter = match asked.map(str::trim).filter(|asked| !asked.is_empty()) {
+        Some(asked) => Targets::from_str(asked).with_context(|| {
+            format!(
+                "SPA_LOG is {asked:?}, which is no log filter; one is debug, or spa_server=debug"
+            )
+        })?,
+        None => Targets::new().with_default(LevelFilter::INFO),
+    };
+    let (target, least) = AUDIT;
+    let level = filter.iter().find(|(of, _)| *of == target).map_or(least, |(_, level)| level);
+    Ok(filter.with_target(target, level.max(least)))
+}
+
 /// Whether standard error is the stream that systemd says it has connected to the journal; the
 /// variable alone is inherited by whoever writes somewhere else.
 fn stderr_is_the_journal() -> bool {
@@ -41,4 +50,31 @@ fn stderr_is_the_journal() -> bool {
     stderr.and_then(|stderr| stderr.metadata()).is_ok_and(|metadata| {
         stream.to_str() == Some(&format!("{}:{}", metadata.dev(), metadata.ino()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn what_is_asked_for_is_logged_and_the_audit_trail_in_any_case() {
+        let logs = |asked: Option<&str>, target: &str, level: Level| {
+            filter(asked).unwrap().would_enable(target, &level)
+        };
+        for nothing in [None, Some(""), Some(" ")] {
+            assert!(logs(nothing, "spa_server::daemon", Level::INFO));
+            assert!(!logs(nothing, "spa_server::daemon", Level::DEBUG));
+        }
+        assert!(logs(Some("debug"), "spa_server::capture", Level::DEBUG));
+        let some = Some("spa_server::capture=debug,warn");
+        assert!(logs(some, "spa_server::capture::thread", Level::DEBUG));
+        assert!(!logs(some, "spa_server::daemon", Level::INFO));
+        for asked in ["off", "error", "audit=off", "spa_server=trace"] {
+            assert!(logs(Some(asked), "audit", Level::INFO), "{asked}");
+        }
+        assert!(logs(Some("audit=debug"), "audit", Level::DEBUG));
+        let error = format!("{:#}", filter(Some("spa_server=loud")).unwrap_err());
+        assert!(error.contains("spa_server=loud") && error.contains("SPA_LOG"), "{error}");
+    }
 }
