@@ -8,11 +8,6 @@ use socket2::{SockFilter, SockRef};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-/// Bytes of a frame that are captured. In immediate mode the kernel reserves this much for every
-/// frame, so more would only make the buffer hold fewer of them; the longest knock needs 498 with
-/// two VLAN tags and 40 bytes of IP options.
-const SNAP_LENGTH: i32 = 512;
-
 /// An open, filtered, non-blocking capture.
 pub(super) struct Handle {
     pub(super) pcap: pcap::Capture<Active>,
@@ -36,7 +31,7 @@ impl Handle {
         let mut pcap = inactive
             .immediate_mode(true)
             .promisc(false)
-            .snaplen(SNAP_LENGTH)
+            .snaplen(CaptureSettings::snap_length(settings.packet_length))
             .buffer_size(i32::try_from(settings.buffer_bytes).unwrap_or(i32::MAX))
             .open()
             .and_then(pcap::Capture::setnonblock)

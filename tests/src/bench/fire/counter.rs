@@ -4,15 +4,14 @@
 use crate::lab::Host;
 use anyhow::{Context, Result, bail};
 use pcap::Direction;
+use spa_proto::PacketLength;
+use spa_server::capture::CaptureSettings;
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the server has.
-const SNAP_LENGTH: i32 = 512;
-const BUFFER_BYTES: i32 = 16 << 20;
 /// What libpcap gathers for at most, where it gathers.
 const GATHER_MS: i32 = 100;
 
@@ -75,7 +74,10 @@ impl Drop for Counter {
 pub fn count_for_ever(arguments: &[String]) -> Result<()> {
     let [interface, delivery, filter] = arguments else { bail!("three arguments are needed") };
     let inactive = pcap::Capture::from_device(interface.as_str())?;
-    let inactive = inactive.promisc(false).snaplen(SNAP_LENGTH).buffer_size(BUFFER_BYTES);
+    // What the server has.
+    let snap_length = CaptureSettings::snap_length(PacketLength::default().packet());
+    let buffer_bytes = i32::try_from(CaptureSettings::BUFFER_BYTES)?;
+    let inactive = inactive.promisc(false).snaplen(snap_length).buffer_size(buffer_bytes);
     let inactive = match delivery.as_str() {
         "immediate" => inactive.immediate_mode(true),
         "gathered" => inactive.timeout(GATHER_MS),
