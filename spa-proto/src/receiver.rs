@@ -242,7 +242,7 @@ impl Receiver {
     /// Replaces what is known of clients that have had several keys (§9): for a key, the other
     /// ones of the same client. What one of them has closed, all of them have (§6.7).
     pub fn set_kin(&mut self, kin: impl IntoIterator<Item = (ClientId, Vec<ClientId>)>) {
-        self.kin = kin.into_iter().collect();
+        self.kin = kin.into_iter().filter(|(_, others)| !others.is_empty()).collect();
     }
 
     /// Adds a key of a client that is known by another one.

@@ -359,7 +359,7 @@ mod tests {
             prefixes: Prefixes::default(),
             name: "laptop".into(),
             enabled: true,
-            allow: ["ssh".parse().unwrap()].into(),
+            allow: Arc::new(["ssh".parse().unwrap()].into()),
             max_lifetime: Duration::from_secs(60),
             default_lifetime: Duration::from_secs(30),
             sources: Vec::new(),

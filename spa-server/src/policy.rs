@@ -24,8 +24,8 @@ pub struct ClientRules {
     pub name: Arc<str>,
     /// Whether its knocks count at all.
     pub enabled: bool,
-    /// The services that it may open, or single ports of them.
-    pub allow: BTreeSet<ServiceName>,
+    /// The services that it may open, or single ports of them. Many clients share one such set.
+    pub allow: Arc<BTreeSet<ServiceName>>,
     /// The longest lifetime that it may ask for; a longer one is refused, not clipped.
     pub max_lifetime: Duration,
     /// The lifetime of a request that names none; at most `max_lifetime`.
@@ -96,17 +96,17 @@ pub struct Clients {
 #[derive(Debug, Clone)]
 struct Entry {
     introduction: Introduction,
-    rules: ClientRules,
+    rules: Arc<ClientRules>,
 }
 
 impl Clients {
     /// Adds a key that a client knocks with.
-    pub fn known(&mut self, id: ClientId, introduction: Introduction, rules: ClientRules) {
+    pub fn known(&mut self, id: ClientId, introduction: Introduction, rules: Arc<ClientRules>) {
         self.known.insert(id, Entry { introduction, rules });
     }
 
     /// Adds the invitation of a client.
-    pub fn invited(&mut self, id: ClientId, introduction: Introduction, rules: ClientRules) {
+    pub fn invited(&mut self, id: ClientId, introduction: Introduction, rules: Arc<ClientRules>) {
         self.invited.insert(id, Entry { introduction, rules });
     }
 
@@ -190,7 +190,7 @@ impl Policy {
     ) -> Self {
         let mut known = Clients::default();
         for (id, rules) in clients {
-            known.known(id, Introduction::Key(id.into()), rules);
+            known.known(id, Introduction::Key(id.into()), Arc::new(rules));
         }
         Self::of_clients(services, known)
     }
@@ -221,7 +221,7 @@ impl Policy {
 
     /// The rules of one client.
     pub fn client(&self, client: &ClientId) -> Option<&ClientRules> {
-        self.clients.known.get(client).map(|entry| &entry.rules)
+        self.clients.known.get(client).map(|entry| &*entry.rules)
     }
 
     /// What the client is called that knocks with this key, or was invited so.
@@ -259,7 +259,7 @@ impl Policy {
         let mut policy = self.clone();
         for client in clients {
             if let Some(entry) = policy.clients.get_mut(client) {
-                entry.rules.enabled = false;
+                Arc::make_mut(&mut entry.rules).enabled = false;
             }
         }
         policy

@@ -94,7 +94,7 @@ impl ClientView {
             public_key,
             pending_key,
             invitation,
-            allow: rules.allow.into_iter().collect(),
+            allow: rules.allow.iter().cloned().collect(),
             max_lifetime: format_duration(rules.max_lifetime),
             default_lifetime: format_duration(rules.default_lifetime),
             sources: rules.sources.iter().map(ToString::to_string).collect(),

@@ -219,7 +219,7 @@ fn client_command(
     if settings.packet_length != PacketLength::default() {
         words.push(format!("--plaintext-length {}", settings.packet_length.plaintext()));
     }
-    for name in &client.rules.allow {
+    for name in client.rules.allow.iter() {
         let Some(service) = settings.services.get(name) else { continue };
         let mut parts: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
         if service.connections == Connections::One {

@@ -14,6 +14,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MAX_PER_MINUTE: i64 = 60_000;
@@ -30,7 +31,7 @@ pub struct ClientSettings {
     /// How the server comes to know it.
     pub introduced: Introduced,
     /// What it may do.
-    pub rules: ClientRules,
+    pub rules: Arc<ClientRules>,
 }
 
 /// How the server comes to know a client at first.
@@ -146,7 +147,7 @@ impl Judge<'_> {
         let rules = ClientRules {
             name: name.as_str().into(),
             enabled: raw.enabled.unwrap_or(true),
-            allow: self.allow(&raw.allow),
+            allow: Arc::new(self.allow(&raw.allow)),
             max_lifetime,
             default_lifetime,
             sources: self.sources(raw.sources),
@@ -159,7 +160,7 @@ impl Judge<'_> {
                 .unwrap_or(16),
         };
         self.no_network_for_one_connection(&rules);
-        Some(ClientSettings { file: path.into(), introduced: introduced?, rules })
+        Some(ClientSettings { file: path.into(), introduced: introduced?, rules: Arc::new(rules) })
     }
 
     fn introduced(

@@ -6,10 +6,12 @@ use super::file;
 use super::keys::{Client, ServerKeys};
 use crate::enrolment::{Enrolments, Introduction};
 use spa_keys::PublicKey;
-use spa_proto::ClientId;
-use std::collections::{HashMap, HashSet};
+use spa_proto::{ClientId, ServiceName};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Below this many clients, threads cost more than they give.
 const WORTH_A_THREAD: usize = 64;
@@ -188,7 +190,8 @@ fn load_all(
     known: Option<(&ServerKeys, &Enrolments)>,
 ) -> Vec<Loaded> {
     let load_chunk = |files: &[PathBuf]| -> Vec<Loaded> {
-        files.iter().map(|file| load_one(file, surroundings, known)).collect()
+        let mut sets = HashSet::new();
+        files.iter().map(|file| load_one(file, surroundings, known, &mut sets)).collect()
     };
     let available = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = available.min(MAX_THREADS).min(files.len() / WORTH_A_THREAD);
@@ -214,11 +217,13 @@ fn load_one(
     file: &Path,
     surroundings: &Surroundings<'_>,
     known: Option<(&ServerKeys, &Enrolments)>,
+    sets: &mut HashSet<Arc<BTreeSet<ServiceName>>>,
 ) -> Loaded {
-    let settings = match ClientSettings::load_within(file, surroundings) {
+    let mut settings = match ClientSettings::load_within(file, surroundings) {
         Ok(settings) => settings,
         Err(problems) => return Loaded { problems, ..Loaded::default() },
     };
+    share(&mut Arc::make_mut(&mut settings.rules).allow, sets);
     let (file, mark) = (settings.file.clone(), Mark::of(&settings));
     match known.map(|(keys, enrolled)| Client::derive(settings, keys, enrolled)).transpose() {
         Ok(client) => {
@@ -229,6 +234,14 @@ fn load_one(
             let marked = Some(Marked { file, marks: vec![mark] });
             Loaded { marked, client: None, problems: vec![problem] }
         }
+    }
+}
+
+/// Of very many clients most may open the same services: one set serves them all.
+fn share<T: Eq + Hash>(one: &mut Arc<T>, known: &mut HashSet<Arc<T>>) {
+    match known.get(&*one) {
+        Some(known) => *one = Arc::clone(known),
+        None => drop(known.insert(Arc::clone(one))),
     }
 }
 

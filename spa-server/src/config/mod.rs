@@ -28,6 +28,7 @@ use crate::policy::{Clients, Policy};
 use spa_keys::{PrivateKey, PublicKey};
 use spa_proto::{MaskKey, PairSecret, Receiver, Sender, ServerKey};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where the configuration is when the command line names no other place.
 pub const DEFAULT_PATH: &str = "/etc/spa/server.toml";
@@ -119,10 +120,10 @@ impl Config {
         for client in &self.clients {
             let rules = &client.settings.rules;
             for known in &client.keys {
-                clients.known(known.key.into(), client.introduction.clone(), rules.clone());
+                clients.known(known.key.into(), client.introduction.clone(), Arc::clone(rules));
             }
             for (id, _) in client.invitations() {
-                clients.invited(id, client.introduction.clone(), rules.clone());
+                clients.invited(id, client.introduction.clone(), Arc::clone(rules));
             }
         }
         Policy::of_clients(self.settings.services.clone(), clients)

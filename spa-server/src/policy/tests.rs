@@ -24,7 +24,7 @@ fn rules() -> ClientRules {
     ClientRules {
         name: "laptop".into(),
         enabled: true,
-        allow: ["ssh", "web"].into_iter().map(|name| name.parse().unwrap()).collect(),
+        allow: Arc::new(["ssh", "web"].map(|name| name.parse().unwrap()).into()),
         max_lifetime: Duration::from_secs(3600),
         default_lifetime: Duration::from_secs(30),
         sources: Vec::new(),
@@ -94,7 +94,7 @@ fn what_a_client_is_not_allowed_is_refused_by_name() {
 
 #[test]
 fn a_service_that_is_allowed_but_not_there_is_refused() {
-    let rules = ClientRules { allow: ["gone".parse().unwrap()].into(), ..rules() };
+    let rules = ClientRules { allow: Arc::new(["gone".parse().unwrap()].into()), ..rules() };
     let refused = judge(rules, &knock(&["gone"])).unwrap_err();
     assert_eq!(refused.to_string(), "service-not-allowed (gone)");
 }
@@ -244,7 +244,7 @@ fn ports_of_a_range_can_be_asked_for_and_forwards_need_an_address_of_the_family(
         ..Service::plain(["tcp/8000-8100".parse::<PortRange>().unwrap()])
     };
     let services: Services = [("nas".parse().unwrap(), nas)].into();
-    let rules = ClientRules { allow: ["nas".parse().unwrap()].into(), ..rules() };
+    let rules = ClientRules { allow: Arc::new(["nas".parse().unwrap()].into()), ..rules() };
     let policy = Policy::new(services, [(CLIENT, rules)]);
     let ports = |item: &str, from: &str| {
         let knock = Knock { source: from.parse().unwrap(), ..knock(&[item]) };
@@ -268,7 +268,7 @@ fn a_service_for_one_connection_is_so_by_each_port_and_what_was_for_more_is_not_
         ..Service::plain(["tcp/5900-5903".parse::<PortRange>().unwrap()])
     };
     let services: Services = [("desk".parse().unwrap(), desk)].into();
-    let rules = ClientRules { allow: ["desk".parse().unwrap()].into(), ..rules() };
+    let rules = ClientRules { allow: Arc::new(["desk".parse().unwrap()].into()), ..rules() };
     let policy = Policy::new(services, [(CLIENT, rules)]);
     for item in ["desk", "tcp/5901"] {
         let permit = policy.judge(&knock(&[item]), NOW).unwrap();
