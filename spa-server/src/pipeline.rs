@@ -357,9 +357,8 @@ mod tests {
         receiver.set_clients([(CLIENT, secret())]);
         let rules = ClientRules {
             prefixes: Prefixes::default(),
-            name: "laptop".into(),
             enabled: true,
-            allow: Arc::new(["ssh".parse().unwrap()].into()),
+            allow: ["ssh".parse().unwrap()].into(),
             max_lifetime: Duration::from_secs(60),
             default_lifetime: Duration::from_secs(30),
             sources: Vec::new(),
@@ -370,7 +369,7 @@ mod tests {
             max_sources: 16,
         };
         let ssh = ("ssh".parse().unwrap(), Service::plain(["tcp/22".parse().unwrap()]));
-        let policy = Policy::new([ssh].into(), [(CLIENT, rules)]);
+        let policy = Policy::new([ssh].into(), [(CLIENT, "laptop", rules)]);
         Judge::new(receiver, Arc::new(policy), Freshness::default(), NOW)
     }
 

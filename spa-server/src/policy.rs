@@ -8,7 +8,7 @@ use crate::service::{Connections, Service};
 use crate::source::Source;
 use ipnet::IpNet;
 use spa_proto::{ClientId, Item, Knock, MessageType, PortRange, ServiceName, UnixMicros};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,15 +17,13 @@ use std::time::Duration;
 /// The services of the server, by their names.
 pub type Services = BTreeMap<ServiceName, Service>;
 
-/// What one client may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a client may do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClientRules {
-    /// The name that the administrator gave it.
-    pub name: Arc<str>,
     /// Whether its knocks count at all.
     pub enabled: bool,
-    /// The services that it may open, or single ports of them. Many clients share one such set.
-    pub allow: Arc<BTreeSet<ServiceName>>,
+    /// The services that it may open, or single ports of them.
+    pub allow: BTreeSet<ServiceName>,
     /// The longest lifetime that it may ask for; a longer one is refused, not clipped.
     pub max_lifetime: Duration,
     /// The lifetime of a request that names none; at most `max_lifetime`.
@@ -48,7 +46,7 @@ pub struct ClientRules {
 
 /// The network that is admitted for a knock: where addresses are shared and change (carrier NAT)
 /// the connection may come from another one than the knock did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Prefixes {
     /// The length of its prefix over IPv4; 32: the address alone.
     pub v4: u8,
@@ -63,7 +61,7 @@ impl Default for Prefixes {
 }
 
 /// How often a client may knock; accepted knocks alone are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rate {
     /// In the long run, knocks a minute.
     pub per_minute: u32,
@@ -91,23 +89,51 @@ pub struct Clients {
     known: HashMap<ClientId, Entry>,
     /// By their invitations, whether these were used or not.
     invited: HashMap<ClientId, Entry>,
+    /// Each once: of very many clients most may do the same.
+    rules: HashSet<Arc<ClientRules>>,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     introduction: Introduction,
+    /// The name that the administrator gave it.
+    name: Arc<str>,
     rules: Arc<ClientRules>,
 }
 
 impl Clients {
     /// Adds a key that a client knocks with.
-    pub fn known(&mut self, id: ClientId, introduction: Introduction, rules: Arc<ClientRules>) {
-        self.known.insert(id, Entry { introduction, rules });
+    pub fn known(
+        &mut self,
+        id: ClientId,
+        introduction: Introduction,
+        name: &str,
+        rules: &ClientRules,
+    ) {
+        let entry = self.entry(introduction, name, rules);
+        self.known.insert(id, entry);
     }
 
     /// Adds the invitation of a client.
-    pub fn invited(&mut self, id: ClientId, introduction: Introduction, rules: Arc<ClientRules>) {
-        self.invited.insert(id, Entry { introduction, rules });
+    pub fn invited(
+        &mut self,
+        id: ClientId,
+        introduction: Introduction,
+        name: &str,
+        rules: &ClientRules,
+    ) {
+        let entry = self.entry(introduction, name, rules);
+        self.invited.insert(id, entry);
+    }
+
+    /// Copies, so that nothing is held of what a whole configuration was read into.
+    fn entry(&mut self, introduction: Introduction, name: &str, rules: &ClientRules) -> Entry {
+        let rules = self.rules.get(rules).cloned().unwrap_or_else(|| {
+            let rules = Arc::new(rules.clone());
+            self.rules.insert(Arc::clone(&rules));
+            rules
+        });
+        Entry { introduction, name: name.into(), rules }
     }
 
     fn all(&self) -> impl Iterator<Item = (&ClientId, &Entry)> {
@@ -186,11 +212,11 @@ impl Policy {
     /// The policy of a server with these services and clients.
     pub fn new(
         services: Services,
-        clients: impl IntoIterator<Item = (ClientId, ClientRules)>,
+        clients: impl IntoIterator<Item = (ClientId, &'static str, ClientRules)>,
     ) -> Self {
         let mut known = Clients::default();
-        for (id, rules) in clients {
-            known.known(id, Introduction::Key(id.into()), Arc::new(rules));
+        for (id, name, rules) in clients {
+            known.known(id, Introduction::Key(id.into()), name, &rules);
         }
         Self::of_clients(services, known)
     }
@@ -226,7 +252,7 @@ impl Policy {
 
     /// What the client is called that knocks with this key, or was invited so.
     pub fn name(&self, id: &ClientId) -> Option<&str> {
-        self.entry(id).map(|entry| &*entry.rules.name)
+        self.entry(id).map(|entry| &*entry.name)
     }
 
     /// Whether this key, or this invitation, is one of a client that is not disabled.
@@ -240,7 +266,7 @@ impl Policy {
 
     /// The keys of the client of that name: none, where it was invited and has not come.
     pub fn clients_named(&self, name: &str) -> Option<Vec<ClientId>> {
-        let is_meant = |entry: &Entry| &*entry.rules.name == name;
+        let is_meant = |entry: &Entry| &*entry.name == name;
         let known = self.clients.known.iter().filter(|(_, entry)| is_meant(entry));
         let keys: Vec<_> = known.map(|(id, _)| *id).collect();
         let exists = !keys.is_empty() || self.clients.invited.values().any(is_meant);
@@ -250,7 +276,7 @@ impl Policy {
     /// Keys and invitations of those who are not disabled, and what is known of them.
     pub fn enabled(&self) -> impl Iterator<Item = (ClientId, &Introduction, &str)> {
         let enabled = self.clients.all().filter(|(_, entry)| entry.rules.enabled);
-        enabled.map(|(id, entry)| (*id, &entry.introduction, &*entry.rules.name))
+        enabled.map(|(id, entry)| (*id, &entry.introduction, &*entry.name))
     }
 
     /// The same policy with these keys and invitations disabled.
@@ -268,7 +294,8 @@ impl Policy {
     /// Judges an authentic knock; `now` is the server's clock.
     pub fn judge(&self, knock: &Knock, now: UnixMicros) -> Result<Permit, Refusal> {
         let request = &knock.request;
-        let rules = self.standing(&knock.client, knock.source, now)?;
+        let entry = self.standing(&knock.client, knock.source, now)?;
+        let rules = &entry.rules;
         if rules.require_bound_source && request.bound_source.is_none() {
             return Err(Refusal::BoundSourceRequired);
         }
@@ -288,7 +315,7 @@ impl Policy {
         let valid_for = rules.expires.map_or(Duration::MAX, |expires| expires.distance(now));
         let lifetime = lifetime.min(valid_for);
         let source = admitted(rules, knock.source);
-        Ok(Permit { client: Arc::clone(&rules.name), source, grants, lifetime })
+        Ok(Permit { client: Arc::clone(&entry.name), source, grants, lifetime })
     }
 
     /// Whether a grant that an earlier policy made stands under this one: the client may still
@@ -301,7 +328,7 @@ impl Policy {
         had: &Permitted,
         now: UnixMicros,
     ) -> Result<(), Refusal> {
-        let rules = self.standing(client, source.address(), now)?;
+        let rules = &self.standing(client, source.address(), now)?.rules;
         if !admitted(rules, source.address()).covers(source) {
             return Err(Refusal::SourceNotAllowed);
         }
@@ -314,48 +341,29 @@ impl Policy {
         }
     }
 
-    /// The rules of a client whose knocks from `source` count now.
+    /// A client whose knocks from `source` count now.
     fn standing(
         &self,
         client: &ClientId,
         source: IpAddr,
         now: UnixMicros,
-    ) -> Result<&ClientRules, Refusal> {
-        let rules = self.client(client).ok_or(Refusal::UnknownClient)?;
-        Self::stands(rules, source, now)
+    ) -> Result<&Entry, Refusal> {
+        let entry = self.clients.known.get(client).ok_or(Refusal::UnknownClient)?;
+        stands(&entry.rules, source, now)?;
+        Ok(entry)
     }
 
     /// Judges whether a client may announce a key from `source` now, by the rules of the client
-    /// that has sent it or is invited.
+    /// that has sent it or is invited. Gives back the client's name.
     pub fn judge_announcement(
         &self,
         sender: &ClientId,
         source: IpAddr,
         now: UnixMicros,
-    ) -> Result<&ClientRules, Refusal> {
+    ) -> Result<&Arc<str>, Refusal> {
         let entry = self.entry(sender).ok_or(Refusal::UnknownClient)?;
-        Self::stands(&entry.rules, source, now)
-    }
-
-    fn stands(
-        rules: &ClientRules,
-        source: IpAddr,
-        now: UnixMicros,
-    ) -> Result<&ClientRules, Refusal> {
-        if !rules.enabled {
-            return Err(Refusal::Disabled);
-        }
-        if rules.not_before.is_some_and(|not_before| now < not_before) {
-            return Err(Refusal::NotYetValid);
-        }
-        if rules.expires.is_some_and(|expires| now >= expires) {
-            return Err(Refusal::Expired);
-        }
-        let source = source.to_canonical();
-        if !rules.sources.is_empty() && !rules.sources.iter().any(|net| net.contains(&source)) {
-            return Err(Refusal::SourceNotAllowed);
-        }
-        Ok(rules)
+        stands(&entry.rules, source, now)?;
+        Ok(&entry.name)
     }
 
     /// What an item stands for.
@@ -381,6 +389,24 @@ impl Policy {
             Err(Refusal::FamilyNotServed(item.clone()))
         }
     }
+}
+
+/// Whether knocks of a client with these rules count that come from `source` now.
+fn stands(rules: &ClientRules, source: IpAddr, now: UnixMicros) -> Result<(), Refusal> {
+    if !rules.enabled {
+        return Err(Refusal::Disabled);
+    }
+    if rules.not_before.is_some_and(|not_before| now < not_before) {
+        return Err(Refusal::NotYetValid);
+    }
+    if rules.expires.is_some_and(|expires| now >= expires) {
+        return Err(Refusal::Expired);
+    }
+    let source = source.to_canonical();
+    if !rules.sources.is_empty() && !rules.sources.iter().any(|net| net.contains(&source)) {
+        return Err(Refusal::SourceNotAllowed);
+    }
+    Ok(())
 }
 
 /// What is admitted for a knock from `address`: never more than the client may knock from.

@@ -200,9 +200,8 @@ impl GrantStore for NoLog {
 fn rules() -> ClientRules {
     ClientRules {
         prefixes: Prefixes::default(),
-        name: "laptop".into(),
         enabled: true,
-        allow: Arc::new(["ssh", "web", "desk"].map(|name| name.parse().unwrap()).into()),
+        allow: ["ssh", "web", "desk"].map(|name| name.parse().unwrap()).into(),
         max_lifetime: Duration::from_secs(600),
         default_lifetime: Duration::from_secs(60),
         sources: Vec::new(),
@@ -224,7 +223,7 @@ fn policy(rules: ClientRules) -> Arc<Policy> {
     };
     let desk = ("desk".parse().unwrap(), desk);
     let services = [service("ssh", "tcp/22"), service("web", "tcp/443"), desk].into();
-    Arc::new(Policy::new(services, [(CLIENT, rules)]))
+    Arc::new(Policy::new(services, [(CLIENT, "laptop", rules)]))
 }
 
 struct Server {
@@ -310,7 +309,7 @@ async fn what_opens_something_is_measured_from_its_capture() {
 async fn a_knock_that_waited_through_a_reload_is_judged_by_the_new_policy() {
     let mut server = server();
     let waiting = [server.candidate(1, "ssh"), server.candidate(2, "web")];
-    let web_only = ClientRules { allow: Arc::new(["web".parse().unwrap()].into()), ..rules() };
+    let web_only = ClientRules { allow: ["web".parse().unwrap()].into(), ..rules() };
     server.judge.lock().policy = policy(web_only);
     server.authorizer.admit(waiting.to_vec()).await;
     assert_eq!(server.kernel.admits(), ["tcp/443 from 192.0.2.7"]);
@@ -386,7 +385,7 @@ async fn grants_that_ended_meanwhile_or_are_forbidden_now_are_not_resumed() {
     let mut grants = vec![left(1, "ssh", 60), left(2, "tcp/22", 0), left(3, "web", 60)];
     // Used while no daemon ran: the kernel does not hold it.
     grants.push(left(4, "desk", 60));
-    let allow = Arc::new(["ssh".parse().unwrap(), "desk".parse().unwrap()].into());
+    let allow = ["ssh".parse().unwrap(), "desk".parse().unwrap()].into();
     let ssh_only = ClientRules { allow, ..rules() };
     server.judge.lock().policy = policy(ssh_only);
     server.authorizer.resume(grants, now).await.unwrap();

@@ -147,14 +147,15 @@ fn look_at_config(config: &Config, findings: &mut Findings) {
         );
     }
     let now = client::now();
-    for rules in config.clients.iter().map(|client| &client.settings.rules) {
+    for client in &config.clients {
+        let rules = &client.settings.rules;
         if let Some(expires) = rules.expires.filter(|expires| rules.enabled && *expires <= now) {
             findings.warning(
                 check,
                 format!(
                     "client {name} expired at {}; remove it, or change its expires in clients.d/{name}.toml",
                     format_timestamp(expires),
-                    name = rules.name
+                    name = client.name()
                 ),
             );
         }

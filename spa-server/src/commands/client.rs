@@ -89,12 +89,12 @@ impl ClientView {
             "enabled"
         };
         Self {
-            name: rules.name.to_string(),
+            name: client.name.to_string(),
             state,
             public_key,
             pending_key,
             invitation,
-            allow: rules.allow.iter().cloned().collect(),
+            allow: rules.allow.into_iter().collect(),
             max_lifetime: format_duration(rules.max_lifetime),
             default_lifetime: format_duration(rules.default_lifetime),
             sources: rules.sources.iter().map(ToString::to_string).collect(),

@@ -186,7 +186,7 @@ fn refuse_same_key(config: &Path, enrolments: &Enrolments, public_key: &PublicKe
             Ok(other) if has_key(&other) => {
                 return Err(CommandError::Failed(format!(
                     "client {other} has this public key already; a key identifies one client, so make each its own (see `spa-server client show {other}`)",
-                    other = other.rules.name
+                    other = other.name
                 )));
             }
             Ok(_) => {}
@@ -219,7 +219,7 @@ fn client_command(
     if settings.packet_length != PacketLength::default() {
         words.push(format!("--plaintext-length {}", settings.packet_length.plaintext()));
     }
-    for name in client.rules.allow.iter() {
+    for name in &client.rules.allow {
         let Some(service) = settings.services.get(name) else { continue };
         let mut parts: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
         if service.connections == Connections::One {
@@ -232,7 +232,7 @@ fn client_command(
         }
     }
     if has_pre_shared {
-        words.push(format!("--pre-shared-key-file ~/.config/spa/{}.psk", client.rules.name));
+        words.push(format!("--pre-shared-key-file ~/.config/spa/{}.psk", client.name));
     }
     words.join(" ")
 }

@@ -14,7 +14,6 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 const MAX_PER_MINUTE: i64 = 60_000;
@@ -28,10 +27,12 @@ const WIDEST_PREFIXES: Prefixes = Prefixes { v4: 16, v6: 32 };
 pub struct ClientSettings {
     /// The file.
     pub file: PathBuf,
+    /// The name that the administrator gave it, which is that of the file.
+    pub name: ClientName,
     /// How the server comes to know it.
     pub introduced: Introduced,
     /// What it may do.
-    pub rules: Arc<ClientRules>,
+    pub rules: ClientRules,
 }
 
 /// How the server comes to know a client at first.
@@ -145,9 +146,8 @@ impl Judge<'_> {
             self.fault("expires", ValueError::ExpiresFirst);
         }
         let rules = ClientRules {
-            name: name.as_str().into(),
             enabled: raw.enabled.unwrap_or(true),
-            allow: Arc::new(self.allow(&raw.allow)),
+            allow: self.allow(&raw.allow),
             max_lifetime,
             default_lifetime,
             sources: self.sources(raw.sources),
@@ -160,7 +160,8 @@ impl Judge<'_> {
                 .unwrap_or(16),
         };
         self.no_network_for_one_connection(&rules);
-        Some(ClientSettings { file: path.into(), introduced: introduced?, rules: Arc::new(rules) })
+        let name = name.clone();
+        Some(ClientSettings { file: path.into(), name, introduced: introduced?, rules })
     }
 
     fn introduced(

@@ -6,12 +6,10 @@ use super::file;
 use super::keys::{Client, ServerKeys};
 use crate::enrolment::{Enrolments, Introduction};
 use spa_keys::PublicKey;
-use spa_proto::{ClientId, ServiceName};
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::Hash;
+use spa_proto::ClientId;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Below this many clients, threads cost more than they give.
 const WORTH_A_THREAD: usize = 64;
@@ -190,8 +188,7 @@ fn load_all(
     known: Option<(&ServerKeys, &Enrolments)>,
 ) -> Vec<Loaded> {
     let load_chunk = |files: &[PathBuf]| -> Vec<Loaded> {
-        let mut sets = HashSet::new();
-        files.iter().map(|file| load_one(file, surroundings, known, &mut sets)).collect()
+        files.iter().map(|file| load_one(file, surroundings, known)).collect()
     };
     let available = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = available.min(MAX_THREADS).min(files.len() / WORTH_A_THREAD);
@@ -217,13 +214,11 @@ fn load_one(
     file: &Path,
     surroundings: &Surroundings<'_>,
     known: Option<(&ServerKeys, &Enrolments)>,
-    sets: &mut HashSet<Arc<BTreeSet<ServiceName>>>,
 ) -> Loaded {
-    let mut settings = match ClientSettings::load_within(file, surroundings) {
+    let settings = match ClientSettings::load_within(file, surroundings) {
         Ok(settings) => settings,
         Err(problems) => return Loaded { problems, ..Loaded::default() },
     };
-    share(&mut Arc::make_mut(&mut settings.rules).allow, sets);
     let (file, mark) = (settings.file.clone(), Mark::of(&settings));
     match known.map(|(keys, enrolled)| Client::derive(settings, keys, enrolled)).transpose() {
         Ok(client) => {
@@ -234,14 +229,6 @@ fn load_one(
             let marked = Some(Marked { file, marks: vec![mark] });
             Loaded { marked, client: None, problems: vec![problem] }
         }
-    }
-}
-
-/// Of very many clients most may open the same services: one set serves them all.
-fn share<T: Eq + Hash>(one: &mut Arc<T>, known: &mut HashSet<Arc<T>>) {
-    match known.get(&*one) {
-        Some(known) => *one = Arc::clone(known),
-        None => drop(known.insert(Arc::clone(one))),
     }
 }
 

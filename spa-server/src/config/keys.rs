@@ -140,7 +140,7 @@ impl ClientSettings {
 impl Client {
     /// The client's name.
     pub fn name(&self) -> &str {
-        &self.settings.rules.name
+        self.settings.name.as_str()
     }
 
     /// Finds out by which keys a client is known, and derives what they share with the server's.
@@ -229,7 +229,7 @@ impl Client {
         let invited = match (&self.invitation, &self.settings.introduced) {
             (Some(secret), Introduced::ByInvitation { issued, expires, .. }) => Some(Invited {
                 introduction: self.introduction.clone(),
-                name: Arc::clone(&self.settings.rules.name),
+                name: self.name().into(),
                 secret: Arc::clone(secret),
                 issued: *issued,
                 expires: *expires,

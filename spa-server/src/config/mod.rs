@@ -28,7 +28,6 @@ use crate::policy::{Clients, Policy};
 use spa_keys::{PrivateKey, PublicKey};
 use spa_proto::{MaskKey, PairSecret, Receiver, Sender, ServerKey};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Where the configuration is when the command line names no other place.
 pub const DEFAULT_PATH: &str = "/etc/spa/server.toml";
@@ -118,12 +117,12 @@ impl Config {
     pub fn policy(&self) -> Policy {
         let mut clients = Clients::default();
         for client in &self.clients {
-            let rules = &client.settings.rules;
+            let (name, rules) = (client.name(), &client.settings.rules);
             for known in &client.keys {
-                clients.known(known.key.into(), client.introduction.clone(), Arc::clone(rules));
+                clients.known(known.key.into(), client.introduction.clone(), name, rules);
             }
             for (id, _) in client.invitations() {
-                clients.invited(id, client.introduction.clone(), Arc::clone(rules));
+                clients.invited(id, client.introduction.clone(), name, rules);
             }
         }
         Policy::of_clients(self.settings.services.clone(), clients)
@@ -164,7 +163,7 @@ impl Config {
 
     /// The client of that name.
     pub fn client(&self, name: &str) -> Option<&Client> {
-        self.clients.iter().find(|client| &*client.settings.rules.name == name)
+        self.clients.iter().find(|client| client.name() == name)
     }
 }
 

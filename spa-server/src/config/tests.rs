@@ -151,9 +151,8 @@ fn the_shipped_client_example_is_right_and_shows_the_defaults() {
     assert!(full.rules.not_before.is_some() && full.rules.expires.is_some());
     let mut same = full.clone();
     same.introduced = Introduced::ByKey { public_key: key(1), pre_shared_key_file: None };
-    let rules = Arc::make_mut(&mut same.rules);
-    rules.sources.clear();
-    (rules.not_before, rules.expires) = (None, None);
+    same.rules.sources.clear();
+    (same.rules.not_before, same.rules.expires) = (None, None);
     assert_eq!(same, plain);
 
     // In the place of a key; the section is written as prose, since both together are an error.
@@ -263,7 +262,7 @@ fn what_is_said_is_read() {
     assert_eq!(tablet.default_lifetime, Duration::from_secs(300));
     assert!(!tablet.enabled);
     assert_eq!(config.senders(spa_proto::ServerKey::Present).count(), 2);
-    assert_eq!(config.policy().client(&key(1).into()), Some(&**rules));
+    assert_eq!(config.policy().client(&key(1).into()), Some(rules));
     assert!(config.client("phone").is_none());
 }
 

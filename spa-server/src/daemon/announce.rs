@@ -120,11 +120,8 @@ impl Daemon {
         let id = announced.sender.id();
         let name = {
             let judge = self.judge.lock();
-            let rules = judge
-                .policy
-                .judge_announcement(&id, announced.source, now.realtime)
-                .map_err(Dropped::Policy)?;
-            Arc::clone(&rules.name)
+            let judged = judge.policy.judge_announcement(&id, announced.source, now.realtime);
+            Arc::clone(judged.map_err(Dropped::Policy)?)
         };
         let introduction = self.keys.introduction(&announced.sender);
         let introduction = introduction.ok_or(Dropped::Policy(Refusal::UnknownClient))?.clone();

@@ -22,9 +22,8 @@ fn services() -> Services {
 
 fn rules() -> ClientRules {
     ClientRules {
-        name: "laptop".into(),
         enabled: true,
-        allow: Arc::new(["ssh", "web"].map(|name| name.parse().unwrap()).into()),
+        allow: ["ssh", "web"].into_iter().map(|name| name.parse().unwrap()).collect(),
         max_lifetime: Duration::from_secs(3600),
         default_lifetime: Duration::from_secs(30),
         sources: Vec::new(),
@@ -55,7 +54,7 @@ fn knock(items: &[&str]) -> Knock {
 }
 
 fn judge(rules: ClientRules, knock: &Knock) -> Result<Permit, Refusal> {
-    Policy::new(services(), [(CLIENT, rules)]).judge(knock, NOW)
+    Policy::new(services(), [(CLIENT, "laptop", rules)]).judge(knock, NOW)
 }
 
 fn asking(knock: Knock, seconds: u32) -> Knock {
@@ -94,7 +93,7 @@ fn what_a_client_is_not_allowed_is_refused_by_name() {
 
 #[test]
 fn a_service_that_is_allowed_but_not_there_is_refused() {
-    let rules = ClientRules { allow: Arc::new(["gone".parse().unwrap()].into()), ..rules() };
+    let rules = ClientRules { allow: ["gone".parse().unwrap()].into(), ..rules() };
     let refused = judge(rules, &knock(&["gone"])).unwrap_err();
     assert_eq!(refused.to_string(), "service-not-allowed (gone)");
 }
@@ -187,7 +186,7 @@ fn a_new_policy_upholds_or_forbids_what_is_open() {
     let source = "192.0.2.7".parse().unwrap();
     let upholds = |rules: ClientRules, item: &str, ports: &[&str]| {
         let ports: Vec<PortRange> = ports.iter().map(|port| port.parse().unwrap()).collect();
-        let policy = Policy::new(services(), [(CLIENT, rules)]);
+        let policy = Policy::new(services(), [(CLIENT, "laptop", rules)]);
         let had = Permitted { item: item.parse().unwrap(), ports, connections: Connections::Any };
         policy.upholds(&CLIENT, source, &had, NOW).err()
     };
@@ -220,7 +219,7 @@ fn a_network_around_the_knock_is_admitted_but_no_more_than_may_knock() {
     assert_eq!(source(only(&["192.0.2.0/28"]), "192.0.2.7"), "192.0.2.0/28");
     assert_eq!(source(only(&["192.0.0.0/16", "192.0.2.7/32"]), "192.0.2.7"), "192.0.2.0/24");
 
-    let policy = |rules| Policy::new(services(), [(CLIENT, rules)]);
+    let policy = |rules| Policy::new(services(), [(CLIENT, "laptop", rules)]);
     let upholds = |rules, source: &str| {
         let had = Permitted {
             item: "ssh".parse().unwrap(),
@@ -244,8 +243,8 @@ fn ports_of_a_range_can_be_asked_for_and_forwards_need_an_address_of_the_family(
         ..Service::plain(["tcp/8000-8100".parse::<PortRange>().unwrap()])
     };
     let services: Services = [("nas".parse().unwrap(), nas)].into();
-    let rules = ClientRules { allow: Arc::new(["nas".parse().unwrap()].into()), ..rules() };
-    let policy = Policy::new(services, [(CLIENT, rules)]);
+    let rules = ClientRules { allow: ["nas".parse().unwrap()].into(), ..rules() };
+    let policy = Policy::new(services, [(CLIENT, "laptop", rules)]);
     let ports = |item: &str, from: &str| {
         let knock = Knock { source: from.parse().unwrap(), ..knock(&[item]) };
         let permit = policy.judge(&knock, NOW)?;
@@ -268,8 +267,8 @@ fn a_service_for_one_connection_is_so_by_each_port_and_what_was_for_more_is_not_
         ..Service::plain(["tcp/5900-5903".parse::<PortRange>().unwrap()])
     };
     let services: Services = [("desk".parse().unwrap(), desk)].into();
-    let rules = ClientRules { allow: Arc::new(["desk".parse().unwrap()].into()), ..rules() };
-    let policy = Policy::new(services, [(CLIENT, rules)]);
+    let rules = ClientRules { allow: ["desk".parse().unwrap()].into(), ..rules() };
+    let policy = Policy::new(services, [(CLIENT, "laptop", rules)]);
     for item in ["desk", "tcp/5901"] {
         let permit = policy.judge(&knock(&[item]), NOW).unwrap();
         let had = permit.grants[0].clone();
