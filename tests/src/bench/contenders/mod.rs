@@ -67,6 +67,12 @@ pub(super) trait Contender {
     /// Ends it, with all it has started, and takes away what it has left in the kernel.
     fn stop(&mut self, host: &Host) -> Result<()>;
 
+    /// What its client answers to a frame that comes back, where a knock is a dialogue and `packets`
+    /// are only its beginning.
+    fn answers(&self, _: &Host) -> Option<Answers> {
+        None
+    }
+
     /// What it says became of knocks that opened nothing, if it says so.
     fn losses(&self) -> Result<String> {
         Ok(String::new())
@@ -96,6 +102,9 @@ pub(super) trait Contender {
         Default::default()
     }
 }
+
+/// See [`Contender::answers`].
+pub(super) type Answers = Box<dyn Fn(&[u8]) -> Option<Frame> + Send>;
 
 /// What comes beside valid knocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

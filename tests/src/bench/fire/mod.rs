@@ -23,7 +23,7 @@ pub use counter::count_for_ever;
 pub use page::fire_page;
 pub use results::{Crowd, Fire, Latency, NoiseCost, Of, Rate, Role, UnderNoise};
 
-use super::contenders::{Contender, Link};
+use super::contenders::{Answers, Contender, Link};
 use super::elements::to_f64;
 use super::results::Outcome;
 use super::sources::{Pool, source};
@@ -203,9 +203,18 @@ impl<'a> Site<'a> {
 
     /// Does something with the cable to it, on one processor, where nobody else is to be.
     fn on_the_wire<T: Send>(&self, work: impl FnOnce(&Wire) -> Result<T> + Send) -> Result<T> {
+        self.in_dialogue(None, work)
+    }
+
+    /// The same, with answers to what comes back.
+    fn in_dialogue<T: Send>(
+        &self,
+        answers: Option<Answers>,
+        work: impl FnOnce(&Wire) -> Result<T> + Send,
+    ) -> Result<T> {
         self.lab.owner().inside(|| {
             stay_on_one_processor()?;
-            work(&Wire::on(&self.interface)?)
+            work(&Wire::on(&self.interface, answers)?)
         })
     }
 }

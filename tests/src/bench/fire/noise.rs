@@ -68,7 +68,8 @@ fn amid(
     let knocks = contender.packets(&site.host, &sources)?;
     let shots = schedule(&knocks, &sources, PAUSE)?;
     let arrived_before = site.arrived()?;
-    let (latencies, sent, seconds) = site.on_the_wire(|wire| {
+    let answers = contender.answers(&site.host);
+    let (latencies, sent, seconds) = site.in_dialogue(answers, |wire| {
         let mut barrage = wire.barrage(&noise);
         let start = Instant::now();
         let latencies = shoot(wire, &site.host, &shots, Some(&mut barrage))?;

@@ -7,8 +7,10 @@ use super::{FireExtent, Site, knockers, of};
 use crate::bench::contenders::{self, Contender, SpaServer, ours_under_fire};
 use crate::bench::elements::to_f64;
 use crate::lab::Lab;
-use anyhow::Result;
-use std::thread::sleep;
+use anyhow::{Context as _, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 /// Among how many clients our knocks are shared out.
@@ -72,22 +74,27 @@ fn at(
     let knocks = usize::try_from(rate * u64::try_from(duration.as_millis())? / 1_000)?;
     let frames = contender.packets(&site.host, &knockers(0, knocks))?;
     let each = to_f64(frames.len() / knocks.max(1));
-    let took = site.on_the_wire(|wire| wire.barrage(&frames).once(as_f64(rate) * each))?;
-    let sent = Instant::now();
-    // What it says costs less to ask than what the kernel has, but only that counts.
-    let (mut last, mut since) = (contender.heard()?, Instant::now());
-    let mut behind = None;
-    while sent.elapsed() < LIMIT && since.elapsed() < STUCK {
-        if last >= knocks {
-            behind = Some(sent.elapsed());
-            break;
-        }
-        sleep(PAUSE);
-        let heard = contender.heard()?;
-        if heard != last {
-            (last, since) = (heard, Instant::now());
-        }
-    }
+    let answers = contender.answers(&site.host);
+    let is_over = &AtomicBool::new(false);
+    let frames = &frames;
+    let (tell, told) = channel();
+    let (took, behind) = thread::scope(|scope| {
+        // Who has sent the beginnings of dialogues goes on with them.
+        let sender = scope.spawn(move || {
+            site.in_dialogue(answers, move |wire| {
+                let took = wire.barrage(frames).once(as_f64(rate) * each)?;
+                tell.send((took, Instant::now()))?;
+                wire.converse_until(is_over)
+            })
+        });
+        let found = told.recv().context("nothing was sent").and_then(|(took, sent)| {
+            let behind = all_open(contender, knocks, sent)?;
+            Ok((took, behind))
+        });
+        is_over.store(true, Ordering::Relaxed);
+        sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        found
+    })?;
     Ok(Rate {
         wanted: rate,
         sent: to_f64(knocks) / took.as_secs_f64(),
@@ -96,4 +103,25 @@ fn at(
         behind_ms: behind.map(|behind| behind.as_secs_f64() * 1e3),
         losses: contender.losses()?,
     })
+}
+
+/// How long after the last one was sent all of them are open, if ever. What it says costs less to ask
+/// than what the kernel has, but only that counts.
+fn all_open(
+    contender: &mut dyn Contender,
+    knocks: usize,
+    sent: Instant,
+) -> Result<Option<Duration>> {
+    let (mut last, mut since) = (contender.heard()?, Instant::now());
+    while sent.elapsed() < LIMIT && since.elapsed() < STUCK {
+        if last >= knocks {
+            return Ok(Some(sent.elapsed()));
+        }
+        sleep(PAUSE);
+        let heard = contender.heard()?;
+        if heard != last {
+            (last, since) = (heard, Instant::now());
+        }
+    }
+    Ok(None)
 }

@@ -44,5 +44,5 @@ pub(super) fn knock(
     let sources = knockers(number, 1);
     let frames = contender.packets(&site.host, &sources)?;
     let shots = schedule(&frames, &sources, PAUSE)?;
-    site.on_the_wire(|wire| shoot(wire, &site.host, &shots, None))
+    site.in_dialogue(contender.answers(&site.host), |wire| shoot(wire, &site.host, &shots, None))
 }

@@ -1,5 +1,7 @@
-//! A cable to a station: sends frames as they are, and hears which SYNs were answered.
+//! A cable to a station: sends frames as they are, hears which SYNs were answered, and goes on with
+//! dialogues.
 
+use crate::bench::contenders::Answers;
 use crate::bench::station::GUARDED;
 use crate::bench::volley::address;
 use crate::frames::Frame;
@@ -14,6 +16,7 @@ use nix::sys::socket::{
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Frames of noise that one system call sends. At a million a second that is 32 us, which no
@@ -25,11 +28,12 @@ const SHORT: Duration = Duration::from_micros(200);
 /// See the module's text.
 pub(super) struct Wire {
     socket: OwnedFd,
+    answers: Option<Answers>,
 }
 
 impl Wire {
-    /// On this interface of the thread's namespace.
-    pub(super) fn on(link: &str) -> Result<Self> {
+    /// On this interface of the thread's namespace. What comes in is answered by `answers`.
+    pub(super) fn on(link: &str, answers: Option<Answers>) -> Result<Self> {
         // Of IPv4 only what comes in: a socket for all protocols would hear its own frames too.
         let socket = socket(
             AddressFamily::Packet,
@@ -39,7 +43,7 @@ impl Wire {
         )?;
         bind(socket.as_raw_fd(), &address(link)?)?;
         setsockopt(&socket, SndBuf, &(4 << 20))?;
-        Ok(Self { socket })
+        Ok(Self { socket, answers })
     }
 
     pub(super) fn send(&self, frame: &Frame) -> Result<()> {
@@ -47,15 +51,20 @@ impl Wire {
         Ok(())
     }
 
-    /// The next address whose SYN to the guarded port was answered, if there is one by now.
+    /// The next address whose SYN to the guarded port was answered, if there is one by now. What has
+    /// come before it was answered where it had to be.
     pub(super) fn answered(&self) -> Result<Option<IpAddr>> {
         let mut buffer = [0; 128];
         loop {
             match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(length) => {
-                    let found = buffer.get(..length).and_then(syn_ack);
+                    let frame = buffer.get(..length).unwrap_or_default();
+                    let found = syn_ack(frame);
                     if found.is_some() {
                         return Ok(found);
+                    }
+                    if let Some(answer) = self.answers.as_ref().and_then(|answers| answers(frame)) {
+                        self.send(&answer)?;
                     }
                 }
                 Err(Errno::EAGAIN) => return Ok(None),
@@ -65,10 +74,26 @@ impl Wire {
         }
     }
 
+    /// Goes on with dialogues, if there are any.
+    fn converse(&self) -> Result<bool> {
+        if self.answers.is_some() {
+            while self.answered()?.is_some() {}
+        }
+        Ok(self.answers.is_some())
+    }
+
+    /// Goes on with them until it is over.
+    pub(super) fn converse_until(&self, is_over: &AtomicBool) -> Result<()> {
+        while !is_over.load(Ordering::Relaxed) && self.converse()? {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+
     /// Sends these frames over and over.
     pub(super) fn barrage<'a>(&'a self, frames: &'a [Frame]) -> Barrage<'a> {
         Barrage {
-            socket: &self.socket,
+            wire: self,
             slices: frames.iter().map(|frame| [IoSlice::new(&frame.0)]).collect(),
             next: 0,
             sent: 0,
@@ -89,7 +114,7 @@ fn syn_ack(frame: &[u8]) -> Option<IpAddr> {
 
 /// Frames that are sent over and over.
 pub(super) struct Barrage<'a> {
-    socket: &'a OwnedFd,
+    wire: &'a Wire,
     slices: Vec<[IoSlice<'a>; 1]>,
     next: usize,
     sent: u64,
@@ -112,7 +137,7 @@ impl Barrage<'_> {
         let nowhere = [None; BATCH];
         let none: [nix::sys::socket::ControlMessage<'_>; 0] = [];
         let sent = match sendmmsg(
-            self.socket.as_raw_fd(),
+            self.wire.socket.as_raw_fd(),
             &mut headers,
             slices,
             nowhere,
@@ -156,6 +181,7 @@ impl Barrage<'_> {
         let before = self.sent;
         let start = Instant::now();
         loop {
+            let talks = self.wire.converse()?;
             let sent = as_f64(self.sent - before);
             if sent >= most {
                 return Ok(start.elapsed());
@@ -167,7 +193,7 @@ impl Barrage<'_> {
                 self.some(due.unwrap_or(1))?;
             } else {
                 let pause = Duration::from_secs_f64((1.0 - due) / rate);
-                if pause > SHORT {
+                if pause > SHORT && !talks {
                     std::thread::sleep(pause.saturating_sub(SHORT / 2));
                 } else {
                     std::hint::spin_loop();
@@ -200,7 +226,7 @@ mod tests {
     fn only_an_answered_syn_is_heard() {
         let lab = Lab::new().unwrap();
         let (host, link) = new_host(&lab).unwrap();
-        let wire = lab.owner().inside(|| Wire::on(&link)).unwrap();
+        let wire = lab.owner().inside(|| Wire::on(&link, None)).unwrap();
         let from: SocketAddr = "100.64.1.2:4000".parse().unwrap();
         let syn = Frame::syn(&host, from, host.at(Family::V4, GUARDED)).unwrap();
         // Nobody listens: a reset comes back.
@@ -220,7 +246,7 @@ mod tests {
             Frame::syn(&host, ([100, 64, 1, 2], 4000).into(), host.at(Family::V4, port)).unwrap()
         });
         let before = host.inside(|| crate::bench::volley::received("eth0")).unwrap();
-        let wire = lab.owner().inside(|| Wire::on(&link)).unwrap();
+        let wire = lab.owner().inside(|| Wire::on(&link, None)).unwrap();
         let mut barrage = wire.barrage(&frames);
         let took = barrage.last(Duration::from_millis(100), Some(5_000)).unwrap();
         assert_eq!(barrage.sent(), 500);
