@@ -75,7 +75,7 @@ impl FireExtent {
             rounds: 5,
             round: Duration::from_secs(1),
             moderate: 100_000,
-            rates: vec![100, 300, 600, 1_000, 3_000, 10_000, 20_000, 30_000, 50_000],
+            rates: vec![10, 30, 100, 300, 600, 1_000, 3_000, 10_000, 20_000, 30_000, 50_000],
             rate: Duration::from_secs(1),
             crowds: vec![1, 1_000, 100_000],
             crowd_knocks: 100,
