@@ -8,6 +8,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(TARGET)/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+# What `make bench-fire` alone compares with.
+LETMEIN := $(TOOLS)/bin/letmeind $(TOOLS)/bin/letmeinfwd
+LETMEIN_VERSION := 12.6.2
 
 # Where `make install` puts things; DESTDIR goes before all of it.
 DESTDIR ?=
@@ -83,7 +86,7 @@ bench: needs ## What a grant and a packet cost, beside other programs. Minutes, 
 	$(MAKE) bench-fire
 
 .PHONY: bench-fire
-bench-fire: needs ## How the server does under fire, beside other programs. Minutes, likewise.
+bench-fire: needs $(LETMEIN) ## How the server does under fire, beside other programs. Minutes, likewise.
 	@tests/install-needs fwknop-server fwknop-client knockd
 	cargo build --locked --release -p spa-tests -p spa-server --bin spa-bench-fire --bin spa-server
 	@mkdir -p $(TARGET)/bench
@@ -113,6 +116,9 @@ deny: $(CARGO_DENY) ## Licences, sources and known faults of what we depend on.
 
 $(CARGO_DENY):
 	cargo install --quiet cargo-deny@$(CARGO_DENY_VERSION) --locked --root $(TOOLS)
+
+$(LETMEIN) &:
+	cargo install --quiet --locked --root $(TOOLS) $(addsuffix @$(LETMEIN_VERSION),$(notdir $(LETMEIN)))
 
 .PHONY: needs
 needs: ## Install the Debian packages that are missing.

@@ -127,13 +127,7 @@ pub fn our_binary(name: &str) -> Result<PathBuf> {
 
 /// Builds our binaries with the profile of the running test, and names their directory.
 fn build() -> Result<PathBuf> {
-    let me = env::current_exe().context("cannot find the running test")?;
-    let directory = me
-        .ancestors()
-        .skip(1)
-        .find(|directory| !directory.ends_with("deps"))
-        .context("the running test is in no directory")?
-        .to_owned();
+    let directory = beside_the_test()?;
     let (Some(cargo), None) = (env::var_os("CARGO"), env::var_os("SPA_TESTS_BUILT")) else {
         return Ok(directory);
     };
@@ -156,6 +150,26 @@ fn build() -> Result<PathBuf> {
     }
     finish(&mut command)?.ok().context("our own programs do not build")?;
     Ok(directory)
+}
+
+/// The directory of the running test, which has what was built with the same profile.
+fn beside_the_test() -> Result<PathBuf> {
+    let me = env::current_exe().context("cannot find the running test")?;
+    let mut directories = me.ancestors().skip(1);
+    let directory = directories.find(|directory| !directory.ends_with("deps"));
+    Ok(directory.context("the running test is in no directory")?.to_owned())
+}
+
+/// A program of others that Debian has no package of: where the Makefile puts what it installs for a
+/// benchmark alone, beside what was built here, or else where an administrator puts such things.
+pub(crate) fn foreign_program(name: &str) -> Result<PathBuf> {
+    let built = beside_the_test()?;
+    let tools = built.parent().context("what was built lies in no directory")?.join("tools/bin");
+    let path = tools.join(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    program(name).with_context(|| format!("{name} is not in {} either", tools.display()))
 }
 
 /// The interpreter that the second implementation runs in, and that implementation's directory.

@@ -2,12 +2,17 @@
 
 use super::results::Machine;
 use crate::command::finish;
+use crate::programs::foreign_program;
+use std::ffi::OsStr;
 use std::fs;
 use std::process::Command;
 
 /// Packages whose versions matter, where they are installed.
 const PACKAGES: [&str; 6] =
     ["iptables", "ipset", "nftables", "fwknop-server", "knockd", "libpcap0.8"];
+
+/// What Debian has no package of, and the program of it that tells the version, as the last word.
+const FOREIGN: [(&str, &str); 1] = [("letmein", "letmeind")];
 
 /// This machine, now. What can't be read is left empty.
 pub(super) fn describe() -> Machine {
@@ -17,6 +22,12 @@ pub(super) fn describe() -> Machine {
         let version = said("dpkg-query", &["-W", "-f=${Version}", package]);
         if !version.is_empty() {
             versions.push((package.to_owned(), version));
+        }
+    }
+    for (name, program) in FOREIGN {
+        let words = foreign_program(program).map(|path| said(path, &["--version"]));
+        if let Some(version) = words.unwrap_or_default().split_whitespace().last() {
+            versions.push((name.to_owned(), version.to_owned()));
         }
     }
     Machine {
@@ -40,7 +51,7 @@ pub(super) fn load() -> String {
     read("/proc/loadavg").split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-fn said(program: &str, arguments: &[&str]) -> String {
+fn said(program: impl AsRef<OsStr>, arguments: &[&str]) -> String {
     let finished = finish(Command::new(program).args(arguments));
     finished.ok().filter(crate::Finished::success).map(|f| f.stdout).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! fwknopd of Debian, in both of its modes, with packets of Debian's client.
 
-use super::process::{Daemon, Tail, base_rules, clear_rules, restore};
+use super::process::{Daemon, Tail, base_rules, clear_rules, installed, restore};
 use super::{Contender, Link, Noise, noisy};
 use crate::bench::station::{GUARDED, KNOCK_PORT};
 use crate::command::finish;
@@ -139,8 +139,7 @@ impl Contender for Fwknopd {
     }
 
     fn packets(&mut self, host: &Host, sources: &[IpAddr]) -> Result<Vec<Frame>> {
-        let client = program("fwknop")
-            .map_err(|_| anyhow::anyhow!("fwknop is not installed; `make bench` installs it"))?;
+        let client = installed("fwknop", program)?;
         let file = self.directory.join("packet");
         let destination = host.at(Family::V4, KNOCK_PORT);
         let access = format!("tcp/{GUARDED}");

@@ -3,6 +3,7 @@
 
 mod fwknop;
 mod knockd;
+mod letmein;
 mod process;
 mod recent;
 mod sequence;
@@ -173,6 +174,7 @@ pub(super) fn under_fire() -> Vec<Box<dyn Contender>> {
         Box::new(fwknop::Fwknopd::capturing()),
         Box::new(fwknop::Fwknopd::listening()),
         Box::new(knockd::Knockd::default()),
+        Box::new(letmein::Letmein::default()),
     ];
     for candidate in ours_under_fire() {
         all.push(Box::new(SpaServer::with(candidate)));

@@ -47,12 +47,11 @@ impl Tail {
 }
 
 impl Daemon {
-    /// Starts `words` and waits until the file `log` says `ready`; standard output and standard
-    /// error go there too.
+    /// Starts `words`, of which the first is a path or a program of Debian's, and waits until the file
+    /// `log` says `ready`; standard output and standard error go there too.
     pub(super) fn start(host: &Host, words: &[&str], log: &Path, ready: &str) -> Result<Self> {
         let (name, arguments) = words.split_first().context("no program")?;
-        let path = program(name)
-            .map_err(|_| anyhow::anyhow!("{name} is not installed; `make bench` installs it"))?;
+        let path = if name.contains('/') { name.into() } else { installed(name, program)? };
         let output = File::create(log)?;
         let mut command = host.command(path)?;
         command.args(arguments).stdin(Stdio::null());
@@ -60,12 +59,18 @@ impl Daemon {
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let mut daemon = Self { child, log: log.to_owned() };
         eventually(&format!("{name} is to say {ready:?}"), || {
-            if let Some(status) = daemon.child.try_wait()? {
-                bail!("{name} ended at its start ({status}): {}", daemon.said()?);
-            }
+            daemon.check().with_context(|| format!("starting {name}"))?;
             Ok(daemon.said()?.contains(ready).then_some(()))
         })?;
         Ok(daemon)
+    }
+
+    /// That it has not ended.
+    pub(super) fn check(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("it has ended ({status}): {}", self.said()?),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -93,6 +98,11 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// Where a program of others is, as `find` knows it.
+pub(super) fn installed(name: &str, find: fn(&str) -> Result<PathBuf>) -> Result<PathBuf> {
+    find(name).map_err(|_| anyhow::anyhow!("{name} is not installed; `make bench` installs it"))
 }
 
 /// The firewall that a host of the others has: it refuses all but what is established, and what
