@@ -12,7 +12,7 @@ const PACKAGES: [&str; 6] =
     ["iptables", "ipset", "nftables", "fwknop-server", "knockd", "libpcap0.8"];
 
 /// What Debian has no package of, and the program of it that tells the version, as the last word.
-const FOREIGN: [(&str, &str); 1] = [("letmein", "letmeind")];
+const FOREIGN: [(&str, &str); 2] = [("letmein", "letmeind"), ("ruroco", "ruroco-server")];
 
 /// This machine, now. What can't be read is left empty.
 pub(super) fn describe() -> Machine {

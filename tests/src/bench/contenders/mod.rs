@@ -6,6 +6,7 @@ mod knockd;
 mod letmein;
 mod process;
 mod recent;
+mod ruroco;
 mod sequence;
 mod spa;
 
@@ -175,6 +176,7 @@ pub(super) fn under_fire() -> Vec<Box<dyn Contender>> {
         Box::new(fwknop::Fwknopd::listening()),
         Box::new(knockd::Knockd::default()),
         Box::new(letmein::Letmein::default()),
+        Box::new(ruroco::Ruroco::default()),
     ];
     for candidate in ours_under_fire() {
         all.push(Box::new(SpaServer::with(candidate)));

@@ -52,13 +52,14 @@ knock, the next ones every 50 us, and more seldom when it takes long: a figure i
 time from another address, after a pause of 10 to 20 ms that meets no rhythm of theirs. The sender asks without sleeping, on a processor of its own, which the programs may not use: it stands for another machine. `recent` is the kernel alone: it
 checks nothing but the order of three ports, and decides in the very packet, so its latency is that of the cable and of one SYN. fwknopd and knockd look at what has come
 now and then, unless fwknopd listens on a socket. The knock of letmein is a dialogue: the time begins with its first message, and the sender answers the challenge without letmein's own client, as soon
-as it hears it, so a way there and back is in the figure, over a cable without a length; then nft is run.
+as it hears it, so a way there and back is in the figure, over a cable without a length; then nft is run. The knocks of ruroco are its own client's, made before; its server writes each down, waits for the disk, and hands it to a second process,
+which runs a shell and iptables, and looks every 50 ms whether they have ended.
 ";
 
 const NOISE: &str = "\
 Knocks of different addresses, 20 to 40 ms apart, over the same cable and from the same sender as noise of forged addresses, as fast as one processor can send it. That is the limit
 of the method: *sent* is what the sender managed, with the receiving kernel's work for each packet in its own time, and *received* what came to the host's interface. A knock that is not open within 2 s counts as lost. *Random*: the right port and length (for ours,
-fwknopd and letmein), or the first port of the sequence (for knockd and `recent`). *Right tag, broken MAC*: knocks of one of the clients, sealed just before, with another last byte. *Replays*: its knocks that were
+fwknopd, letmein and ruroco), or the first port of the sequence (for knockd and `recent`). *Right tag, broken MAC*: knocks of one of the clients, sealed just before, with another last byte. *Replays*: its knocks that were
 accepted. *Stale*: its knocks that are two minutes old. *Log* and *state* are the bytes by which those files grew while noise came for two seconds and nobody knocked.
 *Memory* is what was resident before the noise, and after it and the knocks.
 ";
@@ -73,7 +74,8 @@ the receiving kernel does in the sender's time (the filter, the copy, the firewa
 const RATES: &str = "\
 Valid knocks, made before, each from another address, ours of a thousand clients, at an even rate for a second, to a program freshly started. It keeps up with a rate when all of them are open, as the kernel has it, within 300 ms of the last
 one; one that has not is not asked for more (*then*: what was sent instead, and what became of it). Where none of the others has kept up with the lowest rate, the bar takes it as if they had. The lists of `recent` hold a hundred addresses, so it is not asked.
-Of letmein the first messages are made before, and challenges answered as above; its limits of 100 rules and of 64 dialogues at a time are out of the way, here as in the other tables. Both of its daemons run, as root.
+Of letmein the first messages are made before, and challenges answered as above; its limits of 100 rules and of 64 dialogues at a time are out of the way, here as in the other tables. Of ruroco all knocks are made before, with one key; its limits of 100 a second,
+and of 2 of one address, are out of the way likewise. Both daemons of letmein and of ruroco run, as root.
 ";
 
 const CROWDS: &str = "\
@@ -87,7 +89,7 @@ const AGAIN: &str = "
     make bench-fire
 
 It installs the Debian packages `fwknop-server`, `fwknop-client` and `knockd` where they are missing (no service is started), builds `letmeind` and `letmeinfwd` in `target/tools`, needs root and two processors, takes some minutes, and stays within namespaces
-that it makes. `target/bench/under-fire.json` has all figures.
+that it makes. No registry has ruroco: it is measured where `ruroco-server`, `ruroco-commander` and `ruroco-client` are in `target/tools/bin` or in `/usr/local/bin`. `target/bench/under-fire.json` has all figures.
 ";
 
 /// Whose program, its name, and a figure of it if that was measured.
