@@ -17,6 +17,9 @@ pub struct Configuration {
     pub knock_ports: Vec<u16>,
     pub freshness: String,
     pub default_lifetime: String,
+    /// The server's own choice, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_grants: Option<u32>,
     pub private_key_file: PathBuf,
     pub state_directory: PathBuf,
     pub control_socket: PathBuf,
@@ -127,6 +130,7 @@ impl Configuration {
             knock_ports: vec![62201],
             freshness: "60s".into(),
             default_lifetime: "30s".into(),
+            max_grants: None,
             private_key_file: directory.join("server.key"),
             state_directory: directory.join("state"),
             control_socket: directory.join("control.sock"),

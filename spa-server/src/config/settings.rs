@@ -36,6 +36,9 @@ const HOOK_TIME_LIMIT: Duration = Duration::from_secs(10);
 const HOOK_DIRECTORY: &str = "hook";
 /// The largest sets that the gate makes.
 const MAX_ELEMENTS: u32 = 16 * 1024 * 1024;
+/// The kernel counts elements that are over until it takes them out, nftables about a second later:
+/// as many new ones may come meanwhile as have ended.
+const ROOM: u32 = 2;
 /// The longest interface name that Linux has.
 const MAX_INTERFACE_NAME: usize = 15;
 
@@ -168,6 +171,7 @@ impl Settings {
             max_elements: u32::try_from(largest)
                 .unwrap_or(u32::MAX)
                 .saturating_mul(self.max_grants)
+                .saturating_mul(ROOM)
                 .min(MAX_ELEMENTS),
             always_admit: self.gate.always_admit.clone(),
             trial_seconds: None,
