@@ -1,15 +1,35 @@
-//! What one client does is that client's affair, and the limit of all together is met before the
-//! kernel's sets are full.
+//! One client's flood is that client's affair: with a key that has leaked, somebody sends fresh and
+//! valid knocks by the thousand. The others get in meanwhile; log, state and the kernel's sets grow
+//! by what the limits admit, and by nothing for what they refuse.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use spa_tests::{Backend, Device, Family, Frame, Host, Rate, SSH_PORT, Scene, eventually};
+use spa_tests::{
+    Backend, Device, Family, Frame, Host, Rate, SSH_PORT, Scene, WEB_PORT, eventually,
+};
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 
+/// Knocks of a flood that are under way at a time: half of them before the one of somebody else, half
+/// after it. Far fewer than the server lets wait.
+const WAVE: usize = 500;
+/// What the limits of a client are when its file names none (the manual's tables).
+const BURST: u64 = 30;
+const PER_MINUTE: u64 = 60;
+const MAX_SOURCES: usize = 16;
 /// No grant ends while a test runs.
 const LIFETIME: u32 = 600;
+
+/// Where the flood comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Senders {
+    /// The thief's own address, which is nobody else's.
+    OneSource,
+    /// Another one for each knock.
+    ForgedSources,
+}
 
 /// The `n`-th address that no host of the lab has.
 fn forged(family: Family, n: usize) -> Result<IpAddr> {
@@ -88,6 +108,159 @@ fn described(json: &str) -> Result<Value> {
     let all = listed.get("nftables").and_then(Value::as_array);
     let set = all.into_iter().flatten().find_map(|one| one.get("set"));
     set.cloned().with_context(|| format!("no set is in {json}"))
+}
+
+fn bytes_in(directory: &Path) -> Result<u64> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
+}
+
+/// What is written, and how much: to be compared with later.
+struct Written {
+    accepted: u64,
+    state: u64,
+    lines: usize,
+}
+
+impl Written {
+    fn by(scene: &Scene) -> Result<Self> {
+        Ok(Self {
+            accepted: scene.server.status()?.accepted,
+            state: bytes_in(&scene.server.configuration().state_directory)?,
+            lines: scene.server.log()?.lines().count(),
+        })
+    }
+}
+
+/// Waits until the server has judged so many knocks in all.
+fn await_judged(scene: &Scene, count: u64) -> Result<()> {
+    eventually(&format!("{count} knocks are to be judged"), || {
+        let status = scene.server.status()?;
+        ensure!(status.dropped.get("overloaded") == Some(&0), "the flood was too fast for a test");
+        Ok((status.accepted + status.dropped.values().sum::<u64>() >= count).then_some(()))
+    })
+    .with_context(|| scene.server.account())
+}
+
+/// Somebody floods with the key of `leaked`, wave by wave, and in the middle of each wave the laptop
+/// knocks from where it has nothing open yet, and gets in.
+fn a_flood_is_no_matter_to_others(backend: Backend, family: Family, from: Senders) -> Result<()> {
+    let mut scene = Scene::prepared(|configuration| backend.choose(configuration))?;
+    let (_, leaked) = scene.add_client("leaked", |_| {})?;
+    scene.server.start()?;
+    let (lab, server) = (&scene.lab, &scene.server);
+    let others = [lab.owner(), lab.third()].into_iter().flat_map(|host| {
+        let services = [("ssh", SSH_PORT), ("web", WEB_PORT)];
+        let each = services.map(|service| Family::BOTH.map(|family| (host, family, service)));
+        each.into_iter().flatten()
+    });
+    let others: Vec<_> = others.collect();
+    let sources = (0..WAVE * others.len())
+        .map(|n| match from {
+            Senders::OneSource => Ok(lab.other().address(family)),
+            Senders::ForgedSources => forged(family, n),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let flood = knocks(&scene, &leaked, &sources, LIFETIME)?;
+
+    // What knocks cost that are accepted: of the laptop, again and again for what it has.
+    let knock = |ask: &str, host, family| {
+        scene.knock(host, family, &scene.laptop.open(ask).lifetime(LIFETIME).seal()?)
+    };
+    let start = Written::by(&scene)?;
+    let calm = 10;
+    for n in 1..=calm {
+        knock("ssh", lab.other(), family)?;
+        server.await_accepted(n)?;
+    }
+    scene.await_open(lab.other(), family, SSH_PORT)?;
+    let before = Written::by(&scene)?;
+    let each = (before.state - start.state).div_ceil(calm);
+    ensure!(each > 0, "a knock that is accepted leaves something in the state directory");
+
+    let began = server.status()?.uptime;
+    let mut judged = calm;
+    for (wave, (host, family, (service, port))) in flood.chunks(WAVE).zip(&others) {
+        let (first, second) = wave.split_at(WAVE / 2);
+        lab.other().inject(first)?;
+        knock(service, *host, *family)?;
+        lab.other().inject(second)?;
+        scene.await_open(host, *family, *port).context("another client is kept out")?;
+        judged += u64::try_from(WAVE)? + 1;
+        await_judged(&scene, judged)?;
+    }
+
+    let reason = match from {
+        Senders::OneSource => "rate",
+        Senders::ForgedSources => "max-sources",
+    };
+    let refusals = || -> Result<usize> {
+        Ok(server.audit("refused")?.iter().filter(|line| line.contains("client=leaked")).count())
+    };
+    eventually("the audit trail is to tell of the refusals", || {
+        Ok((refusals()? > 0).then_some(()))
+    })?;
+    // Long enough for the server to write what it has to write.
+    let uptime = server.status()?.uptime;
+    eventually("some seconds are to pass", || {
+        Ok((server.status()?.uptime > uptime + 2).then_some(()))
+    })?;
+    let seconds = server.status()?.uptime - began + 1;
+    let after = Written::by(&scene)?;
+    let accepted = after.accepted - before.accepted;
+    let of_others = u64::try_from(others.len())?;
+    let refused = u64::try_from(flood.len())? + of_others - accepted;
+
+    // The flood was refused for one reason, but for what its limits let through.
+    ensure!(server.dropped(reason)? == refused, "{}", server.account());
+    let most = match from {
+        Senders::OneSource => BURST + seconds * PER_MINUTE / 60 + 1,
+        Senders::ForgedSources => u64::try_from(MAX_SOURCES)?,
+    };
+    ensure!(accepted - of_others <= most, "{} of the flood were accepted", accepted - of_others);
+    let in_kernel = admitted(lab.server(), backend)?;
+    let of_flood = in_kernel.iter().filter(|source| sources.contains(source)).count();
+    let wanted = if from == Senders::OneSource { 1 } else { MAX_SOURCES };
+    ensure!(of_flood == wanted, "the kernel admits {of_flood} sources of the flood: {in_kernel:?}");
+    for host in [lab.owner(), lab.third()] {
+        ensure!(Family::BOTH.iter().all(|family| in_kernel.contains(&host.address(*family))));
+    }
+    // One line for each that was accepted, one a minute for the others.
+    let refusals = refusals()?;
+    ensure!(u64::try_from(refusals)? <= 1 + seconds / 60, "{refusals} lines in {seconds} s");
+    let lines = after.lines - before.lines;
+    let log = server.log()?;
+    let new: Vec<_> = log.lines().skip(before.lines).take(60).collect();
+    ensure!(u64::try_from(lines - refusals)? == accepted, "{lines} lines: {}", new.join("\n"));
+    // And nothing in the files but what those that were accepted need.
+    let grown = after.state.saturating_sub(before.state);
+    let most = accepted * each * 3 / 2;
+    ensure!(grown <= most, "{grown} bytes for {accepted} accepted knocks, {each} each");
+    Ok(())
+}
+
+#[test]
+fn a_flood_from_one_source_keeps_nobody_out() -> Result<()> {
+    a_flood_is_no_matter_to_others(Backend::IPSET, Family::V4, Senders::OneSource)
+}
+
+#[test]
+fn a_flood_from_one_source_keeps_nobody_out_of_nftables() -> Result<()> {
+    a_flood_is_no_matter_to_others(Backend::NFTABLES, Family::V6, Senders::OneSource)
+}
+
+#[test]
+fn a_flood_from_forged_sources_fills_no_more_than_its_client_may_have() -> Result<()> {
+    a_flood_is_no_matter_to_others(Backend::IPSET, Family::V4, Senders::ForgedSources)
+}
+
+#[test]
+fn a_flood_from_forged_sources_fills_no_more_by_ipv6() -> Result<()> {
+    a_flood_is_no_matter_to_others(Backend::IPSET, Family::V6, Senders::ForgedSources)
+}
+
+#[test]
+fn a_flood_from_forged_sources_fills_no_more_in_nftables() -> Result<()> {
+    a_flood_is_no_matter_to_others(Backend::NFTABLES, Family::V4, Senders::ForgedSources)
 }
 
 /// A server with room for so many grants, and so many clients who are kept by nothing else.
