@@ -240,6 +240,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let mut agreed = Agreed::default();
         let mut accepted = Vec::with_capacity(batch.len());
         for Candidate { knock, captured, .. } in batch {
+            judge.taken(&knock.client);
             // The policy may have changed since the knock was captured: it is judged by the one
             // that is in force now.
             let verdict = policy

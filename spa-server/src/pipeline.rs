@@ -4,6 +4,8 @@
 //! It runs on the capture threads. Noise ends here: it takes no part in the async runtime, and
 //! writes nothing.
 
+mod waiting;
+
 use crate::audit::Refusals;
 use crate::capture::{Arrival, Sink};
 use crate::clock::{BootMicros, Now, Step, StepWatch};
@@ -11,8 +13,8 @@ use crate::counters::{Counters, Dropped, count};
 use crate::frame::{Datagram, FrameError};
 use crate::policy::{Permit, Policy};
 use spa_proto::{
-    Announced, DropReason, Freshness, Knock, Nonce, PortRange, Receiver, Sieve, Skew, UnixMicros,
-    Verdict,
+    Announced, ClientId, DropReason, Freshness, Knock, Nonce, PortRange, Receiver, Sieve, Skew,
+    UnixMicros, Verdict,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -21,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use waiting::Waiting;
 
 /// A knock that receiver and policy agree to; limits and replay window have the last word.
 #[derive(Debug, Clone)]
@@ -62,6 +65,7 @@ pub struct Judge {
     /// Authentic knocks that were refused, to be told in the audit trail.
     pub refusals: Refusals,
     twins: Twins,
+    waiting: Waiting,
     steps: StepWatch,
     /// A jump of the clock that the log has not told yet.
     step: Option<Step>,
@@ -126,6 +130,7 @@ impl Judge {
             policy,
             refusals: Refusals::default(),
             twins: Twins::default(),
+            waiting: Waiting::default(),
             steps: StepWatch::new(now),
             step: None,
             freshness,
@@ -156,6 +161,11 @@ impl Judge {
     /// The last jump of the clock, if it was not asked for already.
     pub fn take_step(&mut self) -> Option<Step> {
         self.step.take()
+    }
+
+    /// A knock of this client is not in the queue any more.
+    pub fn taken(&mut self, client: &ClientId) {
+        self.waiting.went(client);
     }
 
     fn judge(
@@ -259,17 +269,22 @@ impl Pipeline {
 
     fn hand_on(&mut self, arrival: Arrival, datagram: &Datagram<'_>) -> Result<(), Dropped> {
         self.sift(datagram.payload).map_err(Dropped::Protocol)?;
-        let judged = {
-            let mut judge = self.judge.lock();
-            // Not before the lock is ours: who waited for it would see the clock go back.
-            let now = Now::read();
-            judge.judge(now, datagram.source, arrival, datagram.payload)
-        };
-        let is_sent = match judged? {
-            Judged::Knock(candidate) => self.queue.try_send(candidate).is_ok(),
+        let mut judge = self.judge.lock();
+        // Not before the lock is ours: who waited for it would see the clock go back.
+        let now = Now::read();
+        let is_sent = match judge.judge(now, datagram.source, arrival, datagram.payload)? {
+            Judged::Knock(candidate) => {
+                let client = candidate.knock.client;
+                let is_sent =
+                    judge.waiting.has_room(&client) && self.queue.try_send(candidate).is_ok();
+                if is_sent {
+                    judge.waiting.came(client);
+                }
+                is_sent
+            }
             Judged::Announced(announced) => self.announcements.try_send(announced).is_ok(),
         };
-        // A full queue: the client's next knock, a fresh one, will find room.
+        // No room: the client's next knock, a fresh one, will find some.
         if is_sent { Ok(()) } else { Err(Dropped::Overloaded) }
     }
 }
@@ -340,8 +355,8 @@ mod tests {
     use crate::policy::{ClientRules, Prefixes, Rate};
     use crate::service::Service;
     use spa_proto::{
-        ClientId, Item, MaskKey, MessageType, PacketLength, PairSecret, Request, ServerKey,
-        Settings, UnixMicros, seal,
+        Item, MaskKey, MessageType, PacketLength, PairSecret, Request, ServerKey, Settings,
+        UnixMicros, seal,
     };
 
     const NOW: Now =
@@ -498,6 +513,32 @@ mod tests {
         }
         assert!(waiting.try_recv().is_ok());
         assert_eq!(counters.dropped().get("overloaded"), Some(&2));
+    }
+
+    /// The authorizer has to wait for a tool of the system, say.
+    #[test]
+    fn whoever_floods_meanwhile_leaves_room_for_others() {
+        let (queue, mut knocks) = mpsc::channel(2 * Waiting::SHARE);
+        let (announcements, _) = mpsc::channel(1);
+        let mut judge = judge();
+        judge.steps = StepWatch::new(Now::read());
+        let shared = SharedJudge::new(judge);
+        let counters = Arc::new(Counters::default());
+        let mut pipeline =
+            Pipeline::new(shared.clone(), Arc::clone(&counters), queue.clone(), announcements);
+        // What has not been accepted yet is no replay.
+        let knock = knock_now(1);
+        let mut flood =
+            |count| (0..count).for_each(|_| pipeline.datagram(on(2), &datagram(&knock)));
+        flood(2 * Waiting::SHARE);
+        assert_eq!(queue.capacity(), Waiting::SHARE);
+        let overloaded = || counters.dropped()["overloaded"];
+        assert_eq!(overloaded(), u64::try_from(Waiting::SHARE).unwrap());
+        // As the authorizer does; then there is room for one more.
+        let taken = knocks.try_recv().unwrap();
+        shared.lock().taken(&taken.knock.client);
+        flood(2);
+        assert_eq!(overloaded(), u64::try_from(Waiting::SHARE).unwrap() + 1);
     }
 
     /// Somebody else has the judge for as long as this takes.
