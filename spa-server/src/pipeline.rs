@@ -269,23 +269,29 @@ impl Pipeline {
 
     fn hand_on(&mut self, arrival: Arrival, datagram: &Datagram<'_>) -> Result<(), Dropped> {
         self.sift(datagram.payload).map_err(Dropped::Protocol)?;
-        let mut judge = self.judge.lock();
-        // Not before the lock is ours: who waited for it would see the clock go back.
-        let now = Now::read();
-        let is_sent = match judge.judge(now, datagram.source, arrival, datagram.payload)? {
-            Judged::Knock(candidate) => {
-                let client = candidate.knock.client;
-                let is_sent =
-                    judge.waiting.has_room(&client) && self.queue.try_send(candidate).is_ok();
-                if is_sent {
-                    judge.waiting.came(client);
-                }
-                is_sent
+        let judged = {
+            let mut judge = self.judge.lock();
+            // Not before the lock is ours: who waited for it would see the clock go back.
+            let now = Now::read();
+            let judged = judge.judge(now, datagram.source, arrival, datagram.payload)?;
+            if let Judged::Knock(candidate) = &judged
+                && !judge.waiting.comes(candidate.knock.client)
+            {
+                return Err(Dropped::Overloaded);
             }
-            Judged::Announced(announced) => self.announcements.try_send(announced).is_ok(),
+            judged
         };
-        // No room: the client's next knock, a fresh one, will find some.
-        if is_sent { Ok(()) } else { Err(Dropped::Overloaded) }
+        // Whoever takes it needs the lock at once. No room: the client's next knock, a fresh one,
+        // will find some.
+        match judged {
+            Judged::Knock(candidate) => self.queue.try_send(candidate).map_err(|unsent| {
+                self.judge.lock().taken(&unsent.into_inner().knock.client);
+                Dropped::Overloaded
+            }),
+            Judged::Announced(announced) => {
+                self.announcements.try_send(announced).map_err(|_| Dropped::Overloaded)
+            }
+        }
     }
 }
 

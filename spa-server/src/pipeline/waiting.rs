@@ -13,15 +13,12 @@ impl Waiting {
     /// same knock again and again, by whoever has seen it.
     pub(super) const SHARE: usize = 1024;
 
-    /// Whether a further one of this client may wait.
-    pub(super) fn has_room(&self, client: &ClientId) -> bool {
-        self.0.get(client).is_none_or(|count| *count < Self::SHARE)
-    }
-
-    /// One of this client waits from now on.
-    pub(super) fn came(&mut self, client: ClientId) {
+    /// Whether a further one of this client may wait; if so, it does from now on.
+    pub(super) fn comes(&mut self, client: ClientId) -> bool {
         let count = self.0.entry(client).or_default();
-        *count = count.saturating_add(1);
+        let may = *count < Self::SHARE;
+        *count = count.saturating_add(may.into());
+        may
     }
 
     /// One of this client waits no more.
@@ -43,14 +40,12 @@ mod tests {
     fn whoever_has_no_room_left_takes_none_of_others() {
         let (one, other) = (ClientId([1; 32]), ClientId([2; 32]));
         let mut waiting = Waiting::default();
-        for _ in 0..Waiting::SHARE {
-            assert!(waiting.has_room(&one));
-            waiting.came(one);
-        }
-        assert!(!waiting.has_room(&one) && waiting.has_room(&other));
+        assert!((0..Waiting::SHARE).all(|_| waiting.comes(one)));
+        assert!(!waiting.comes(one) && waiting.comes(other));
         waiting.went(&one);
-        assert!(waiting.has_room(&one));
+        assert!(waiting.comes(one) && !waiting.comes(one));
         // Who waits no more is forgotten.
+        waiting.went(&other);
         (0..Waiting::SHARE).for_each(|_| waiting.went(&one));
         assert!(waiting.0.is_empty());
     }
