@@ -60,6 +60,11 @@ pub(super) fn short(value: f64) -> String {
     }
 }
 
+/// The same of milliseconds: tens of microseconds are told, too.
+pub(super) fn milliseconds(ms: f64) -> String {
+    if ms < 1.0 { format!("{ms:.3}") } else { short(ms) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

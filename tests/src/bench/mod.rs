@@ -17,6 +17,7 @@ mod flushes;
 mod knocks;
 mod machine;
 mod packets;
+mod plots;
 mod report;
 mod results;
 mod sources;
@@ -27,6 +28,7 @@ pub use bars::{Bar, Verdict, bars};
 pub use client::client_page;
 pub use contenders::Noise;
 pub use figures::Figure;
+pub use plots::{Plot, plots};
 pub use report::{markdown, table};
 pub use results::{Outcome, Results};
 

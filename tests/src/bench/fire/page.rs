@@ -6,7 +6,7 @@ use super::results::{Fire, Latency, Of, Rate, Role, UnderNoise};
 use super::wire::as_f64;
 use crate::bench::bars::short_count;
 use crate::bench::contenders::Noise;
-use crate::bench::figures::short;
+use crate::bench::figures::{milliseconds, short};
 use crate::bench::report::{QUICK, grid, machine};
 use crate::bench::results::Outcome;
 use std::fmt::Write as _;
@@ -171,11 +171,6 @@ fn latency(latency: &Latency) -> [String; 3] {
         figure(latency.median_ms),
         figure(latency.p99_ms),
     ]
-}
-
-/// Tens of microseconds are told, too.
-fn milliseconds(ms: f64) -> String {
-    if ms < 1.0 { format!("{ms:.3}") } else { short(ms) }
 }
 
 fn singles(fire: &Fire) -> String {
