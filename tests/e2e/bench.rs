@@ -73,8 +73,8 @@ fn a_quick_run_of_the_client_benchmark_fills_every_table() -> Result<()> {
     ensure!(finished.stdout.trim() == text.trim());
     for (row, cells) in [
         ("| ssh, ", 4),
-        ("| down a line of 1 Gbit/s, ", 4),
-        ("| down a link without a limit, ", 4),
+        ("| down a line of 1 Gbit/s ", 4),
+        ("| down a link without a limit ", 4),
         ("| none to speak of ", 5),
         ("| 50 ms there and back ", 5),
         ("| `spa-client open ssh --no-wait` ", 3),

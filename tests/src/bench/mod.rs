@@ -25,7 +25,7 @@ mod station;
 mod volley;
 
 pub use bars::{Bar, Verdict, bars};
-pub use client::client_page;
+pub use client::{ClientResults, client_part, measure_client};
 pub use contenders::Noise;
 pub use figures::Figure;
 pub use plots::{Plot, plots};

@@ -2,7 +2,7 @@
 //! to nothing, to show that the benchmark works.
 
 use anyhow::{Context, Result, bail};
-use spa_tests::bench::client_page;
+use spa_tests::bench::{client_part, measure_client};
 use std::fs;
 use std::process::ExitCode;
 
@@ -27,7 +27,7 @@ fn measure(mut words: impl Iterator<Item = String>) -> Result<()> {
             _ => bail!(USAGE),
         }
     }
-    let page = client_page(quick)?;
+    let page = client_part(&measure_client(quick)?);
     println!("{page}");
     if let Some(file) = file {
         fs::write(&file, page).with_context(|| format!("can't write {file}"))?;

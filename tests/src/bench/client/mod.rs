@@ -1,7 +1,14 @@
 //! The benchmark of the client: what the proxy costs beside a direct connection, and what a knock
 //! costs beside those of other programs. What is compared is measured in turns.
 
-use super::machine;
+mod page;
+mod results;
+
+pub use page::client_part;
+pub use results::ClientResults;
+
+use super::results::Outcome;
+use super::{machine, step};
 use crate::command::finish;
 use crate::desk::Desk;
 use crate::lab::{Family, Host};
@@ -10,7 +17,7 @@ use crate::programs::{our_binary, program};
 use crate::scene::WEB_PORT;
 use crate::weather::Weather;
 use anyhow::{Context, Result, ensure};
-use std::fmt::Write as _;
+use results::{FirstByte, KnockProcess, ProcessTime, Throughput};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -47,38 +54,30 @@ const FULL: Extent = Extent {
 const QUICK: Extent =
     Extent { rounds: 1, bulk: 8 << 20, shaped: 1 << 20, ssh: 1 << 20, processes: 3, firsts: 3 };
 
-/// Runs it, and gives back the page `docs/benchmarks-client.md`.
-pub fn client_page(quick: bool) -> Result<String> {
+/// Measures everything; with `quick` next to nothing, only to show that it works.
+pub fn measure_client(quick: bool) -> Result<ClientResults> {
+    let start = Instant::now();
     let extent = if quick { QUICK } else { FULL };
-    let mut page = String::from(
-        "# Benchmarks of the client\n\n\
-         Written by `make bench-client`; no figure is by hand, and the next run writes all of them \
-         anew. Absolute figures move between machines\nand hours. What is compared was measured in \
-         turns, in one run, so the ratios hold. All ends share the processors of one machine.\n\n",
-    );
-    if quick {
-        page.push_str(
-            "**A quick run, which only shows that it works: its figures mean nothing.**\n\n",
-        );
-    }
-    let machine = machine::describe();
-    writeln!(
-        page,
-        "{}: {} x {}, Linux {}, {}.",
-        machine.date, machine.processors, machine.processor, machine.kernel, machine.system
-    )?;
-    throughput(&mut page, extent)?;
-    firsts(&mut page, extent)?;
-    processes(&mut page, extent)?;
-    Ok(page)
+    let mut machine = machine::describe();
+    step(start, "bytes through the proxy");
+    let throughput = throughput(extent)?;
+    step(start, "the first byte");
+    let firsts = firsts(extent)?;
+    step(start, "a knock as a process");
+    let processes = processes(extent)?;
+    machine.load.1 = machine::load();
+    Ok(ClientResults {
+        machine,
+        quick,
+        seconds: start.elapsed().as_secs_f64(),
+        throughput,
+        firsts,
+        processes,
+    })
 }
 
-fn throughput(page: &mut String, extent: Extent) -> Result<()> {
-    page.push_str(
-        "\n## Bytes through the proxy\n\nThe medians, and the proxy's throughput as a share of the \
-         direct one. Bar: 95% and more.\n\n| what | direct | by `spa-client proxy` | share |\n\
-         | --- | --- | --- | --- |\n",
-    );
+fn throughput(extent: Extent) -> Result<Vec<Throughput>> {
+    let mut rows = Vec::new();
     let desk = Desk::new()?;
     bulk_service(desk.scene.lab.server())?;
     let lines = format!(
@@ -91,47 +90,40 @@ fn throughput(page: &mut String, extent: Extent) -> Result<()> {
     let words = ["open", "ssh", "--wait", "--lifetime", "1h"];
     desk.laptop.run(&words)?.ok()?;
     for (name, host) in [
-        ("ssh, `head -c` of zeros, as `setup ssh` has it, Mbit/s", "handed"),
+        ("ssh, `head -c` of zeros, as `setup ssh` has it", "handed"),
         ("the same without `--fdpass`", "gateway"),
     ] {
-        row(page, name, extent.rounds, extent.ssh, |proxied| {
+        rows.push(in_turns(name, extent.rounds, extent.ssh, |proxied| {
             ssh(&desk, &config, if proxied { host } else { "direct" }, extent.ssh)
-        })?;
+        })?);
     }
     let hub = desk.scene.lab.hub();
     for port in ["p1", "p2"] {
         hub.sh(&format!("tc qdisc add dev {port} root tbf rate 1gbit burst 256kb latency 20ms"))?;
     }
-    for (name, down) in [("down a line of 1 Gbit/s, Mbit/s", true), ("up it, Mbit/s", false)] {
-        row(page, name, extent.rounds, extent.shaped, |proxied| {
+    for (name, down) in [("down a line of 1 Gbit/s", true), ("up it", false)] {
+        rows.push(in_turns(name, extent.rounds, extent.shaped, |proxied| {
             bulk(&desk, proxied, down, extent.shaped)
-        })?;
+        })?);
     }
     for port in ["p1", "p2"] {
         hub.sh(&format!("tc qdisc del dev {port} root"))?;
     }
-    for (name, down) in [("down a link without a limit, Mbit/s", true), ("up it, Mbit/s", false)] {
-        row(page, name, extent.rounds, extent.bulk, |proxied| {
+    for (name, down) in [("down a link without a limit", true), ("up it", false)] {
+        rows.push(in_turns(name, extent.rounds, extent.bulk, |proxied| {
             bulk(&desk, proxied, down, extent.bulk)
-        })?;
+        })?);
     }
-    page.push_str(
-        "\nWith `--fdpass` the proxy hands the connection to ssh and ends: it carries no byte. The \
-         other rows are for programs that take none. Without\na limit of the link, and for ssh \
-         with its cipher, the processors are the limit there: the proxy's own work is all that is \
-         seen, on processors\nthat both ends need as well.\n",
-    );
-    Ok(())
+    Ok(rows)
 }
 
 /// Measures both in turns.
-fn row(
-    page: &mut String,
-    name: &str,
+fn in_turns(
+    what: &str,
     rounds: usize,
     bytes: u64,
     measure: impl Fn(bool) -> Result<Duration>,
-) -> Result<()> {
+) -> Result<Throughput> {
     let (mut direct, mut proxied) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         direct.push(measure(false)?);
@@ -141,10 +133,7 @@ fn row(
         let seconds = Latencies::new(times).median().as_secs_f64();
         Duration::from_secs(bytes * 8).as_secs_f64() / 1e6 / seconds
     };
-    let (direct, proxied) = (rate(direct), rate(proxied));
-    writeln!(page, "| {name} | {direct:.0} | {proxied:.0} | {:.1}% |", proxied / direct * 100.0)?;
-    eprintln!("{name}: {direct:.0} {proxied:.0}");
-    Ok(())
+    Ok(Throughput { what: what.to_owned(), direct: rate(direct), proxied: rate(proxied) })
 }
 
 fn ssh(desk: &Desk, config: &std::path::Path, host: &str, bytes: u64) -> Result<Duration> {
@@ -254,14 +243,8 @@ fn carry(mut up: impl Write, from: &mut impl Read, down: bool, bytes: u64) -> Re
 }
 
 /// From the start of a program to the first byte that comes back.
-fn firsts(page: &mut String, extent: Extent) -> Result<()> {
-    page.push_str(
-        "\n## The first byte\n\nFrom the start of the program to the first byte of an answer, from \
-         a port that is shut before (the proxy) or open (direct, in this very\nprocess). Medians, \
-         milliseconds. Bar: the knock, and no round trip more than the direct connection has.\n\n\
-         | path | direct, open | `open --no-wait` alone | proxy, shut | proxy, knocked for before \
-         |\n| --- | --- | --- | --- | --- |\n",
-    );
+fn firsts(extent: Extent) -> Result<Vec<FirstByte>> {
+    let mut rows = Vec::new();
     for (name, slow) in [("none to speak of", false), ("50 ms there and back", true)] {
         let desk = Desk::new()?;
         desk.add_server("direct", "10.66.0.1", &[])?;
@@ -287,11 +270,11 @@ fn firsts(page: &mut String, extent: Extent) -> Result<()> {
             times[3].push(run(&desk, &proxy[..5], Some(b"x"))?);
             desk.scene.revoke_all()?;
         }
-        let [direct, knock, proxy, again] =
+        let [direct_ms, knock_ms, proxy_ms, again_ms] =
             times.map(|times| Latencies::new(times).median().as_secs_f64() * 1e3);
-        writeln!(page, "| {name} | {direct:.2} | {knock:.2} | {proxy:.2} | {again:.2} |")?;
+        rows.push(FirstByte { path: name.to_owned(), direct_ms, knock_ms, proxy_ms, again_ms });
     }
-    Ok(())
+    Ok(rows)
 }
 
 /// Runs `spa-client`; with `send`, until one byte has come back.
@@ -317,12 +300,7 @@ fn run(desk: &Desk, words: &[&str], send: Option<&[u8]>) -> Result<Duration> {
 }
 
 /// Whole processes, side by side.
-fn processes(page: &mut String, extent: Extent) -> Result<()> {
-    page.push_str(
-        "\n## A knock as a process\n\nFrom the start to the end of the whole program, in turns. \
-         Bar: `open ssh --no-wait` under 10 ms.\n\n| program | median, ms | nine of ten, ms |\n\
-         | --- | --- | --- |\n",
-    );
+fn processes(extent: Extent) -> Result<Vec<KnockProcess>> {
     let desk = Desk::new()?;
     desk.add_server("direct", "10.66.0.1", &[])?;
     desk.add_server("six", "fd66::1", &[])?;
@@ -339,12 +317,13 @@ fn processes(page: &mut String, extent: Extent) -> Result<()> {
     finish(Command::new(program("chmod")?).arg("600").arg(home.join(".fwknoprc")))?.ok()?;
     let server: SocketAddr = desk.scene.lab.server().at(Family::V4, 0);
     let address = server.ip().to_string();
-    let ours = Some(our_binary("spa-client")?);
+    let client = our_binary("spa-client")?;
+    let ours = || Some(client.clone());
     // `make bench-client` installs them.
     let there = |name| program(name).ok();
     let programs = [
-        ("`spa-client open ssh --no-wait`", ours.clone(), vec!["open", "ssh@direct", "--no-wait"]),
-        ("the same over IPv6", ours, vec!["open", "ssh@six", "--no-wait"]),
+        ("`spa-client open ssh --no-wait`", ours(), vec!["open", "ssh@direct", "--no-wait"]),
+        ("the same over IPv6", ours(), vec!["open", "ssh@six", "--no-wait"]),
         ("`fwknop -n host`", there("fwknop"), vec!["-n", "host"]),
         ("`knock host 7000 8000 9000`", there("knock"), vec![&address, "7000", "8000", "9000"]),
     ];
@@ -364,14 +343,15 @@ fn processes(page: &mut String, extent: Extent) -> Result<()> {
             })?);
         }
     }
-    for ((name, ..), times) in programs.iter().zip(times) {
-        if times.is_empty() {
-            writeln!(page, "| {name} | not installed | |")?;
-            continue;
-        }
-        let times = Latencies::new(times);
-        let ms = |percent| times.percentile(percent).as_secs_f64() * 1e3;
-        writeln!(page, "| {name} | {:.2} | {:.2} |", ms(50), ms(90))?;
-    }
-    Ok(())
+    let found = programs.iter().zip(times).map(|((name, path, _), times)| {
+        let outcome = if times.is_empty() {
+            Outcome::NotRun("it is not installed".to_owned())
+        } else {
+            let times = Latencies::new(times);
+            let ms = |percent| times.percentile(percent).as_secs_f64() * 1e3;
+            Outcome::Measured(ProcessTime { median_ms: ms(50), p90_ms: ms(90) })
+        };
+        KnockProcess { name: (*name).to_owned(), ours: path.as_deref() == Some(&client), outcome }
+    });
+    Ok(found.collect())
 }
