@@ -76,22 +76,43 @@ vm: needs ## Clock steps and suspend, in a small virtual machine. Takes minutes,
 	PYTHONDONTWRITEBYTECODE=1 python3 -W error tests/vm/test_judge.py
 	tests/vm/run
 
+# What the benchmarks have found, and its copy in the repository, which is where a fresh clone begins.
+RESULTS := $(TARGET)/bench/results.json
+COMMITTED := docs/benchmarks/results.json
+KNOWN = mkdir -p $(dir $(RESULTS)) && { [ ! -e $(COMMITTED) ] || cp -u --remove-destination $(COMMITTED) $(RESULTS); }
+REPORT = $(MAKE) bench-report
+
+# All of it anew, so what was known is not looked at, and stays until the last part is there.
 .PHONY: bench
-bench: needs ## What a grant and a packet cost, beside other programs. Minutes, is not in `test`.
+bench: ## All benchmarks, and the report of them, docs/benchmarks.md. Minutes, is not in `test`.
+	@mkdir -p $(TARGET)/bench && rm -f $(TARGET)/bench/anew.json
+	$(MAKE) bench-gate RESULTS=$(TARGET)/bench/anew.json KNOWN= REPORT=
+	$(MAKE) bench-fire RESULTS=$(TARGET)/bench/anew.json KNOWN= REPORT=
+	$(MAKE) bench-client RESULTS=$(TARGET)/bench/anew.json KNOWN= REPORT=
+	mv -f $(TARGET)/bench/anew.json $(RESULTS)
+	$(REPORT)
+
+.PHONY: bench-report
+bench-report: ## The report, drawn again of what was measured.
+	cargo build --locked --release -p spa-tests --bin spa-bench-report
+	@$(KNOWN)
+	$(TARGET)/release/spa-bench-report $(RESULTS) docs
+
+.PHONY: bench-gate
+bench-gate: needs ## What a grant and a packet cost, beside other programs. Part of `bench`.
 	@tests/install-needs fwknop-server fwknop-client knockd strace
 	cargo build --locked --release -p spa-tests -p spa-server --bin spa-bench --bin spa-server
-	@mkdir -p $(TARGET)/bench
-	$(SUDO) $(TARGET)/release/spa-bench --json $(TARGET)/bench/gate.json --page $(TARGET)/bench/benchmarks.md
-	cp $(TARGET)/bench/benchmarks.md docs/benchmarks.md
-	$(MAKE) bench-fire
+	@$(KNOWN)
+	$(SUDO) $(TARGET)/release/spa-bench --results $(RESULTS)
+	$(REPORT)
 
 .PHONY: bench-fire
 bench-fire: needs $(LETMEIN) ## How the server does under fire, beside other programs. Minutes, likewise.
 	@tests/install-needs fwknop-server fwknop-client knockd
 	cargo build --locked --release -p spa-tests -p spa-server --bin spa-bench-fire --bin spa-server
-	@mkdir -p $(TARGET)/bench
-	$(SUDO) env SPA_TESTS_BUILT=1 $(TARGET)/release/spa-bench-fire --json $(TARGET)/bench/under-fire.json --page $(TARGET)/bench/benchmarks-under-fire.md
-	cp $(TARGET)/bench/benchmarks-under-fire.md docs/benchmarks-under-fire.md
+	@$(KNOWN)
+	$(SUDO) env SPA_TESTS_BUILT=1 $(TARGET)/release/spa-bench-fire --results $(RESULTS)
+	$(REPORT)
 
 .PHONY: bench-micro
 bench-micro: needs ## What one datagram costs, step by step.
@@ -101,9 +122,9 @@ bench-micro: needs ## What one datagram costs, step by step.
 bench-client: needs ## What the client costs: its proxy, its knock beside others'. Minutes, likewise.
 	@tests/install-needs fwknop-client knockd
 	cargo build --locked --release -p spa-tests -p spa-server -p spa-client --bin spa-client-bench --bin spa-server --bin spa-client
-	@mkdir -p $(TARGET)/bench
-	$(SUDO) env SPA_TESTS_BUILT=1 $(TARGET)/release/spa-client-bench --page $(TARGET)/bench/benchmarks-client.md
-	cp $(TARGET)/bench/benchmarks-client.md docs/benchmarks-client.md
+	@$(KNOWN)
+	$(SUDO) env SPA_TESTS_BUILT=1 $(TARGET)/release/spa-client-bench --results $(RESULTS)
+	$(REPORT)
 
 .PHONY: deny
 deny: $(CARGO_DENY) ## Licences, sources and known faults of what we depend on.

@@ -2,26 +2,61 @@
 //! what can be read again. No figure is judged: a test is no place for it.
 
 use anyhow::{Context, Result, ensure};
-use spa_tests::bench::fire::{Fire, Role, fire_bars, fire_page};
-use spa_tests::bench::{Noise, Outcome, Results, Verdict, bars, markdown};
+use spa_tests::bench::fire::{Fire, Role, fire_bars, fire_part};
+use spa_tests::bench::{
+    Findings, Noise, Outcome, Report, Verdict, bars, client_part, gate_part, table,
+};
 use spa_tests::{finish_within, our_binary};
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-#[test]
-fn a_quick_run_of_the_benchmark_measures_every_back_end() -> Result<()> {
+/// Runs this benchmark, and gives back what it has written and what it has said.
+fn quick_run(name: &str) -> Result<(Findings, String)> {
     let directory = tempfile::tempdir()?;
-    let (json, page) = (directory.path().join("gate.json"), directory.path().join("page.md"));
-    let mut command = Command::new(our_binary("spa-bench")?);
-    command.arg("--quick").arg("--json").arg(&json).arg("--page").arg(&page);
+    let path = directory.path().join("results.json");
+    let before = Findings { under_fire: Some(Fire::default()), ..Findings::default() };
+    before.write(&path)?;
+    let mut command = Command::new(our_binary(name)?);
+    command.arg("--quick").arg("--results").arg(&path);
     let finished = finish_within(Duration::from_secs(300), &mut command)?;
     ensure!(finished.success(), "{finished}");
+    let findings = Findings::read(&path)?;
+    let is_kept = findings.under_fire == before.under_fire;
+    ensure!(is_kept != (name == "spa-bench-fire"), "what others have found is to stay");
+    can_be_drawn_again(&path, &findings)?;
+    Ok((findings, finished.stdout))
+}
 
-    let results: Results = serde_json::from_str(&fs::read_to_string(&json)?)?;
+/// The report is that of the file alone, and so is the one that is drawn of the copy beside it.
+fn can_be_drawn_again(results: &Path, findings: &Findings) -> Result<()> {
+    let report = Report::of(findings)?;
+    let directory = tempfile::tempdir()?;
+    let own = directory.path().join("benchmarks");
+    for results in [results, &own.join("results.json")] {
+        let mut command = Command::new(our_binary("spa-bench-report")?);
+        command.arg(results).arg(directory.path());
+        let finished = finish_within(Duration::from_secs(60), &mut command)?;
+        ensure!(finished.success(), "{finished}");
+        let page = fs::read_to_string(directory.path().join("benchmarks.md"))?;
+        ensure!(page == report.page, "the page is of other results: {page}");
+        for plot in &report.plots {
+            let svg = fs::read_to_string(own.join(plot.name).with_extension("svg"))?;
+            ensure!(svg == plot.svg, "{} is of other results", plot.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_quick_run_of_the_benchmark_measures_every_back_end() -> Result<()> {
+    let (findings, told) = quick_run("spa-bench")?;
+    let results = findings.gate.context("nothing about the gate")?;
     ensure!(results.quick);
-    ensure!(fs::read_to_string(&page)? == markdown(&results), "the page is of other results");
+    ensure!(told.trim() == table(&results).trim(), "told were other results: {told}");
+    ensure!(gate_part(&results).contains("A quick run"));
     for backend in &results.backends {
         let Outcome::Measured(figures) = &backend.outcome else {
             anyhow::bail!("{} was not measured: {:?}", backend.name, backend.outcome)
@@ -63,14 +98,12 @@ fn a_quick_run_of_the_benchmark_measures_every_back_end() -> Result<()> {
 
 #[test]
 fn a_quick_run_of_the_client_benchmark_fills_every_table() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let page = directory.path().join("page.md");
-    let mut command = Command::new(our_binary("spa-client-bench")?);
-    command.arg("--quick").arg("--page").arg(&page);
-    let finished = finish_within(Duration::from_secs(300), &mut command)?;
-    ensure!(finished.success(), "{finished}");
-    let text = fs::read_to_string(&page)?;
-    ensure!(finished.stdout.trim() == text.trim());
+    let (findings, told) = quick_run("spa-client-bench")?;
+    let results = findings.client.context("nothing about the client")?;
+    let text = client_part(&results);
+    ensure!(told.trim() == text.trim(), "told were other results: {told}");
+    ensure!(results.quick && results.throughput.len() == 6, "{results:?}");
+    ensure!(results.processes.iter().all(|one| !one.ours || one.outcome.measured().is_some()));
     for (row, cells) in [
         ("| ssh, ", 4),
         ("| down a line of 1 Gbit/s ", 4),
@@ -89,16 +122,14 @@ fn a_quick_run_of_the_client_benchmark_fills_every_table() -> Result<()> {
 
 #[test]
 fn a_quick_run_under_fire_measures_ours_and_the_floor_in_every_way() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let (json, page) = (directory.path().join("fire.json"), directory.path().join("page.md"));
-    let mut command = Command::new(our_binary("spa-bench-fire")?);
-    command.arg("--quick").arg("--json").arg(&json).arg("--page").arg(&page);
-    let finished = finish_within(Duration::from_secs(300), &mut command)?;
-    ensure!(finished.success(), "{finished}");
-
-    let fire: Fire = serde_json::from_str(&fs::read_to_string(&json)?)?;
+    let (findings, told) = quick_run("spa-bench-fire")?;
+    let plots = Report::of(&findings)?.plots;
+    let fire = findings.under_fire.context("nothing about fire")?;
     ensure!(fire.quick);
-    ensure!(fs::read_to_string(&page)? == fire_page(&fire), "the page is of other results");
+    ensure!(told.trim() == fire_part(&fire, &[]).trim(), "told were other results: {told}");
+    let drawn: Vec<_> = plots.iter().map(|plot| plot.name).collect();
+    let all = ["one-knock", "amid-noise", "memory", "noise-cost", "knocks-a-second"];
+    ensure!(drawn == all, "{drawn:?}");
     // Those of others are measured where they are installed, which `make bench-fire` sees to.
     let own = |role: Role| matches!(role, Role::Ours | Role::Floor);
     for one in fire.singles.iter().filter(|one| own(one.role)) {

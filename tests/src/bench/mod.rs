@@ -11,6 +11,7 @@ mod client;
 mod contenders;
 mod elements;
 mod figures;
+mod findings;
 pub mod fire;
 mod fleet;
 mod flushes;
@@ -23,14 +24,17 @@ mod results;
 mod sources;
 mod station;
 mod volley;
+mod whole;
 
 pub use bars::{Bar, Verdict, bars};
 pub use client::{ClientResults, client_part, measure_client};
 pub use contenders::Noise;
 pub use figures::Figure;
+pub use findings::Findings;
 pub use plots::{Plot, plots};
-pub use report::{markdown, table};
+pub use report::{gate_part, table};
 pub use results::{Outcome, Results};
+pub use whole::Report;
 
 use crate::lab::Lab;
 use anyhow::Result;

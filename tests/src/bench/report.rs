@@ -1,13 +1,11 @@
-//! The results for people: tables for a terminal, and the page `docs/benchmarks.md`. Pure. No
+//! The results for people: tables for a terminal, and the gate's part of the report. Pure. No
 //! figure is written here by hand.
 
 use super::bars::{KINDS, bars, short_count};
 use super::elements::to_f64;
 use super::figures::{Figure, short};
 use super::packets::per_second;
-use super::results::{
-    BackendFigures, GrantCost, Machine, Outcome, PacketCost, ProgramFigures, Results,
-};
+use super::results::{BackendFigures, GrantCost, Outcome, PacketCost, ProgramFigures, Results};
 use std::fmt::Write as _;
 
 /// All tables, without a word about them.
@@ -28,34 +26,26 @@ pub fn table(results: &Results) -> String {
     })
 }
 
-/// The page.
-pub fn markdown(results: &Results) -> String {
-    let mut page = String::from(
-        "# Benchmarks of the gate\n\n\
-         Written by `make bench`; no figure is by hand, and the next run writes all of them anew. \
-         Absolute figures move between machines\n\
-         and hours. What is compared was measured in turns, in one run, so the ratios hold.\n\n",
-    );
+/// The part of the report.
+pub fn gate_part(results: &Results) -> String {
+    let mut part = String::from("## The gate\n");
     if results.quick {
-        page.push_str(QUICK);
+        let _ = write!(part, "\n{}", QUICK.trim_end());
+        part.push('\n');
     }
-    page.push_str(&machine(&results.machine, results.seconds));
-    let _ = write!(page, "\n## What was to be reached\n\n{}\n", bars_table(results));
-    page.push_str(BARS);
-    let _ = write!(page, "\n## One more grant\n\n{}\n", grants_table(results));
-    page.push_str(GRANTS);
-    let _ = write!(page, "\n## A burst\n\n{}\n", bursts_table(results));
-    page.push_str(BURST);
-    let _ = write!(page, "\n## Packets\n\n{}\n", packets_table(results));
-    page.push_str(PACKETS);
-    let _ = write!(page, "\n## A flush\n\n{}\n", flushes_table(results));
-    page.push_str(FLUSHES);
-    let _ = write!(page, "\n## Beside other programs\n\n{}\n", programs_table(results));
-    page.push_str(PROGRAMS);
-    let _ = write!(page, "\n{}\n", execs_table(results));
-    page.push_str(EXECS);
-    page.push_str(AGAIN);
-    page
+    for (title, table, text) in [
+        ("What the gate was to reach", bars_table(results), BARS),
+        ("One more grant", grants_table(results), GRANTS),
+        ("A burst", bursts_table(results), BURST),
+        ("Packets", packets_table(results), PACKETS),
+        ("A flush", flushes_table(results), FLUSHES),
+        ("Beside other programs", programs_table(results), PROGRAMS),
+        ("Executed programs", execs_table(results), EXECS),
+    ] {
+        let _ = write!(part, "\n### {title}\n\n{table}\n{text}");
+    }
+    part.push_str(AGAIN);
+    part
 }
 
 pub(super) const QUICK: &str =
@@ -104,28 +94,13 @@ daemon looks after now and then anyway), and *a grant* is the difference, divide
 ";
 
 const AGAIN: &str = "
-## Again
+### The gate again
 
-    make bench
+    make bench-gate
 
 It installs the Debian packages `fwknop-server`, `fwknop-client`, `knockd` and `strace` where they are missing (no service is started), needs root, takes some minutes, and stays within namespaces
-that it makes. `target/bench/gate.json` has all figures, with the spread that the tables leave out.
+that it makes. The results have the spread that the tables leave out.
 ";
-
-pub(super) fn machine(machine: &Machine, seconds: f64) -> String {
-    let mut rows = vec![
-        vec!["date".into(), machine.date.clone()],
-        vec!["processor".into(), format!("{} of {}", machine.processors, machine.processor)],
-        vec!["memory".into(), format!("{} MiB", machine.memory_mib)],
-        vec!["kernel".into(), machine.kernel.clone()],
-        vec!["system".into(), machine.system.clone()],
-    ];
-    rows.extend(machine.versions.iter().map(|(name, version)| vec![name.clone(), version.clone()]));
-    let (before, after) = &machine.load;
-    rows.push(vec!["load average before, after".into(), format!("{before}, {after}")]);
-    rows.push(vec!["the run took".into(), format!("{seconds:.0} s")]);
-    grid(&["machine", ""], &rows)
-}
 
 fn bars_table(results: &Results) -> String {
     let rows: Vec<_> = bars(results)

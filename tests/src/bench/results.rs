@@ -1,4 +1,4 @@
-//! What a run of the benchmark has found, as `target/bench/gate.json` holds it.
+//! What a run of the benchmark has found, as `target/bench/results.json` holds it.
 
 use super::figures::Figure;
 use serde::{Deserialize, Serialize};

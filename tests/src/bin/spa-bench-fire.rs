@@ -3,11 +3,12 @@
 //! program that only counts datagrams; the benchmark starts it itself.
 
 use anyhow::{Context, Result, bail};
-use spa_tests::bench::fire::{FireExtent, Part, count_for_ever, fire, fire_page};
-use std::fs;
+use spa_tests::bench::Findings;
+use spa_tests::bench::fire::{FireExtent, Part, count_for_ever, fire, fire_part};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: spa-bench-fire [--quick] [--only PART]... [--json FILE] [--page FILE]
+const USAGE: &str = "usage: spa-bench-fire [--quick] [--only PART]... [--results FILE]
 PART: singles, noise, costs, rates, crowds";
 
 fn main() -> ExitCode {
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(mut words: impl Iterator<Item = String>) -> Result<()> {
-    let (mut extent, mut json, mut page) = (FireExtent::full(), None, None);
+    let (mut extent, mut file) = (FireExtent::full(), None);
     let mut parts = Vec::new();
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -36,19 +37,17 @@ fn measure(mut words: impl Iterator<Item = String>) -> Result<()> {
                 let part = Part::ALL.into_iter().find(|part| part.name() == name);
                 parts.push(part.context(USAGE)?);
             }
-            "--json" => json = Some(words.next().context(USAGE)?),
-            "--page" => page = Some(words.next().context(USAGE)?),
+            "--results" => file = Some(PathBuf::from(words.next().context(USAGE)?)),
             _ => bail!(USAGE),
         }
     }
     let parts = if parts.is_empty() { Part::ALL.to_vec() } else { parts };
+    // What can't be read is told before minutes of measuring.
+    let kept = file.as_deref().map(Findings::read).transpose()?;
     let found = fire(&extent, &parts)?;
-    let text = fire_page(&found);
-    println!("{text}");
-    for (file, text) in [(json, serde_json::to_string_pretty(&found)? + "\n"), (page, text)] {
-        if let Some(file) = file {
-            fs::write(&file, text).with_context(|| format!("can't write {file}"))?;
-        }
+    println!("{}", fire_part(&found, &[]));
+    if let (Some(file), Some(kept)) = (file, kept) {
+        Findings { under_fire: Some(found), ..kept }.write(&file)?;
     }
     Ok(())
 }

@@ -1,13 +1,12 @@
-//! `make bench`: measures the gate, and writes down what it found. `--quick` measures next to
-//! nothing, to show that the benchmark works; it leaves the page alone.
+//! `make bench-gate`: measures the gate, and writes down what it found. `--quick` measures next to
+//! nothing, to show that the benchmark works.
 
 use anyhow::{Context, Result, bail};
-use spa_tests::bench::{Extent, Results, markdown, run, table};
-use std::fs;
-use std::path::{Path, PathBuf};
+use spa_tests::bench::{Extent, Findings, run, table};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: spa-bench [--quick] [--json FILE] [--page FILE]";
+const USAGE: &str = "usage: spa-bench [--quick] [--results FILE]";
 
 fn main() -> ExitCode {
     match Arguments::read(std::env::args().skip(1)).and_then(|arguments| measure(&arguments)) {
@@ -22,8 +21,7 @@ fn main() -> ExitCode {
 #[derive(Default)]
 struct Arguments {
     quick: bool,
-    json: Option<PathBuf>,
-    page: Option<PathBuf>,
+    results: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -32,8 +30,7 @@ impl Arguments {
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--quick" => arguments.quick = true,
-                "--json" => arguments.json = Some(words.next().context(USAGE)?.into()),
-                "--page" => arguments.page = Some(words.next().context(USAGE)?.into()),
+                "--results" => arguments.results = Some(words.next().context(USAGE)?.into()),
                 _ => bail!(USAGE),
             }
         }
@@ -42,25 +39,13 @@ impl Arguments {
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
+    // What can't be read is told before minutes of measuring.
+    let kept = arguments.results.as_deref().map(Findings::read).transpose()?;
     let extent = if arguments.quick { Extent::quick() } else { Extent::full() };
     let results = run(&extent)?;
     println!("{}", table(&results));
-    if let Some(path) = &arguments.json {
-        write(path, &json(&results)?)?;
-    }
-    if let Some(path) = &arguments.page {
-        write(path, &markdown(&results))?;
+    if let (Some(path), Some(kept)) = (&arguments.results, kept) {
+        Findings { gate: Some(results), ..kept }.write(path)?;
     }
     Ok(())
-}
-
-fn json(results: &Results) -> Result<String> {
-    Ok(serde_json::to_string_pretty(results)? + "\n")
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -2,11 +2,11 @@
 //! to nothing, to show that the benchmark works.
 
 use anyhow::{Context, Result, bail};
-use spa_tests::bench::{client_part, measure_client};
-use std::fs;
+use spa_tests::bench::{Findings, client_part, measure_client};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: spa-client-bench [--quick] [--page FILE]";
+const USAGE: &str = "usage: spa-client-bench [--quick] [--results FILE]";
 
 fn main() -> ExitCode {
     match measure(std::env::args().skip(1)) {
@@ -23,14 +23,16 @@ fn measure(mut words: impl Iterator<Item = String>) -> Result<()> {
     while let Some(word) = words.next() {
         match word.as_str() {
             "--quick" => quick = true,
-            "--page" => file = Some(words.next().context(USAGE)?),
+            "--results" => file = Some(PathBuf::from(words.next().context(USAGE)?)),
             _ => bail!(USAGE),
         }
     }
-    let page = client_part(&measure_client(quick)?);
-    println!("{page}");
-    if let Some(file) = file {
-        fs::write(&file, page).with_context(|| format!("can't write {file}"))?;
+    // What can't be read is told before minutes of measuring.
+    let kept = file.as_deref().map(Findings::read).transpose()?;
+    let found = measure_client(quick)?;
+    println!("{}", client_part(&found));
+    if let (Some(file), Some(kept)) = (file, kept) {
+        Findings { client: Some(found), ..kept }.write(&file)?;
     }
     Ok(())
 }

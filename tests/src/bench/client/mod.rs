@@ -5,6 +5,8 @@ mod page;
 mod results;
 
 pub use page::client_part;
+#[cfg(test)]
+pub(crate) use page::tests::results as example;
 pub use results::ClientResults;
 
 use super::results::Outcome;

@@ -105,13 +105,13 @@ fn faster(results: &ClientResults) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::results::{FirstByte, KnockProcess, ProcessTime, Throughput};
     use super::*;
     use crate::bench::results::Machine;
 
     /// Figures of one round.
-    fn results() -> ClientResults {
+    pub(crate) fn results() -> ClientResults {
         let process = |name: &str, ours, median_ms| KnockProcess {
             name: name.into(),
             ours,

@@ -20,7 +20,7 @@ mod wire;
 
 pub use bars::{FireBar, fire_bars};
 pub use counter::count_for_ever;
-pub use page::fire_page;
+pub use page::fire_part;
 pub use results::{Crowd, Fire, Latency, NoiseCost, Of, Rate, Role, UnderNoise};
 
 use super::contenders::{Answers, Contender, Link};

@@ -1,5 +1,4 @@
-//! The results for people: the page `docs/benchmarks-under-fire.md`. Pure. No figure is written here
-//! by hand.
+//! The results for people: the part of the report about fire. Pure. No figure is written here by hand.
 
 use super::bars::{client_bytes, fire_bars, kept_up};
 use super::results::{Fire, Latency, Of, Rate, Role, UnderNoise};
@@ -7,35 +6,35 @@ use super::wire::as_f64;
 use crate::bench::bars::short_count;
 use crate::bench::contenders::Noise;
 use crate::bench::figures::{milliseconds, short};
-use crate::bench::report::{QUICK, grid, machine};
+use crate::bench::plots::Plot;
+use crate::bench::report::{QUICK, grid};
 use crate::bench::results::Outcome;
 use std::fmt::Write as _;
 
-/// The page.
-pub fn fire_page(fire: &Fire) -> String {
-    let mut page = String::from(
-        "# Under fire\n\n\
-         Written by `make bench-fire`; no figure is by hand, and the next run writes all of them anew. \
-         Absolute figures move between machines\n\
-         and hours. What is compared was measured in turns, in one run, so the ratios hold.\n\n",
-    );
+/// The part of the report, with links to these plots where they belong.
+pub fn fire_part(fire: &Fire, plots: &[Plot]) -> String {
+    let mut part = String::from("## Under fire\n");
     if fire.quick {
-        page.push_str(QUICK);
+        let _ = write!(part, "\n{}", QUICK.trim_end());
+        part.push('\n');
     }
-    page.push_str(&machine(&fire.machine, fire.seconds));
-    for (title, table, text) in [
-        ("What was to be reached", bars(fire), BARS),
-        ("Where others are better", better(fire), BETTER),
-        ("One knock", singles(fire), SINGLES),
-        ("Amid noise", noise(fire), NOISE),
-        ("What noise costs", costs(fire), COSTS),
-        ("Knocks a second", rates(fire), RATES),
-        ("Few and many clients", crowds(fire), CROWDS),
+    for (title, drawn, table, text) in [
+        ("What was to be reached", [].as_slice(), bars(fire), BARS),
+        ("Where others are better", &[], better(fire), BETTER),
+        ("One knock", &["one-knock"], singles(fire), SINGLES),
+        ("Amid noise", &["amid-noise", "memory"], noise(fire), NOISE),
+        ("What noise costs", &["noise-cost"], costs(fire), COSTS),
+        ("Knocks a second", &["knocks-a-second"], rates(fire), RATES),
+        ("Few and many clients", &[], crowds(fire), CROWDS),
     ] {
-        let _ = write!(page, "\n## {title}\n\n{table}\n{text}");
+        let _ = write!(part, "\n### {title}\n\n");
+        for Plot { name, caption, .. } in plots.iter().filter(|plot| drawn.contains(&plot.name)) {
+            let _ = write!(part, "![{caption}](benchmarks/{name}.svg)\n\n");
+        }
+        let _ = write!(part, "{table}\n{text}");
     }
-    page.push_str(AGAIN);
-    page
+    part.push_str(AGAIN);
+    part
 }
 
 const BARS: &str = "\
@@ -84,7 +83,7 @@ Our server (its first back-end) with so many clients in `clients.d`, each in a f
 ";
 
 const AGAIN: &str = "
-## Again
+### Under fire again
 
     make bench-fire
 

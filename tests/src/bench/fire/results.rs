@@ -1,4 +1,4 @@
-//! What a run under fire has found, as `target/bench/under-fire.json` holds it.
+//! What a run under fire has found, as `target/bench/results.json` holds it.
 
 use crate::bench::Outcome;
 use crate::bench::contenders::Noise;

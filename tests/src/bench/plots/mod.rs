@@ -219,3 +219,5 @@ const NEUTRAL: RGBColor = RGBColor(120, 120, 120);
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::example;

@@ -3,7 +3,7 @@ use super::super::results::Outcome;
 use super::*;
 
 /// A run with figures for every plot, and a program that was not run.
-fn example() -> Fire {
+pub(crate) fn example() -> Fire {
     fn of<T>(name: &str, role: Role, found: T) -> Of<T> {
         Of { name: name.into(), role, outcome: Outcome::Measured(found) }
     }
@@ -136,6 +136,22 @@ fn every_plot_has_all_programs_that_were_run_and_no_other() {
     // The kernel's memory is not nothing, but unknown; a rate that nobody was asked for is no line.
     assert!(!plots[2].svg.contains("kernel alone"), "{}", plots[2].svg);
     assert!(!plots[4].svg.contains("nobody"), "{}", plots[4].svg);
+}
+
+#[test]
+fn a_rate_that_was_not_kept_up_with_is_a_ring() {
+    let rings = |fire: &Fire| {
+        let svg = knocks_a_second(fire).unwrap().unwrap();
+        svg.lines().filter(|line| line.starts_with("<circle") && line.contains("#FFFFFF")).count()
+    };
+    let mut fire = example();
+    // Nobody has told when the last knock was open.
+    assert_eq!(rings(&fire), 4);
+    if let Outcome::Measured(rates) = &mut fire.rates[3].outcome {
+        rates[0].behind_ms = Some(10.0);
+        rates[1].behind_ms = Some(10_000.0);
+    }
+    assert_eq!(rings(&fire), 3);
 }
 
 #[test]
