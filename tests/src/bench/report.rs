@@ -39,7 +39,7 @@ pub fn gate_part(results: &Results) -> String {
         ("A burst", bursts_table(results), BURST),
         ("Packets", packets_table(results), PACKETS),
         ("A flush", flushes_table(results), FLUSHES),
-        ("Beside other programs", programs_table(results), PROGRAMS),
+        ("Beside other programs", programs_table(results) + &quicker(results), PROGRAMS),
         ("Executed programs", execs_table(results), EXECS),
     ] {
         let _ = write!(part, "\n### {title}\n\n{table}\n{text}");
@@ -235,6 +235,30 @@ fn programs_table(results: &Results) -> String {
     })
 }
 
+/// Which of the others take less time for a grant than the worst of ours where as many are there.
+fn quicker(results: &Results) -> String {
+    let of = |ours| {
+        let programs = results.programs.iter().filter(move |program| program.ours == ours);
+        programs.flat_map(|program| {
+            let levels = program.outcome.measured().map(|figures| figures.saturated.iter());
+            levels.into_iter().flatten().filter_map(|level| {
+                Some((program.name.as_str(), level.present, level.ms_per_grant?.median))
+            })
+        })
+    };
+    let quicker = of(false).filter_map(|(name, present, theirs)| {
+        let ours = of(true).filter(|one| one.1 == present).map(|one| one.2);
+        let worst = ours.max_by(f64::total_cmp).filter(|worst| theirs < *worst)?;
+        let (theirs, worst, present) = (short(theirs), short(worst), short_count(present));
+        Some(format!("{name} ({theirs} ms by {worst} ms, with {present} there)"))
+    });
+    let quicker: Vec<_> = quicker.collect();
+    if quicker.is_empty() {
+        return String::new();
+    }
+    format!("\nQuicker than the worst of ours: {}.\n", quicker.join(", "))
+}
+
 fn execs_table(results: &Results) -> String {
     let heads = ["program", "grants", "executed", "idle", "a grant"];
     of_programs(results, &heads, |figures| {
@@ -324,7 +348,48 @@ pub(super) fn grid(heads: &[&str], rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::results::{Machine, ProgramResults, Saturated};
     use super::*;
+
+    #[test]
+    fn who_is_quicker_with_as_many_grants_is_told() {
+        let program = |name: &str, ours, all: &[(usize, f64)]| ProgramResults {
+            name: name.into(),
+            ours,
+            outcome: Outcome::Measured(ProgramFigures {
+                execs: None,
+                saturated: all
+                    .iter()
+                    .map(|(present, ms)| Saturated {
+                        present: *present,
+                        knocks: 10,
+                        opened: 10,
+                        note: None,
+                        ms_per_grant: Figure::of(&[*ms]),
+                    })
+                    .collect(),
+            }),
+        };
+        let mut results = Results {
+            machine: Machine::default(),
+            quick: false,
+            seconds: 1.0,
+            batch: 256,
+            backends: Vec::new(),
+            flushes: Vec::new(),
+            programs: vec![
+                program("one", true, &[(0, 1.0), (1_000, 3.0)]),
+                program("two", true, &[(0, 2.0), (1_000, 1.0)]),
+                program("theirs", false, &[(0, 2.5), (1_000, 2.5)]),
+            ],
+        };
+        let told =
+            "\nQuicker than the worst of ours: theirs (2.50 ms by 3.00 ms, with 1,000 there).\n";
+        assert_eq!(quicker(&results), told);
+        assert!(gate_part(&results).contains(told));
+        results.programs.pop();
+        assert_eq!(quicker(&results), "");
+    }
 
     #[test]
     fn a_grid_is_aligned_and_filled_up() {
