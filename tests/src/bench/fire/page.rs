@@ -88,7 +88,7 @@ const AGAIN: &str = "
     make bench-fire
 
 It installs the Debian packages `fwknop-server`, `fwknop-client` and `knockd` where they are missing (no service is started), builds `letmeind` and `letmeinfwd` in `target/tools`, needs root and two processors, takes some minutes, and stays within namespaces
-that it makes. No registry has ruroco: it is measured where `ruroco-server`, `ruroco-commander` and `ruroco-client` are in `target/tools/bin` or in `/usr/local/bin`. `target/bench/under-fire.json` has all figures.
+that it makes. No registry has ruroco: it is measured where `ruroco-server`, `ruroco-commander` and `ruroco-client` are in `target/tools/bin` or in `/usr/local/bin`.
 ";
 
 /// Whose program, its name, and a figure of it if that was measured.
