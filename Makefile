@@ -126,6 +126,13 @@ bench-client: needs ## What the client costs: its proxy, its knock beside others
 	$(SUDO) env SPA_TESTS_BUILT=1 $(TARGET)/release/spa-client-bench --results $(RESULTS)
 	$(REPORT)
 
+MINUTES ?= 10
+
+.PHONY: soak
+soak: needs ## A server under a mixed load; fails if it misses a knock or grows. MINUTES (10), likewise.
+	cargo build --locked --release -p spa-tests -p spa-server --bin spa-soak --bin spa-server
+	$(SUDO) env SPA_TESTS_BUILT=1 $(TARGET)/release/spa-soak --minutes $(MINUTES)
+
 .PHONY: deny
 deny: $(CARGO_DENY) ## Licences, sources and known faults of what we depend on.
 	PATH="$(abspath $(TOOLS))/bin:$$PATH" cargo deny --locked check bans licenses sources

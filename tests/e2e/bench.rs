@@ -1,5 +1,5 @@
 //! The benchmark works: a quick run measures every back-end and our server with each, and writes
-//! what can be read again. No figure is judged: a test is no place for it.
+//! what can be read again. No figure is judged: a test is no place for it. A soak judges itself.
 
 use anyhow::{Context, Result, ensure};
 use spa_tests::bench::fire::{Fire, Role, fire_bars, fire_part};
@@ -175,5 +175,18 @@ fn a_quick_run_under_fire_measures_ours_and_the_floor_in_every_way() -> Result<(
     let asked = fire_bars(&fire).into_iter().filter(|bar| bar.verdict == Verdict::NotRun);
     // Two bars are about the others, too.
     ensure!(asked.count() <= 2);
+    Ok(())
+}
+
+#[test]
+fn a_quick_soak_misses_nothing_and_says_so() -> Result<()> {
+    let mut command = Command::new(our_binary("spa-soak")?);
+    let finished = finish_within(Duration::from_secs(300), command.args(["--seconds", "20"]))?;
+    ensure!(finished.success(), "{finished}");
+    let (samples, criteria) = finished.stdout.split_once("\n\n").context("two tables")?;
+    ensure!(samples.lines().count() >= 2 + 5, "{finished}");
+    let verdicts: Vec<_> = criteria.lines().skip(2).collect();
+    ensure!(verdicts.len() == 11, "{finished}");
+    ensure!(verdicts.iter().all(|line| line.ends_with("| met |")), "{finished}");
     Ok(())
 }

@@ -23,6 +23,8 @@ use tempfile::TempDir;
 
 const PREFIX: &str = "spat";
 const NAMESPACES: &str = "/run/netns";
+/// What the owner's interfaces to its stations are called, before their numbers.
+const STATION: &str = "station";
 /// What `ip netns exec` lays over `/etc`, by namespace.
 const OVERLAYS: &str = "/etc/netns";
 /// The discard service of RFC 863.
@@ -158,6 +160,21 @@ impl Host {
         self.inside(|| Ok(nix::net::if_::if_nametoindex(name)?))
     }
 
+    /// Takes the interface of this [`station`](Lab::station) down, does something meanwhile, and brings
+    /// it up with all that has gone with it. `link` is the owner's interface to it.
+    pub(crate) fn without_link<T>(
+        &self,
+        link: &str,
+        meanwhile: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let number = link.strip_prefix(STATION).and_then(|number| number.parse().ok());
+        let number = number.with_context(|| format!("{link} leads to no station"))?;
+        self.ip("link set eth0 down\n")?;
+        let done = meanwhile();
+        self.ip(&station_up(self, number))?;
+        done
+    }
+
     /// Runs `ip -batch` over the lines.
     fn ip(&self, lines: &str) -> Result<()> {
         ip_batch(self.namespace(), lines)
@@ -291,7 +308,7 @@ impl Lab {
             .sh("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 \
              net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0")?;
         let link = station_link(number);
-        let owner = mac_text([2, 0x5a, 0x5a, 1, number, 2]);
+        let owner = station_peer(number);
         self.owner.ip(&format!(
             "link add {link} address {owner} type veth peer name eth0 address {} netns {}\n\
              link set {link} up\n",
@@ -300,15 +317,10 @@ impl Lab {
         ))?;
         station.ip(&format!(
             "addr add {v4}/24 dev eth0\n\
-             addr add {v6}/112 dev eth0 nodad\n\
              link set lo up\n\
-             link set eth0 up\n\
-             neigh replace 10.80.{number}.2 lladdr {owner} dev eth0 nud permanent\n\
-             neigh replace fd80::{last:x}:2 lladdr {owner} dev eth0 nud permanent\n\
-             route add default via 10.80.{number}.2\n\
-             route add default via fd80::{last:x}:2\n",
+             {}",
+            station_up(&station, number),
             v4 = station.address(Family::V4),
-            v6 = station.address(Family::V6),
         ))?;
         Ok(station)
     }
@@ -454,7 +466,25 @@ impl Drop for Lab {
 
 /// The owner's interface to a [`Lab::station`].
 pub(crate) fn station_link(number: u8) -> String {
-    format!("station{number}")
+    format!("{STATION}{number}")
+}
+
+/// The link address of that interface.
+fn station_peer(number: u8) -> String {
+    mac_text([2, 0x5a, 0x5a, 1, number, 2])
+}
+
+/// What a station's interface needs to be up, but for what stays when it goes down.
+fn station_up(station: &Host, number: u8) -> String {
+    let (owner, v6) = (station_peer(number), station.address(Family::V6));
+    format!(
+        "addr add {v6}/112 dev eth0 nodad\n\
+         link set eth0 up\n\
+         neigh replace 10.80.{number}.2 lladdr {owner} dev eth0 nud permanent\n\
+         neigh replace fd80::{number:x}:2 lladdr {owner} dev eth0 nud permanent\n\
+         route add default via 10.80.{number}.2\n\
+         route add default via fd80::{number:x}:2\n"
+    )
 }
 
 /// Removes what tests that were killed have left behind.

@@ -13,7 +13,7 @@ use crate::lab::{Family, Host};
 use crate::server::Server;
 use crate::wait::{at_once, eventually, eventually_within};
 use anyhow::{Context, Result, ensure};
-use spa_keys::{Overwrite, write_private_key};
+use spa_keys::{Overwrite, PublicKey, write_private_key};
 use spa_proto::PacketLength;
 use spa_server::gate::{Gate as _, GateError};
 use std::fs;
@@ -43,6 +43,8 @@ pub(in crate::bench) struct SpaServer {
     candidate: Candidate,
     clients: usize,
     server: Option<Server>,
+    /// Its key.
+    key: Option<PublicKey>,
     /// How long the process took from its start until it answered.
     started_in: Duration,
     /// It says so when the kernel has taken a grant. Asking for the status would cost it more.
@@ -57,6 +59,7 @@ impl SpaServer {
             candidate,
             clients: CLIENTS,
             server: None,
+            key: None,
             started_in: Duration::ZERO,
             audit: None,
             devices: Vec::new(),
@@ -79,8 +82,40 @@ impl SpaServer {
         Ok(status.accepted + status.dropped.values().sum::<u64>())
     }
 
-    fn server(&self) -> Result<&Server> {
+    /// The one that runs.
+    pub(in crate::bench) fn server(&self) -> Result<&Server> {
         self.server.as_ref().context("spa-server does not run")
+    }
+
+    /// The same, to be changed.
+    pub(in crate::bench) fn server_mut(&mut self) -> Result<&mut Server> {
+        self.server.as_mut().context("spa-server does not run")
+    }
+
+    /// Those who knock.
+    pub(in crate::bench) fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// A client that the server does not know yet, and its device.
+    pub(in crate::bench) fn newcomer(&self, name: &str) -> Result<(Client, Device)> {
+        let identity = Identity::generate()?;
+        let key = self.key.context("spa-server was never started")?;
+        Ok((client(name.to_owned(), &identity), identity.device(key)?))
+    }
+
+    /// Whom the kernel admits.
+    pub(in crate::bench) fn admitted(&self, host: &Host) -> Result<Vec<IpAddr>> {
+        let candidate = self.candidate;
+        host.inside(move || {
+            runtime()?.block_on(async {
+                match candidate.gate()?.snapshot().await {
+                    Ok(live) => Ok(live.iter().map(|one| one.element.source.address()).collect()),
+                    Err(GateError::NotInstalled) => Ok(Vec::new()),
+                    Err(error) => Err(error.into()),
+                }
+            })
+        })
     }
 
     fn configuration(&self, directory: &Path, clients: &[Identity]) -> Configuration {
@@ -92,15 +127,7 @@ impl SpaServer {
         configuration.clients = clients
             .iter()
             .enumerate()
-            .map(|(number, identity)| Client {
-                name: format!("client-{number}"),
-                public_key: identity.public().to_string(),
-                allow: vec!["ssh".into()],
-                max_sources: Some(65_536),
-                max_lifetime: Some("2h".into()),
-                rate: Some(Rate { per_minute: 60_000, burst: 10_000 }),
-                ..Client::default()
-            })
+            .map(|(number, identity)| client(format!("client-{number}"), identity))
             .collect();
         configuration
     }
@@ -136,6 +163,7 @@ impl Contender for SpaServer {
         // A back-end that is not there would end the server at its start.
         self.candidate.gate()?;
         let key = Identity::generate()?;
+        self.key = Some(key.public());
         let clients = identities(self.clients)?;
         self.devices = clients
             .iter()
@@ -184,16 +212,7 @@ impl Contender for SpaServer {
     }
 
     fn granted(&self, host: &Host) -> Result<usize> {
-        let candidate = self.candidate;
-        host.inside(move || {
-            runtime()?.block_on(async {
-                match candidate.gate()?.snapshot().await {
-                    Ok(elements) => Ok(elements.len()),
-                    Err(GateError::NotInstalled) => Ok(0),
-                    Err(error) => Err(error.into()),
-                }
-            })
-        })
+        Ok(self.admitted(host)?.len())
     }
 
     fn pid(&self) -> Result<u32> {
@@ -301,6 +320,19 @@ pub(in crate::bench) fn random_noise(host: &Host, count: usize) -> Result<Vec<Fr
             Frame::udp(host, noisy(n), host.at(Family::V4, KNOCK_PORT), &bytes)
         })
         .collect()
+}
+
+/// A client whose limits no measurement meets.
+fn client(name: String, identity: &Identity) -> Client {
+    Client {
+        name,
+        public_key: identity.public().to_string(),
+        allow: vec!["ssh".into()],
+        max_sources: Some(65_536),
+        max_lifetime: Some("2h".into()),
+        rate: Some(Rate { per_minute: 60_000, burst: 10_000 }),
+        ..Client::default()
+    }
 }
 
 /// So many clients. With very many, two threads are none too many.

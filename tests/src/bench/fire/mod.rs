@@ -15,6 +15,7 @@ mod rates;
 mod results;
 mod shots;
 mod singles;
+mod soak;
 mod usage;
 mod wire;
 
@@ -22,6 +23,7 @@ pub use bars::{FireBar, fire_bars};
 pub use counter::count_for_ever;
 pub use page::fire_part;
 pub use results::{Crowd, Fire, Latency, NoiseCost, Of, Rate, Role, UnderNoise};
+pub use soak::{Criterion, Sample, Soak, soak};
 
 use super::contenders::{Answers, Contender, Link};
 use super::elements::to_f64;

@@ -1,7 +1,7 @@
 //! Valid knocks amid noise, as fast as one processor can send it.
 
 use super::results::{Latency, Of, UnderNoise};
-use super::shots::{schedule, shoot};
+use super::shots::{PATIENCE, schedule, shoot};
 use super::usage::{Processes, bytes};
 use super::wire::as_f64;
 use super::{FireExtent, Site, knockers, of};
@@ -72,7 +72,7 @@ fn amid(
     let (latencies, sent, seconds) = site.in_dialogue(answers, |wire| {
         let mut barrage = wire.barrage(&noise);
         let start = Instant::now();
-        let latencies = shoot(wire, &site.host, &shots, Some(&mut barrage))?;
+        let latencies = shoot(wire, &site.host, &shots, PATIENCE, Some(&mut barrage))?;
         Ok((latencies, barrage.sent(), start.elapsed().as_secs_f64()))
     })?;
     let arrived = site.arrived()?.saturating_sub(arrived_before);

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 /// latency is never measured more coarsely than to a sixteenth.
 const INTERVAL: Duration = Duration::from_micros(50);
 const PART: u32 = 16;
-/// What has not opened by then is not counted as open.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// What has not opened by then is not counted as open, where it is measured how soon knocks open.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A knock that has yet to be sent.
 pub(super) struct Shot {
@@ -33,12 +33,13 @@ struct Pending {
     port: u16,
 }
 
-/// Sends the knocks, each at its time, and gives back after which time each has opened. Noise goes
-/// on as fast as it can meanwhile.
+/// Sends the knocks, each at its time, and gives back after which time each has opened, if that was
+/// within `patience`. Noise goes on as fast as it can meanwhile.
 pub(super) fn shoot(
     wire: &Wire,
     host: &Host,
     shots: &[Shot],
+    patience: Duration,
     mut noise: Option<&mut Barrage<'_>>,
 ) -> Result<Vec<Option<Duration>>> {
     let to = host.at(Family::V4, GUARDED);
@@ -78,7 +79,7 @@ pub(super) fn shoot(
                 }
             }
         }
-        pending.retain(|one| one.sent.elapsed() < PATIENCE);
+        pending.retain(|one| one.sent.elapsed() < patience);
         if let (None, true, Some((_, shot))) = (&noise, pending.is_empty(), upcoming) {
             sleep(shot.at.saturating_sub(start.elapsed()));
         }

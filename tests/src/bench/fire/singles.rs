@@ -1,7 +1,7 @@
 //! One knock on its own, again and again: all programs run side by side, and knock in turns.
 
 use super::results::{Latency, Of};
-use super::shots::{schedule, shoot};
+use super::shots::{PATIENCE, schedule, shoot};
 use super::{FireExtent, Site, knockers, of};
 use crate::bench::contenders::{self, Contender};
 use crate::lab::Lab;
@@ -44,5 +44,7 @@ pub(super) fn knock(
     let sources = knockers(number, 1);
     let frames = contender.packets(&site.host, &sources)?;
     let shots = schedule(&frames, &sources, PAUSE)?;
-    site.in_dialogue(contender.answers(&site.host), |wire| shoot(wire, &site.host, &shots, None))
+    site.in_dialogue(contender.answers(&site.host), |wire| {
+        shoot(wire, &site.host, &shots, PATIENCE, None)
+    })
 }
