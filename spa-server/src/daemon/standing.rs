@@ -120,6 +120,7 @@ impl Daemon {
             return;
         }
         if alarm.missing.is_empty() && !self.authorizer.differs(alarm.elements).await {
+            alarm.was_false();
             return;
         }
         self.mend(alarm).await;

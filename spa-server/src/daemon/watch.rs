@@ -52,13 +52,25 @@ pub(super) struct Alarm {
     /// When the look began that has found this.
     pub(super) looked: BootMicros,
     /// Goes with the alarm, by which the watch knows that it may look again.
-    _held: Option<oneshot::Sender<()>>,
+    held: Option<oneshot::Sender<FalseAlarm>>,
 }
+
+/// All was as it had to be: elements had ended that were still counted as needed, say.
+#[derive(Debug)]
+struct FalseAlarm;
 
 impl Alarm {
     /// One of the main loop's own: it has compared the elements.
     pub(super) fn of_elements() -> Self {
-        Self { missing: Vec::new(), elements: 0, looked: BootMicros::now(), _held: None }
+        Self { missing: Vec::new(), elements: 0, looked: BootMicros::now(), held: None }
+    }
+
+    /// It was none: for the watch, nothing was disturbed.
+    pub(super) fn was_false(self) {
+        if let Some(held) = self.held {
+            // The watch may have ended.
+            let _ = held.send(FalseAlarm);
+        }
     }
 
     /// What is missing, in words.
@@ -214,7 +226,7 @@ impl<G: Gate + Clone + 'static> Watch<G> {
             // What can't be looked at the task tells.
             Ok(_) | Err(_) => return None,
         };
-        Some(Alarm { missing, elements, looked, _held: None })
+        Some(Alarm { missing, elements, looked, held: None })
     }
 
     /// What is wrong with the gate at this moment, if anything is: for whoever asks.
@@ -374,13 +386,14 @@ impl<G: Gate> Watcher<G> {
                 return false;
             }
         };
-        let (held, dropped) = oneshot::channel();
-        let alarm = Alarm { missing, elements, looked, _held: Some(held) };
-        if self.alarms.send(alarm).await.is_ok() {
-            // Nothing is ever sent: the alarm is over when the main loop drops it.
-            let _ = dropped.await;
+        let (held, over) = oneshot::channel();
+        let alarm = Alarm { missing, elements, looked, held: Some(held) };
+        // The alarm is over when the main loop says that it was none, or drops it.
+        let is_false = self.alarms.send(alarm).await.is_ok() && over.await.is_ok();
+        if is_false {
+            self.shared.tell(None);
         }
-        false
+        is_false
     }
 }
 

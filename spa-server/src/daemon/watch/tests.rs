@@ -511,3 +511,32 @@ fn lists_take_little_of_the_time_and_come_all_the_same() {
     assert_eq!(pause(100), Duration::from_secs(10));
     assert_eq!(pause(500), Duration::from_secs(50));
 }
+
+/// On a busy server grants end at every moment, and the kernel forgets them before the table does.
+#[tokio::test]
+async fn connections_become_known_where_every_look_is_a_false_alarm() {
+    let (gate, others) = (Model::default(), Arc::new(Others::default()));
+    gate.becomes(&[], 5);
+    let (watch, mut alarms) =
+        Watch::start(gate.clone(), Needed::default(), others.clone(), &plan(Mode::Guard));
+    let mut await_known = async |wanted: usize| {
+        timeout(SOON, async {
+            while watch.known().map(|known| known.connections.len()) != Some(wanted) {
+                next(&mut alarms).await.was_false();
+            }
+        })
+        .await
+        .unwrap();
+    };
+    await_known(0).await;
+    others.come("192.0.2.7:1");
+    await_known(1).await;
+
+    // One that was none by nobody's word is a disturbance, as before.
+    others.come("198.51.100.9:2");
+    let looks = gate.looks();
+    while gate.looks() < looks + 3 {
+        drop(next(&mut alarms).await);
+    }
+    assert_eq!(watch.known().map(|known| known.connections.len()), Some(1));
+}
