@@ -51,6 +51,30 @@ fn can_be_drawn_again(results: &Path, findings: &Findings) -> Result<()> {
 }
 
 #[test]
+fn the_report_of_the_repository_is_that_of_its_results() -> Result<()> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let results = docs.join("benchmarks").join("results.json");
+    let findings = Findings::read(&results)?;
+    let extents = [
+        findings.gate.as_ref().map(|part| part.quick),
+        findings.under_fire.as_ref().map(|part| part.quick),
+        findings.client.as_ref().map(|part| part.quick),
+    ];
+    ensure!(extents == [Some(false); 3], "not all was measured in full: {extents:?}; make bench");
+    let report = Report::of(&findings)?;
+    let page = fs::read_to_string(docs.join("benchmarks.md"))?;
+    ensure!(
+        page == report.page,
+        "docs/benchmarks.md is of other results or words; make bench-report"
+    );
+    for plot in &report.plots {
+        let svg = fs::read_to_string(results.with_file_name(plot.name).with_extension("svg"))?;
+        ensure!(svg == plot.svg, "{} is of other results; make bench-report", plot.name);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_quick_run_of_the_benchmark_measures_every_back_end() -> Result<()> {
     let (findings, told) = quick_run("spa-bench")?;
     let results = findings.gate.context("nothing about the gate")?;
