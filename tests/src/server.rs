@@ -133,7 +133,6 @@ impl Server {
         command.arg("run").arg("--config").arg(self.config_path());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.env_remove("NOTIFY_SOCKET").env("NO_COLOR", "1").env("RUST_BACKTRACE", "1");
-        command.envs(unit_environment());
         // `ip netns exec` passes it on; it works for it as well, and harms nothing there.
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let text = Quoted(&command).to_string();
@@ -443,23 +442,5 @@ impl Lab {
     /// A directory of this lab for the files of a server.
     pub fn server_directory(&self) -> PathBuf {
         self.directory().join("server")
-    }
-}
-
-/// What the systemd unit gives the server as its environment.
-fn unit_environment() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let unit = include_str!("../../packaging/spa-server.service");
-    let settings = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
-    settings.filter_map(|setting| setting.split_once('='))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_server_gets_the_environment_of_the_unit() {
-        let environment: Vec<_> = unit_environment().collect();
-        assert_eq!(environment, [("GLIBC_TUNABLES", "glibc.malloc.mxfast=0")]);
     }
 }
