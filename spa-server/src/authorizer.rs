@@ -10,7 +10,7 @@ mod sessions;
 mod upkeep;
 
 pub use announced::NotAccepted;
-pub use comparison::{Bounds, Needed};
+pub use comparison::{Bounds, Compared, Needed};
 pub use kernel::Restored;
 pub use sessions::{Sessions, admits};
 
@@ -34,8 +34,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::task::JoinHandle;
 
 /// A knock that was fresh when it was captured is so for as long again: what has waited longer did so
 /// in a process that was frozen, or a machine that slept.

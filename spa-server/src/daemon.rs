@@ -35,7 +35,6 @@ use standing::{LeftBehind, Restorations, Standing};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -51,10 +50,6 @@ const BATCH: usize = 256;
 /// A capture thread that has not gone round its loop for so long hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 
-/// The niceness of threads that nobody waits for: on a processor that noise takes up, they still get
-/// a tenth of it.
-const BACKGROUND_NICENESS: i32 = 10;
-
 /// How often the watchdog is told that a step goes on: `WatchdogSec` is several times this.
 const FEED_EVERY: Duration = Duration::from_secs(5);
 /// So often; a step that takes longer than the time limits of all its tools hangs.
@@ -64,24 +59,14 @@ const FEEDS: u32 = 60;
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
     log::start()?;
     let (config, left_out) = Config::load_sound_clients(config_path)?;
-    let runtime = runtime().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     runtime.block_on(async {
         let daemon = Daemon::start(config, left_out).await?;
         Box::pin(daemon.serve()).await
     })
-}
-
-fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().on_thread_start(give_way).build()
-}
-
-/// Has this thread, which looks at things, reads or computes for the main loop, let those go first
-/// by whom knocks open.
-fn give_way() {
-    // On Linux a priority is that of the calling thread alone (setpriority(2)).
-    if let Err(error) = rustix::process::setpriority_process(None, BACKGROUND_NICENESS) {
-        tracing::debug!("a thread keeps its priority: {error}");
-    }
 }
 
 /// A request over the control socket, and where its answer goes.
@@ -391,16 +376,6 @@ fn notify(state: &[NotifyState<'_>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_threads_that_nobody_waits_for_give_way() {
-        let niceness = || rustix::process::getpriority_process(None).unwrap();
-        let before = niceness();
-        let runtime = runtime().unwrap();
-        let of_others = runtime.block_on(async { tokio::task::spawn_blocking(niceness).await });
-        assert_eq!(of_others.unwrap(), BACKGROUND_NICENESS.max(before));
-        assert_eq!(runtime.block_on(async { niceness() }), before);
-    }
 
     #[tokio::test]
     async fn the_watchdog_hears_of_a_long_step_but_not_of_an_endless_one() {

@@ -12,6 +12,7 @@
 
 pub mod audit;
 pub mod authorizer;
+mod background;
 pub mod capture;
 pub mod causes;
 pub mod cli;

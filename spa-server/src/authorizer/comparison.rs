@@ -37,8 +37,13 @@ impl Bounds {
         let strays = self.strays.min(later.strays);
         let least = self.least.min(later.least).saturating_add(strays);
         // What was added and is gone again may have been counted.
-        let too_many = self == later && elements > self.most.saturating_add(self.strays);
+        let too_many = self == later && self.are_exceeded_by(elements);
         elements >= least && !too_many
+    }
+
+    /// Whether so many are more than were needed at this moment.
+    pub fn are_exceeded_by(self, elements: u64) -> bool {
+        elements > self.most.saturating_add(self.strays)
     }
 }
 
@@ -72,6 +77,17 @@ impl Needed {
     }
 }
 
+/// What came of a comparison of the kernel with the live grants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compared {
+    /// Each element was compared: it holds just what it has to.
+    Same,
+    /// The number fits by now, and no element was looked at.
+    Fitting,
+    /// It has to be mended.
+    Different,
+}
+
 /// When each element is compared next.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
@@ -102,27 +118,27 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         self.needed.clone()
     }
 
-    /// Whether a kernel in which so many elements were counted admits something else than the live
-    /// grants need. Those for one connection that are used up by now are over.
-    pub async fn differs(&mut self, elements: u64) -> bool {
+    /// Whether a kernel in which so many elements were counted a moment ago admits something else
+    /// than the live grants need. Those for one connection that are used up by now are over.
+    pub async fn compare_with(&mut self, elements: u64) -> Compared {
         self.expire(BootMicros::now()).await;
         let bounds = self.needed.now();
         if bounds.fit(bounds, elements) {
-            return false;
+            return Compared::Fitting;
         }
         let found = match self.compare().await {
-            Ok(None) => return true,
+            Ok(None) => return Compared::Different,
             Ok(Some(found)) => found,
             Err(error) => {
                 tracing::debug!("{}", with_causes(&error));
-                return true;
+                return Compared::Different;
             }
         };
         self.needed.is(count(self.grants.elements()));
         if let Ok(look) = self.gate.look(Doubt::Elements).await {
             self.needed.has_strays(look.elements.saturating_sub(found));
         }
-        false
+        Compared::Same
     }
 
     /// Compares each element, if it is time to; says whether the kernel admits something else than

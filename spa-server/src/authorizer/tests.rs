@@ -357,7 +357,7 @@ async fn the_tags_of_the_minute_are_computed_beside_all_else() {
     let mut server = server();
     let before = server.judge.lock().receiver.generation();
     server.authorizer.tick().await;
-    server.authorizer.rolling.take().unwrap().await.unwrap();
+    server.authorizer.rolling.take().unwrap().join().unwrap();
     let judge = server.judge.lock();
     assert_ne!(judge.receiver.generation(), before);
     assert_eq!(
@@ -412,11 +412,11 @@ async fn what_somebody_flushed_is_put_back_with_the_live_grants() {
     server.authorizer.admit(knocks).await;
     assert_eq!(server.needed(), [2]);
     // The control: where nothing is missing, nothing is mended.
-    assert!(!server.authorizer.differs(2).await);
+    assert_eq!(server.authorizer.compare_with(2).await, Compared::Fitting);
     assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
 
     server.kernel.flush();
-    assert!(server.authorizer.differs(0).await);
+    assert_eq!(server.authorizer.compare_with(0).await, Compared::Different);
     let restored = server.authorizer.restore(&plan()).await.unwrap();
     assert!(restored.mended());
     assert_eq!(restored.differences.grants, 2);
@@ -433,11 +433,11 @@ async fn what_somebody_brought_back_is_withdrawn_and_what_lives_keeps_its_time()
     server.authorizer.revoke(&web, "test").await.unwrap();
     assert_eq!((server.needed(), server.kernel.admits()), (vec![1], vec![SSH.to_owned()]));
     // The control.
-    assert!(!server.authorizer.differs(1).await);
+    assert_eq!(server.authorizer.compare_with(1).await, Compared::Fitting);
 
     let saved = [("192.0.2.7", "tcp/443", 50), ("192.0.2.7", "tcp/22", 500)];
     server.kernel.put(&saved);
-    assert!(server.authorizer.differs(2).await);
+    assert_eq!(server.authorizer.compare_with(2).await, Compared::Different);
     let restored = server.authorizer.restore(&plan()).await.unwrap();
     assert!(restored.mended());
     let names = |elements: &[Element]| elements.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -449,7 +449,7 @@ async fn what_somebody_brought_back_is_withdrawn_and_what_lives_keeps_its_time()
     // As many as before, but another one: the number says nothing, a comparison does.
     server.kernel.take(SSH);
     server.kernel.put(&saved[..1]);
-    assert!(!server.authorizer.differs(1).await);
+    assert_eq!(server.authorizer.compare_with(1).await, Compared::Fitting);
     assert!(server.authorizer.differs_on_schedule().await);
     assert!(server.authorizer.restore(&plan()).await.unwrap().mended());
     assert_eq!(server.kernel.admits(), [SSH]);
@@ -463,17 +463,17 @@ async fn what_is_counted_but_admits_nobody_is_looked_at_once() {
     server.authorizer.admit(vec![knock]).await;
     *server.kernel.0.strays.lock().unwrap() = 2;
     assert_eq!(server.needed(), [1]);
-    assert!(!server.authorizer.differs(3).await);
+    assert_eq!(server.authorizer.compare_with(3).await, Compared::Same);
     assert_eq!(server.needed(), [3]);
     let calls = server.kernel.calls();
-    assert!(!server.authorizer.differs(3).await);
+    assert_eq!(server.authorizer.compare_with(3).await, Compared::Fitting);
     assert_eq!(server.kernel.calls(), calls);
     // Neither hides that something is lost or comes back.
     server.kernel.take(SSH);
-    assert!(server.authorizer.differs(2).await);
+    assert_eq!(server.authorizer.compare_with(2).await, Compared::Different);
     server.authorizer.restore(&plan()).await.unwrap();
     server.kernel.put(&[("192.0.2.8", "tcp/22", 50)]);
-    assert!(server.authorizer.differs(4).await);
+    assert_eq!(server.authorizer.compare_with(4).await, Compared::Different);
 }
 
 const DESK: &str = "tcp/5900 from 192.0.2.7";
@@ -489,14 +489,14 @@ async fn a_grant_for_one_connection_ends_with_it_and_a_new_knock_gives_a_new_one
     assert_eq!(server.kernel.admits(), [SSH, DESK]);
     server.kernel.take(DESK);
     // No alarm: nothing has to be put back.
-    assert!(!server.authorizer.differs(1).await);
+    assert_eq!(server.authorizer.compare_with(1).await, Compared::Same);
     assert_eq!(server.authorizer.count(BootMicros::now()), 1);
     assert_eq!(server.needed(), [1]);
     assert!(!server.authorizer.restore(&plan()).await.unwrap().mended());
     assert_eq!(server.kernel.admits(), [SSH]);
     // The control: what is not for one connection is missed, and put back.
     server.kernel.take(SSH);
-    assert!(server.authorizer.differs(0).await);
+    assert_eq!(server.authorizer.compare_with(0).await, Compared::Different);
     assert!(server.authorizer.restore(&plan()).await.unwrap().mended());
     assert_eq!(server.kernel.admits(), [SSH]);
     let knock = server.candidate(4, "tcp/5900");

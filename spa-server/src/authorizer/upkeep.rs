@@ -2,6 +2,7 @@
 
 use super::{Authorizer, keys_of, uptime};
 use crate::audit;
+use crate::background;
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now, Step};
 use crate::config::format_timestamp;
@@ -9,7 +10,6 @@ use crate::gate::Gate;
 use crate::grants::GrantStore;
 use crate::replay_store::{Mark, ReplayStore, Snapshot};
 use spa_proto::{ClientId, UnixMicros};
-use tokio::task::spawn_blocking;
 
 impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// What is due every second: grants whose time is over, the clock, the stores, the audit. Says
@@ -47,13 +47,17 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
             return;
         }
         let begun = self.judge.lock().receiver.begin_roll(now);
-        self.rolling = begun.map(|begun| {
-            let judge = self.judge.clone();
-            spawn_blocking(move || {
-                let computed = begun.compute();
-                judge.lock().receiver.end_roll(computed);
-            })
+        let Some(begun) = begun else { return };
+        let judge = self.judge.clone();
+        let rolling = background::begin("tags", move || {
+            let computed = begun.compute();
+            judge.lock().receiver.end_roll(computed);
         });
+        match rolling {
+            Ok(rolling) => self.rolling = Some(rolling),
+            // The receiver computes what it needs when it needs it.
+            Err(error) => tracing::warn!("no thread for the tags of the next minute: {error}"),
+        }
     }
 
     /// The kernel closes by its own timer; this covers what that timer does not see: it stands

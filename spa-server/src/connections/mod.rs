@@ -73,7 +73,10 @@ pub enum ConnectionsError {
     Addresses(#[source] io::Error),
     /// The thread that asked has died.
     #[error("the connections were not looked at to the end")]
-    Thread(#[from] tokio::task::JoinError),
+    Died,
+    /// There is no thread to ask.
+    #[error("cannot start a thread that lists the connections")]
+    Thread(#[source] io::Error),
 }
 
 /// The port that a connection was made to.

@@ -7,6 +7,7 @@ use super::reload::Order;
 use super::watch::{Alarm, Known};
 use super::{Daemon, start};
 use crate::audit::{self, By, Restoration, RestorationLine};
+use crate::authorizer::Compared;
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::config::Settings;
@@ -119,9 +120,12 @@ impl Daemon {
         if self.standing != Standing::Guards {
             return;
         }
-        if alarm.missing.is_empty() && !self.authorizer.differs(alarm.elements).await {
-            alarm.was_false();
-            return;
+        if alarm.missing.is_empty() {
+            match self.authorizer.compare_with(alarm.elements).await {
+                Compared::Same => return alarm.was_false(),
+                Compared::Fitting => return,
+                Compared::Different => {}
+            }
         }
         self.mend(alarm).await;
     }
@@ -137,7 +141,7 @@ impl Daemon {
                     "{missing}; it can't be put back, which is tried every second: {}",
                     with_causes(&error)
                 )));
-                self.unmended = Some(alarm);
+                self.unmended = Some(alarm.proved());
                 return;
             }
         };

@@ -5,10 +5,12 @@
 //! again when that has mended it. While the gate is away on purpose it rests.
 
 use crate::authorizer::Needed;
+use crate::background;
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::connections::{Connections, ConnectionsError, Inventory};
 use crate::gate::{Backend, Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
+use nix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,6 +53,8 @@ pub(super) struct Alarm {
     pub(super) elements: u64,
     /// When the look began that has found this.
     pub(super) looked: BootMicros,
+    /// Something was to be mended: whatever is found later, this alarm was none that is false.
+    is_true: bool,
     /// Goes with the alarm, by which the watch knows that it may look again.
     held: Option<oneshot::Sender<FalseAlarm>>,
 }
@@ -62,12 +66,26 @@ struct FalseAlarm;
 impl Alarm {
     /// One of the main loop's own: it has compared the elements.
     pub(super) fn of_elements() -> Self {
-        Self { missing: Vec::new(), elements: 0, looked: BootMicros::now(), held: None }
+        Self::new(Vec::new(), 0, BootMicros::now(), None)
     }
 
-    /// It was none: for the watch, nothing was disturbed.
+    fn new(
+        missing: Vec<String>,
+        elements: u64,
+        looked: BootMicros,
+        held: Option<oneshot::Sender<FalseAlarm>>,
+    ) -> Self {
+        Self { missing, elements, looked, is_true: false, held }
+    }
+
+    /// It was not false, whatever is found when it is looked at once more.
+    pub(super) fn proved(self) -> Self {
+        Self { is_true: true, ..self }
+    }
+
+    /// The kernel holds just what it has to: for the watch, nothing was disturbed.
     pub(super) fn was_false(self) {
-        if let Some(held) = self.held {
+        if let Some(held) = self.held.filter(|_| !self.is_true) {
             // The watch may have ended.
             let _ = held.send(FalseAlarm);
         }
@@ -226,7 +244,7 @@ impl<G: Gate + Clone + 'static> Watch<G> {
             // What can't be looked at the task tells.
             Ok(_) | Err(_) => return None,
         };
-        Some(Alarm { missing, elements, looked, held: None })
+        Some(Alarm::new(missing, elements, looked, None))
     }
 
     /// What is wrong with the gate at this moment, if anything is: for whoever asks.
@@ -295,20 +313,18 @@ impl<G: Gate> Watcher<G> {
         let mut rests = self.shared.rests.subscribe();
         let mut doubt = Doubt::Everything;
         // Its installation has just found it whole; the first look may take longer than it stands.
-        if let Some(listed) = self.list().await {
+        if let Some((listed, _)) = self.list().await {
             self.shared.publish(listed);
         }
         let (mut listed, mut list_again, mut list_failed) = (None, Instant::now(), false);
         let mut looked_at_all = Instant::now();
         while rests.wait_for(|rests| !rests).await.is_ok() {
-            let began = Instant::now();
-            if !self.look(doubt).await {
+            let Some(took) = self.look(doubt).await else {
                 listed = None;
                 tokio::time::sleep(self.pause()).await;
                 continue;
-            }
+            };
             let looked = Instant::now();
-            let took = looked - began;
             if doubt == Doubt::Everything {
                 looked_at_all = looked;
             }
@@ -318,14 +334,14 @@ impl<G: Gate> Watcher<G> {
             }
             let is_known = lock(&self.shared.visitors).known.is_some();
             if Instant::now() >= list_again || !is_known && !list_failed {
-                let began = Instant::now();
-                listed = self.list().await;
+                let took;
+                (listed, took) = self.list().await.unzip();
                 list_failed = listed.is_none();
                 // Where nothing is known, what was just listed is better than nothing.
                 if let Some(listed) = listed.take_if(|_| !is_known) {
                     self.shared.publish(listed);
                 }
-                list_again = Instant::now() + until_next_list(began.elapsed());
+                list_again = Instant::now() + until_next_list(took.unwrap_or_default());
             }
             doubt = tokio::select! {
                 // After a time in which nothing ran both are due, and the first one sees more.
@@ -343,7 +359,8 @@ impl<G: Gate> Watcher<G> {
         if self.shared.in_a_fight.load(Ordering::Relaxed) { PAUSE_IN_A_FIGHT } else { PAUSE }
     }
 
-    async fn list(&self) -> Option<Listed> {
+    /// The connections at this moment, and how much processor time the list took.
+    async fn list(&self) -> Option<(Listed, Duration)> {
         let since = BootMicros::now();
         let (guarded, epoch) = {
             let visitors = lock(&self.shared.visitors);
@@ -352,10 +369,10 @@ impl<G: Gate> Watcher<G> {
         if guarded.is_empty() {
             return None;
         }
-        match list(&self.shared.connections, Arc::clone(&guarded)).await {
-            Ok(connections) => {
+        match list_behind(&self.shared.connections, Arc::clone(&guarded)).await {
+            Ok((connections, took)) => {
                 let known = Known { since, connections: Arc::new(connections), guarded };
-                Some(Listed { known, epoch })
+                Some((Listed { known, epoch }, took))
             }
             Err(error) => {
                 tracing::debug!("{}", with_causes(&error));
@@ -364,36 +381,40 @@ impl<G: Gate> Watcher<G> {
         }
     }
 
-    /// Looks, and has the main loop mend what is missing. Whether all was there.
-    async fn look(&self, doubt: Doubt) -> bool {
+    /// Looks, and has the main loop mend what is missing. How long the look took, if all was there.
+    async fn look(&self, doubt: Doubt) -> Option<Duration> {
         // Elements may be added and taken away while the kernel counts them.
         let needed = self.shared.needed.now();
-        let looked = BootMicros::now();
+        let (looked, began) = (BootMicros::now(), Instant::now());
         let look = self.gate.look(doubt).await;
+        let took = began.elapsed();
         let fits = |look: &Look| needed.fit(self.shared.needed.now(), look.elements);
         if *self.shared.rests.borrow() {
-            return true;
+            return Some(took);
         }
         let (missing, elements) = match look {
             Ok(look) if look.missing.is_empty() && fits(&look) => {
                 self.shared.tell(None);
-                return true;
+                return Some(took);
             }
             Ok(look) => (look.missing, look.elements),
             Err(GateError::NotInstalled) => (vec![ALL_OF_IT.to_owned()], 0),
             Err(error) => {
                 self.shared.tell(Some(cannot_look(&error)));
-                return false;
+                return None;
             }
         };
         let (held, over) = oneshot::channel();
-        let alarm = Alarm { missing, elements, looked, held: Some(held) };
+        let mut alarm = Alarm::new(missing, elements, looked, Some(held));
+        // Fewer may be those that have ended. Who came in by one too many is not to become known
+        // since that one ends as well.
+        alarm.is_true = needed.are_exceeded_by(elements);
         // The alarm is over when the main loop says that it was none, or drops it.
         let is_false = self.alarms.send(alarm).await.is_ok() && over.await.is_ok();
         if is_false {
             self.shared.tell(None);
         }
-        is_false
+        is_false.then_some(took)
     }
 }
 
@@ -409,7 +430,28 @@ pub(super) async fn list(
     guarded: Arc<[Guarded]>,
 ) -> Result<Inventory, ConnectionsError> {
     let connections = Arc::clone(connections);
-    tokio::task::spawn_blocking(move || connections.list(&guarded)).await?
+    let listed = tokio::task::spawn_blocking(move || connections.list(&guarded)).await;
+    listed.map_err(|_| ConnectionsError::Died)?
+}
+
+/// The same for whoever can wait, and the processor time that it took.
+async fn list_behind(
+    connections: &Arc<dyn Connections>,
+    guarded: Arc<[Guarded]>,
+) -> Result<(Inventory, Duration), ConnectionsError> {
+    let connections = Arc::clone(connections);
+    let list = move || connections.list(&guarded).map(|found| (found, spent_by_this_thread()));
+    // A priority can't be raised again: no thread of the runtime's may lower its own.
+    let listed = tokio::task::spawn_blocking(|| {
+        let thread = background::begin("connections", list).map_err(ConnectionsError::Thread)?;
+        thread.join().map_err(|_| ConnectionsError::Died)?
+    });
+    listed.await.map_err(|_| ConnectionsError::Died)?
+}
+
+/// The processor time of this thread so far; nothing, where the system does not tell.
+fn spent_by_this_thread() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
 /// What a gate keeps closed itself: in open mode, and where commands open, others do.

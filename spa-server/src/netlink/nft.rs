@@ -156,21 +156,24 @@ impl Nft {
     ///
     /// An interval set refuses what overlaps with another element ([`Reason::Overlaps`]).
     ///
+    /// Says whether the ruleset has another [number](Self::generation) by it for sure: what destroys
+    /// nothing but what is gone may leave the old one.
+    ///
     /// [`Reason::Full`]: super::Reason::Full
     /// [`Reason::Overlaps`]: super::Reason::Overlaps
-    pub fn apply(&mut self, changes: &[ElementChange<'_>]) -> Result<(), NetlinkError> {
+    pub fn apply(&mut self, changes: &[ElementChange<'_>]) -> Result<bool, NetlinkError> {
         let wanted = put_together(changes);
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         match self.transact(&wanted, Clearing::Added) {
             Err(full) if full.reason() == Some(Reason::Full) => {
                 match self.transact(&wanted, Clearing::Destroyed) {
-                    Ok(()) => Ok(()),
+                    Ok(()) => Ok(false),
                     Err(_) => Err(full),
                 }
             }
-            other => other,
+            other => other.map(|()| true),
         }
     }
 

@@ -31,8 +31,8 @@ pub(super) struct Elements {
 
 impl Elements {
     /// Makes these changes in one transaction; of those that are about one element, the last
-    /// counts.
-    pub(super) async fn apply(&self, changes: Vec<(Shape, Change)>) -> Result<(), GateError> {
+    /// counts. Says whether the ruleset has another number by it for sure.
+    pub(super) async fn apply(&self, changes: Vec<(Shape, Change)>) -> Result<bool, GateError> {
         let few = changes.len() <= FEW;
         let this = self.clone();
         let work = move || this.with(|nft| write(nft, &changes));
@@ -100,7 +100,7 @@ impl Elements {
     }
 }
 
-fn write(nft: &mut Nft, changes: &[(Shape, Change)]) -> Result<(), NetlinkError> {
+fn write(nft: &mut Nft, changes: &[(Shape, Change)]) -> Result<bool, NetlinkError> {
     let names: Vec<_> = changes.iter().map(|(shape, _)| shape.to_string()).collect();
     let changes = names.iter().zip(changes).map(|(name, (_, change))| {
         let (set, element) = (set(name), key(change));

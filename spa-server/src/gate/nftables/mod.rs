@@ -203,7 +203,10 @@ impl NftablesGate {
         let changes: Vec<_> = strays
             .map(|(shape, live)| (shape, Change::Withdraw { element: live.element }))
             .collect();
-        if changes.is_empty() { Ok(()) } else { self.elements.apply(changes).await }
+        if !changes.is_empty() {
+            self.elements.apply(changes).await?;
+        }
+        Ok(())
     }
 
     /// What is missing of that which lets a gate on trial refuse.
@@ -369,10 +372,11 @@ impl Gate for NftablesGate {
         if shaped.is_empty() {
             return Ok(());
         }
-        self.elements.apply(shaped).await?;
+        let is_counted = self.elements.apply(shaped).await?;
         // It is asked for when the port is open: whoever has changed something since the last time,
         // before or after, has made this one more than it would be.
-        installed.generation = next(installed.generation, self.elements.generation()?);
+        let known = installed.generation.filter(|_| is_counted);
+        installed.generation = next(known, self.elements.generation()?);
         Ok(())
     }
 
