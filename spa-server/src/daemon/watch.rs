@@ -53,7 +53,7 @@ pub(super) struct Alarm {
     pub(super) elements: u64,
     /// When the look began that has found this.
     pub(super) looked: BootMicros,
-    /// Something was to be mended: whatever is found later, this alarm was none that is false.
+    /// Whatever is found later, this is no false alarm.
     is_true: bool,
     /// Goes with the alarm, by which the watch knows that it may look again.
     held: Option<oneshot::Sender<FalseAlarm>>,
@@ -78,7 +78,7 @@ impl Alarm {
         Self { missing, elements, looked, is_true: false, held }
     }
 
-    /// It was not false, whatever is found when it is looked at once more.
+    /// Something was to be mended: it is no false alarm, whatever is found later.
     pub(super) fn proved(self) -> Self {
         Self { is_true: true, ..self }
     }
@@ -409,7 +409,7 @@ impl<G: Gate> Watcher<G> {
         // Fewer may be those that have ended. Who came in by one too many is not to become known
         // since that one ends as well.
         alarm.is_true = needed.are_exceeded_by(elements);
-        // The alarm is over when the main loop says that it was none, or drops it.
+        // The alarm is over when the main loop says that it was false, or drops it.
         let is_false = self.alarms.send(alarm).await.is_ok() && over.await.is_ok();
         if is_false {
             self.shared.tell(None);
