@@ -5,6 +5,7 @@ mod contest;
 mod cutter;
 mod log;
 mod reload;
+mod shortcut;
 mod standing;
 mod start;
 mod status;
@@ -20,7 +21,7 @@ use crate::counters::Counters;
 use crate::gate::{AnyGate, Backend};
 use crate::grants::FileGrantStore;
 use crate::last_gate::LastGateFile;
-use crate::pipeline::{Candidate, SharedJudge};
+use crate::pipeline::{Candidate, SharedJudge, Shortcut};
 use crate::policy::Policy;
 use crate::replay_store::FileStore;
 use crate::state_lock::StateLock;
@@ -28,8 +29,9 @@ use crate::trial::{Trial, TrialFile};
 use announce::Keys;
 use anyhow::Context as _;
 use cutter::{Cutter, Which};
-use reload::{Order, Refused, Reload};
+use reload::{Order, Reading, Refused, Reload};
 use sd_notify::NotifyState;
+use shortcut::{Shared, Unfinished};
 use spa_proto::{Announced, UnixMicros};
 use standing::{LeftBehind, Restorations, Standing};
 use std::path::{Path, PathBuf};
@@ -64,14 +66,15 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let daemon = Daemon::start(config, left_out).await?;
-        Box::pin(daemon.serve()).await
+        let (daemon, inbox) = Daemon::start(config, left_out).await?;
+        Box::pin(inbox.serve(daemon)).await
     })
 }
 
 /// A request over the control socket, and where its answer goes.
 type Command = (ControlRequest, oneshot::Sender<ControlResponse>);
 
+/// What happens is done by whoever has it for himself: one thing after another, each of them whole.
 struct Daemon {
     settings: Settings,
     keys: Keys,
@@ -85,7 +88,6 @@ struct Daemon {
     authorizer: Authorizer<Arc<AnyGate>, FileStore, FileGrantStore>,
     backend: Backend,
     watch: Watch<Arc<AnyGate>>,
-    alarms: mpsc::Receiver<Alarm>,
     cutter: Cutter,
     standing: Standing,
     /// What is left of a gate that was to be taken away, if anything.
@@ -101,17 +103,34 @@ struct Daemon {
     /// Who was in before a time without a gate, where who came in then could not be told yet.
     uncut: Option<Known>,
     capture: Capture,
-    knocks: mpsc::Receiver<Candidate>,
-    /// The most of them that were waiting at a time.
-    deepest: usize,
-    announcements: mpsc::Receiver<Announced>,
-    commands: mpsc::Receiver<Command>,
+    queue: QueueDepth,
     control: JoinHandle<()>,
     reload: Option<Reload>,
+    /// A reading that has begun, until the inbox waits for it.
+    reading: Option<Reading>,
     left_out: Vec<String>,
     last_reload: Option<String>,
     /// Held for as long as the state directory is ours.
     _lock: StateLock,
+}
+
+/// The knocks that wait for the authorizer.
+#[derive(Debug, Clone, Copy, Default)]
+struct QueueDepth {
+    /// At the last look.
+    waiting: usize,
+    /// The most at a time.
+    deepest: usize,
+}
+
+/// Where everything comes in that the daemon is to do.
+struct Inbox {
+    knocks: mpsc::Receiver<Candidate>,
+    announcements: mpsc::Receiver<Announced>,
+    commands: mpsc::Receiver<Command>,
+    alarms: mpsc::Receiver<Alarm>,
+    reading: Option<Reading>,
+    shortcut: Shortcut,
 }
 
 /// What the server is to do next.
@@ -123,23 +142,25 @@ enum Next {
     Reloaded(Box<Result<Config, Refused>>),
     Tick,
     ReadAnew,
+    Finish(Unfinished),
     Stop(&'static str),
 }
 
-impl Daemon {
-    async fn serve(mut self) -> anyhow::Result<()> {
+impl Inbox {
+    async fn serve(mut self, daemon: Daemon) -> anyhow::Result<()> {
         let mut stop = Signals::new()?;
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH);
-        let pulse = self.capture.pulse();
+        let pulse = daemon.capture.pulse();
+        let mut daemon = Shared::new(daemon);
+        daemon.open_shortcut(&self.shortcut);
         notify(&[NotifyState::Ready]);
         tracing::info!("ready");
         loop {
             let next = tokio::select! {
                 // None come any more when all capture threads have died, which the tick finds out.
                 received = self.knocks.recv_many(&mut batch, BATCH) => {
-                    self.deepest = self.deepest.max(received.saturating_add(self.knocks.len()));
                     if received > 0 { Next::Admit } else { Next::Tick }
                 }
                 Some(announced) = self.announcements.recv() => {
@@ -147,34 +168,55 @@ impl Daemon {
                 }
                 Some(command) = self.commands.recv() => Next::Command(command),
                 Some(alarm) = self.alarms.recv() => Next::Alarm(alarm),
-                config = reload::reading(&mut self.reload) => Next::Reloaded(Box::new(config)),
+                config = reload::reading(&mut self.reading) => Next::Reloaded(Box::new(config)),
                 _ = tick.tick() => Next::Tick,
+                unfinished = daemon.unfinished() => Next::Finish(unfinished),
                 next = stop.next() => next,
             };
             if let Next::Stop(signal) = next {
                 tracing::info!("stopping on {signal}; the gate and what is open stay");
                 break;
             }
-            let step = self.step(next, &mut batch);
+            let step = self.step(&mut daemon, next, &mut batch);
             telling(FEED_EVERY, FEEDS, || tell_watchdog(&pulse), step).await?;
         }
-        self.finish(batch).await;
+        daemon.lock().await.finish(&mut self.knocks, batch).await;
         Ok(())
     }
 
+    async fn step(
+        &mut self,
+        daemon: &mut Shared<Daemon>,
+        next: Next,
+        batch: &mut Vec<Candidate>,
+    ) -> anyhow::Result<()> {
+        if let Next::Finish(unfinished) = next {
+            unfinished.await;
+            return Ok(());
+        }
+        let mut daemon = daemon.lock().await;
+        let waiting = self.knocks.len();
+        let deepest = daemon.queue.deepest.max(waiting.saturating_add(batch.len()));
+        daemon.queue = QueueDepth { waiting, deepest };
+        daemon.step(next, batch).await?;
+        if let Some(reading) = daemon.reading.take() {
+            self.reading = Some(reading);
+        }
+        Ok(())
+    }
+}
+
+impl Daemon {
     async fn step(&mut self, next: Next, batch: &mut Vec<Candidate>) -> anyhow::Result<()> {
         match next {
-            Next::Admit => {
-                self.admit(std::mem::take(batch)).await;
-                self.release_granted();
-            }
+            Next::Admit => self.admit(std::mem::take(batch)).await,
             Next::Announced(announced) => self.announced(&announced),
             Next::Command((request, answer)) => self.obey(request, answer).await,
             Next::Alarm(alarm) => self.alarmed(alarm).await,
             Next::Reloaded(config) => self.reloaded(*config).await,
             Next::Tick => self.tick().await?,
             Next::ReadAnew => self.read_anew(Order::Reload, None),
-            Next::Stop(_) => {}
+            Next::Finish(_) | Next::Stop(_) => {}
         }
         Ok(())
     }
@@ -183,6 +225,7 @@ impl Daemon {
         let accepted = self.authorizer.accept(batch);
         let accepted = self.replace_keys(accepted).await;
         self.authorizer.open(accepted).await;
+        self.release_granted();
     }
 
     async fn tick(&mut self) -> anyhow::Result<()> {
@@ -298,11 +341,11 @@ impl Daemon {
     }
 
     /// What was captured before the stop is carried out; then the stores are marked clean.
-    async fn finish(mut self, mut batch: Vec<Candidate>) {
+    async fn finish(&mut self, knocks: &mut mpsc::Receiver<Candidate>, mut batch: Vec<Candidate>) {
         notify(&[NotifyState::Stopping]);
         self.control.abort();
         self.capture.stop();
-        while let Ok(candidate) = self.knocks.try_recv() {
+        while let Ok(candidate) = knocks.try_recv() {
             batch.push(candidate);
         }
         if !batch.is_empty() {

@@ -20,7 +20,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use waiting::Waiting;
@@ -226,7 +226,24 @@ impl Judge {
     }
 }
 
+/// Has a knock carried out on the thread that calls, at once; hands it back where somebody else is
+/// at the authorizer. There is none until the daemon has started.
+pub type Shortcut = Arc<OnceLock<Box<dyn Fn(Candidate) -> Result<(), Candidate> + Send + Sync>>>;
+
+/// The knocks among what is read together.
+#[derive(Debug)]
+enum Lone {
+    None,
+    One(Candidate),
+    Several,
+}
+
 /// What one capture thread does with each frame.
+///
+/// A knock that comes alone is carried out on that thread if nobody else is at it, for it is spared
+/// the time that it takes another one to wake up. Those that come together wait for
+/// each other in a queue, which makes of them one write and one batch.
+///
 ///
 /// Noise costs it no lock, no system call and no allocation: it does not get through the sieve.
 pub struct Pipeline {
@@ -237,6 +254,8 @@ pub struct Pipeline {
     counters: Arc<Counters>,
     queue: mpsc::Sender<Candidate>,
     announcements: mpsc::Sender<Announced>,
+    shortcut: Shortcut,
+    lone: Lone,
     /// The kernel's count of this handle at the last look.
     kernel_drops: u64,
 }
@@ -249,12 +268,23 @@ impl Pipeline {
         counters: Arc<Counters>,
         queue: mpsc::Sender<Candidate>,
         announcements: mpsc::Sender<Announced>,
+        shortcut: Shortcut,
     ) -> Self {
         let (sieve, generation) = {
             let judge = judge.lock();
             (judge.receiver.sieve(), judge.receiver.generation())
         };
-        Self { judge, sieve, generation, counters, queue, announcements, kernel_drops: 0 }
+        Self {
+            judge,
+            sieve,
+            generation,
+            counters,
+            queue,
+            announcements,
+            shortcut,
+            lone: Lone::None,
+            kernel_drops: 0,
+        }
     }
 
     /// Whether it is noise, without a question to the judge. Somebody whose key was added a moment
@@ -281,17 +311,37 @@ impl Pipeline {
             }
             judged
         };
-        // Whoever takes it needs the lock at once. No room: the client's next knock, a fresh one,
-        // will find some.
+        // Whoever takes it needs the lock at once.
         match judged {
-            Judged::Knock(candidate) => self.queue.try_send(candidate).map_err(|unsent| {
-                self.judge.lock().taken(&unsent.into_inner().knock.client);
-                Dropped::Overloaded
-            }),
+            Judged::Knock(candidate) => {
+                match std::mem::replace(&mut self.lone, Lone::Several) {
+                    Lone::None => self.lone = Lone::One(candidate),
+                    Lone::One(first) => {
+                        self.queue_up(first);
+                        self.queue_up(candidate);
+                    }
+                    Lone::Several => self.queue_up(candidate),
+                }
+                Ok(())
+            }
             Judged::Announced(announced) => {
                 self.announcements.try_send(announced).map_err(|_| Dropped::Overloaded)
             }
         }
+    }
+
+    /// No room: the client's next knock, a fresh one, will find some.
+    fn queue_up(&self, candidate: Candidate) {
+        if let Err(unsent) = self.queue.try_send(candidate) {
+            let Candidate { knock, .. } = unsent.into_inner();
+            self.judge.lock().taken(&knock.client);
+            self.dropped(&Dropped::Overloaded, knock.source, None);
+        }
+    }
+
+    fn dropped(&self, dropped: &Dropped, source: IpAddr, interface: Option<u32>) {
+        self.counters.dropped_one(dropped);
+        tracing::debug!(%source, interface, reason = dropped.as_str(), "dropped");
     }
 }
 
@@ -299,15 +349,26 @@ impl Sink for Pipeline {
     fn datagram(&mut self, arrival: Arrival, datagram: &Datagram<'_>) {
         count(&self.counters.received);
         if let Err(dropped) = self.hand_on(arrival, datagram) {
-            self.counters.dropped_one(&dropped);
-            let Arrival { interface, .. } = arrival;
-            tracing::debug!(source = %datagram.source, interface, reason = dropped.as_str(), "dropped");
+            self.dropped(&dropped, datagram.source, Some(arrival.interface));
         }
     }
 
     fn malformed(&mut self, error: FrameError) {
         count(&self.counters.received);
         self.counters.dropped_one(&Dropped::Frame(error));
+    }
+
+    fn settle(&mut self) {
+        let Lone::One(candidate) = std::mem::replace(&mut self.lone, Lone::None) else { return };
+        // What came before it is carried out before it.
+        let is_first = self.queue.capacity() == self.queue.max_capacity();
+        let unsent = match self.shortcut.get().filter(|_| is_first) {
+            Some(carry_out) => carry_out(candidate).err(),
+            None => Some(candidate),
+        };
+        if let Some(candidate) = unsent {
+            self.queue_up(candidate);
+        }
     }
 
     fn kernel_drops(&mut self, total: u64) {
@@ -364,6 +425,7 @@ mod tests {
         Item, MaskKey, MessageType, PacketLength, PairSecret, Request, ServerKey, Settings,
         UnixMicros, seal,
     };
+    use std::sync::atomic::AtomicBool;
 
     const NOW: Now =
         Now { realtime: UnixMicros::from_secs(1_800_000_000), boottime: BootMicros(5_000_000) };
@@ -504,6 +566,71 @@ mod tests {
         }
     }
 
+    fn pipeline(
+        judge: SharedJudge,
+        counters: &Arc<Counters>,
+        queue: mpsc::Sender<Candidate>,
+    ) -> Pipeline {
+        let (announcements, _) = mpsc::channel(1);
+        Pipeline::new(judge, Arc::clone(counters), queue, announcements, Shortcut::default())
+    }
+
+    impl Pipeline {
+        /// As a capture thread hands over what it has read together.
+        fn read(&mut self, together: impl IntoIterator<Item = impl AsRef<[u8]>>) {
+            for payload in together {
+                self.datagram(on(2), &datagram(payload.as_ref()));
+            }
+            self.settle();
+        }
+    }
+
+    #[test]
+    fn a_knock_takes_the_short_way_if_nobody_is_before_it() {
+        let (queue, mut waiting) = mpsc::channel(8);
+        let mut judge = judge();
+        judge.steps = StepWatch::new(Now::read());
+        let mut pipeline = pipeline(SharedJudge::new(judge), &Arc::default(), queue);
+        let (is_free, carried_out) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::default()));
+        let carry_out = {
+            let (is_free, carried_out) = (Arc::clone(&is_free), Arc::clone(&carried_out));
+            move |candidate: Candidate| {
+                if !is_free.load(Ordering::Relaxed) {
+                    return Err(candidate);
+                }
+                let nonces: &Mutex<Vec<u8>> = &carried_out;
+                nonces.lock().unwrap().push(candidate.knock.nonce.0[0]);
+                Ok(())
+            }
+        };
+        let mut queued = || -> Vec<u8> {
+            std::iter::from_fn(|| waiting.try_recv().ok())
+                .map(|candidate| candidate.knock.nonce.0[0])
+                .collect()
+        };
+        // Before the daemon has started.
+        pipeline.read([knock_now(1)]);
+        assert_eq!(queued(), [1]);
+        assert!(pipeline.shortcut.set(Box::new(carry_out)).is_ok());
+        pipeline.read([vec![0x5a; 216], knock_now(2), vec![0x5a; 216]]);
+        assert_eq!(
+            (queued(), std::mem::take(&mut *carried_out.lock().unwrap())),
+            (vec![], vec![2])
+        );
+        pipeline.read([3, 4, 5].map(knock_now));
+        assert_eq!(queued(), [3, 4, 5]);
+        is_free.store(false, Ordering::Relaxed);
+        pipeline.read([knock_now(6)]);
+        is_free.store(true, Ordering::Relaxed);
+        pipeline.read([knock_now(7)]);
+        assert_eq!(queued(), [6, 7]);
+        pipeline.read([knock_now(8)]);
+        assert_eq!(
+            (queued(), std::mem::take(&mut *carried_out.lock().unwrap())),
+            (vec![], vec![8])
+        );
+    }
+
     #[test]
     fn a_full_queue_drops_and_counts() {
         let (queue, mut waiting) = mpsc::channel(1);
@@ -511,12 +638,9 @@ mod tests {
         let mut judge = judge();
         // The sink reads the real clock.
         judge.steps = StepWatch::new(Now::read());
-        let (announcements, _) = mpsc::channel(1);
         let shared = SharedJudge::new(judge);
-        let mut pipeline = Pipeline::new(shared, Arc::clone(&counters), queue, announcements);
-        for nonce in 0..3 {
-            pipeline.datagram(on(2), &datagram(&knock_now(nonce)));
-        }
+        let mut pipeline = pipeline(shared, &counters, queue);
+        pipeline.read((0..3).map(knock_now));
         assert!(waiting.try_recv().is_ok());
         assert_eq!(counters.dropped().get("overloaded"), Some(&2));
     }
@@ -525,17 +649,14 @@ mod tests {
     #[test]
     fn whoever_floods_meanwhile_leaves_room_for_others() {
         let (queue, mut knocks) = mpsc::channel(2 * Waiting::SHARE);
-        let (announcements, _) = mpsc::channel(1);
         let mut judge = judge();
         judge.steps = StepWatch::new(Now::read());
         let shared = SharedJudge::new(judge);
         let counters = Arc::new(Counters::default());
-        let mut pipeline =
-            Pipeline::new(shared.clone(), Arc::clone(&counters), queue.clone(), announcements);
+        let mut pipeline = pipeline(shared.clone(), &counters, queue.clone());
         // What has not been accepted yet is no replay.
         let knock = knock_now(1);
-        let mut flood =
-            |count| (0..count).for_each(|_| pipeline.datagram(on(2), &datagram(&knock)));
+        let mut flood = |count| (0..count).for_each(|_| pipeline.read([&knock]));
         flood(2 * Waiting::SHARE);
         assert_eq!(queue.capacity(), Waiting::SHARE);
         let overloaded = || counters.dropped()["overloaded"];
@@ -551,18 +672,15 @@ mod tests {
     #[test]
     fn noise_waits_for_nobody() {
         let (queue, _knocks) = mpsc::channel(1);
-        let (announcements, _) = mpsc::channel(1);
         let counters = Arc::new(Counters::default());
         let shared = SharedJudge::new(judge());
         // As it is once the daemon has started.
         shared.lock().receiver.roll(Now::realtime());
-        let mut pipeline =
-            Pipeline::new(shared.clone(), Arc::clone(&counters), queue, announcements);
+        let mut pipeline = pipeline(shared.clone(), &counters, queue);
         let held = shared.lock();
         let (done, is_done) = std::sync::mpsc::channel();
         let sifting = std::thread::spawn(move || {
-            pipeline.datagram(on(2), &datagram(&[0x5a; 216]));
-            pipeline.datagram(on(2), &datagram(&[0x5a; 20]));
+            pipeline.read([[0x5a; 216].as_slice(), &[0x5a; 20]]);
             done.send(()).unwrap();
         });
         assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(()));
@@ -575,17 +693,15 @@ mod tests {
     #[test]
     fn whoever_becomes_known_gets_through_with_the_next_datagram() {
         let (queue, mut waiting) = mpsc::channel(8);
-        let (announcements, _) = mpsc::channel(1);
         let mut judge = judge();
         judge.steps = StepWatch::new(Now::read());
         judge.receiver.set_clients([]);
         judge.receiver.roll(Now::realtime());
         let shared = SharedJudge::new(judge);
         let counters = Arc::new(Counters::default());
-        let mut pipeline =
-            Pipeline::new(shared.clone(), Arc::clone(&counters), queue, announcements);
+        let mut pipeline = pipeline(shared.clone(), &counters, queue);
         let mut knocks = |nonce: u8| {
-            pipeline.datagram(on(2), &datagram(&knock_now(nonce)));
+            pipeline.read([knock_now(nonce)]);
             waiting.try_recv().is_ok()
         };
         assert!(!knocks(1));

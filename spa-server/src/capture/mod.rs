@@ -93,6 +93,9 @@ pub trait Sink: Send {
     /// A frame passed the kernel's filter, and there is no datagram in it.
     fn malformed(&mut self, error: FrameError);
 
+    /// What had come was handed over; what comes next is waited for, or comes right away.
+    fn settle(&mut self);
+
     /// The kernel has dropped frames because this thread did not keep up: so many since the start.
     fn kernel_drops(&mut self, total: u64);
 }

@@ -125,14 +125,16 @@ impl<S: Sink> Worker<S> {
     fn read_batch(&mut self, handle: &mut Handle) -> Result<usize, pcap::Error> {
         let Handle { pcap, link, index } = handle;
         let sink = &mut self.sink;
-        pcap.dispatch(Some(BATCH), |packet| match frame::parse(*link, packet.data) {
+        let read = pcap.dispatch(Some(BATCH), |packet| match frame::parse(*link, packet.data) {
             Ok(datagram) => {
                 let interface = datagram.interface_index.unwrap_or(*index);
                 let at = captured_at(packet.header.ts.tv_sec, packet.header.ts.tv_usec);
                 sink.datagram(Arrival { interface, at }, &datagram);
             }
             Err(error) => sink.malformed(error),
-        })
+        });
+        sink.settle();
+        read
     }
 
     /// Reports what the kernel dropped, and finds out whether the interface is still there.

@@ -120,7 +120,7 @@ impl Cutter {
 
     /// Refuses none of them any more, since nobody would lift it later. What is under way is not
     /// broken off: a tool that is killed may have told the kernel already.
-    pub(super) async fn finish(self) {
+    pub(super) async fn finish(&self) {
         let lifted = timeout(PATIENCE, self.lift_all()).await;
         if let Some(why) = lifted.map_or_else(|late| Some(with_causes(&late)), Result::err) {
             tracing::warn!("connections that were cut may stay refused: {why}");

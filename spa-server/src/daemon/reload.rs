@@ -13,11 +13,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 /// A configuration that is being read, off the runtime's thread.
+pub(super) type Reading = JoinHandle<Result<Config, Refused>>;
+
+/// Why a configuration is being read.
 pub(super) struct Reload {
-    reading: JoinHandle<Result<Config, Refused>>,
+    reading: AbortHandle,
     orders: Orders,
     /// How many records of announced keys there were when the reading began.
     enrolment_records: usize,
@@ -96,7 +99,8 @@ impl Daemon {
             }
         });
         let enrolment_records = self.keys.store.enrolments().records;
-        self.reload = Some(Reload { reading, orders, enrolment_records });
+        self.reload = Some(Reload { reading: reading.abort_handle(), orders, enrolment_records });
+        self.reading = Some(reading);
     }
 
     /// Another key than the present one is taken only with the present one beside it: who puts a
@@ -273,12 +277,14 @@ fn answer(
 }
 
 /// Waits for the configuration that is being read; for ever, when none is.
-pub(super) async fn reading(reload: &mut Option<Reload>) -> Result<Config, Refused> {
-    let Some(reload) = reload else { return std::future::pending().await };
-    (&mut reload.reading).await.unwrap_or_else(|panicked| {
+pub(super) async fn reading(reading: &mut Option<Reading>) -> Result<Config, Refused> {
+    let Some(being_read) = reading else { return std::future::pending().await };
+    let config = being_read.await.unwrap_or_else(|panicked| {
         let why = format!("reading it failed: {panicked}");
         Err(Refused { why, locked_out: Vec::new() })
-    })
+    });
+    *reading = None;
+    config
 }
 
 #[cfg(test)]
@@ -296,6 +302,7 @@ mod tests {
                     ((order, Some(asked_by)), answer)
                 })
                 .unzip();
+        let reading = reading.abort_handle();
         let mut reload = Reload { reading, orders, enrolment_records: 0 };
         reload.drop_installs();
         assert!(matches!(reload.orders[..], [(Order::Reload, Some(_))]));
@@ -334,9 +341,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_reading_that_panicked_is_a_reload_that_is_refused() {
-        let reading = tokio::task::spawn_blocking(|| panic!("a bug"));
-        let mut reload = Some(Reload { reading, orders: Vec::new(), enrolment_records: 0 });
-        let refused = super::reading(&mut reload).await.unwrap_err();
+        let mut reading = Some(tokio::task::spawn_blocking(|| panic!("a bug")));
+        let refused = super::reading(&mut reading).await.unwrap_err();
         assert!(refused.why.contains("panicked"), "{refused:?}");
+        assert!(reading.is_none());
     }
 }

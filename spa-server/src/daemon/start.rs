@@ -4,7 +4,7 @@ use super::announce::{self, Keys};
 use super::cutter::Cutter;
 use super::standing::{LeftBehind, Restorations, Standing};
 use super::watch::Watch;
-use super::{ANNOUNCEMENTS, Command, Daemon, QUEUE, status};
+use super::{ANNOUNCEMENTS, Command, Daemon, Inbox, QUEUE, QueueDepth, status};
 use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
@@ -16,7 +16,7 @@ use crate::counters::Counters;
 use crate::gate::{AnyGate, Choice, Gate as _, InstallReport};
 use crate::grants::{FileGrantStore, Grant};
 use crate::last_gate::LastGateFile;
-use crate::pipeline::{Judge, Pipeline, SharedJudge};
+use crate::pipeline::{Judge, Pipeline, SharedJudge, Shortcut};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
 use crate::state_lock::StateLock;
 use crate::trial::{Trial, TrialFile, TrialState, plan_of, unconfirmable};
@@ -33,7 +33,10 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 impl Daemon {
     /// The gate comes last. A server that can't capture, or can't be talked to, must not hide
     /// what nobody could open; what is captured meanwhile waits in the queue.
-    pub(super) async fn start(config: Config, left_out: Vec<Problem>) -> anyhow::Result<Self> {
+    pub(super) async fn start(
+        config: Config,
+        left_out: Vec<Problem>,
+    ) -> anyhow::Result<(Self, Inbox)> {
         for problem in &left_out {
             tracing::error!("this client is left out until it is mended: {problem}");
         }
@@ -85,9 +88,10 @@ impl Daemon {
             packet_length: settings.packet_length.packet(),
             buffer_bytes: CaptureSettings::BUFFER_BYTES,
         };
+        let shortcut = Shortcut::default();
         let capture = Capture::start(&capture_settings, |_| {
             let (judge, counters) = (judge.clone(), Arc::clone(&counters));
-            Pipeline::new(judge, counters, queue.clone(), announced.clone())
+            Pipeline::new(judge, counters, queue.clone(), announced.clone(), Arc::clone(&shortcut))
         })?;
 
         let listener = control::bind(&settings.control_socket)?;
@@ -173,7 +177,8 @@ impl Daemon {
             }
         }));
 
-        Ok(Self {
+        let inbox = Inbox { knocks, announcements, commands, alarms, reading: None, shortcut };
+        let daemon = Self {
             clients: status::ClientCount::of(&config),
             config_path: config.path,
             settings,
@@ -185,14 +190,11 @@ impl Daemon {
             authorizer,
             backend,
             capture,
-            knocks,
-            deepest: 0,
-            announcements,
-            commands,
+            queue: QueueDepth::default(),
             control,
             reload: None,
+            reading: None,
             watch,
-            alarms,
             cutter,
             standing,
             left_behind,
@@ -206,7 +208,8 @@ impl Daemon {
             left_out: left_out.iter().map(ToString::to_string).collect(),
             last_reload: None,
             _lock: lock,
-        })
+        };
+        Ok((daemon, inbox))
     }
 }
 

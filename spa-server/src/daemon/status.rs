@@ -94,8 +94,8 @@ impl Daemon {
             dropped: self.counters.dropped(),
             kernel_drops: read(&self.counters.kernel_drops),
             queue: QueueStatus {
-                waiting: count(self.knocks.len()),
-                deepest: count(self.deepest),
+                waiting: count(self.queue.waiting),
+                deepest: count(self.queue.deepest),
                 limit: count(QUEUE),
             },
             latency: self.authorizer.latencies.status(),

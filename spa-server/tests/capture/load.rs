@@ -39,6 +39,8 @@ impl Sink for Slow {
         panic!("{error}");
     }
 
+    fn settle(&mut self) {}
+
     fn kernel_drops(&mut self, total: u64) {
         self.drops.store(total, Ordering::Relaxed);
     }
@@ -150,6 +152,7 @@ fn a_sink_that_panics_shows_in_the_health_and_stop_still_returns() {
             panic!("as the test wants it");
         }
         fn malformed(&mut self, _: FrameError) {}
+        fn settle(&mut self) {}
         fn kernel_drops(&mut self, _: u64) {}
     }
     with_veth(|_| {
@@ -181,6 +184,8 @@ impl Sink for Busy {
     fn malformed(&mut self, error: FrameError) {
         self.events.malformed(error);
     }
+
+    fn settle(&mut self) {}
 
     fn kernel_drops(&mut self, total: u64) {
         self.events.kernel_drops(total);

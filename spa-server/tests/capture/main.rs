@@ -55,6 +55,8 @@ impl Sink for Events {
         self.send(Event::Malformed(error));
     }
 
+    fn settle(&mut self) {}
+
     fn kernel_drops(&mut self, total: u64) {
         self.send(Event::Drops(total));
     }
