@@ -56,10 +56,16 @@ build: needs ## The programs, for development.
 	cargo build --locked --workspace --bins
 
 .PHONY: lint
-lint: needs ## Formatting and clippy.
+lint: needs ## Formatting, clippy, and whether the prefilter is what its source says.
 	cargo fmt --all --check
+	spa-server/src/prefilter/build $(TARGET)/prefilter.bpf.o
+	cmp $(TARGET)/prefilter.bpf.o spa-server/src/prefilter/prefilter.bpf.o
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p spa-client --all-targets --features tokio -- -D warnings
+
+.PHONY: prefilter
+prefilter: needs ## The prefilter's program for the kernel, from its source.
+	spa-server/src/prefilter/build spa-server/src/prefilter/prefilter.bpf.o
 
 .PHONY: doc
 doc: needs ## The documentation of the crates, without a warning.

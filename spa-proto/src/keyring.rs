@@ -46,6 +46,21 @@ impl Sieve {
         Self { length, tags: tags.collect() }
     }
 
+    /// Whether its tags are not those of the epochs around `now`, so that it lets everything through.
+    pub fn is_late(&self, now: UnixMicros) -> bool {
+        self.tags.iter().any(|(_, tags)| tags.is_late(now))
+    }
+
+    /// The mask key of each identity of the server.
+    pub fn masks(&self) -> impl Iterator<Item = &[u8; 32]> {
+        self.tags.iter().map(|(MaskKey(key), _)| key)
+    }
+
+    /// The first four bytes of each tag that is known, as a little-endian number.
+    pub fn tag_heads(&self) -> impl Iterator<Item = u32> {
+        self.tags.iter().flat_map(|(_, tags)| tags.heads())
+    }
+
     /// What [`Receiver::receive`](crate::Receiver::receive) says of noise, in less time. It
     /// allocates nothing, and lets through what it can't judge: everything, when `now` is far from
     /// when it was made.

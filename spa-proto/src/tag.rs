@@ -196,6 +196,12 @@ impl TagTable {
         others
     }
 
+    /// The first four bytes of each tag.
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+    pub(crate) fn heads(&self) -> impl Iterator<Item = u32> {
+        self.heads.iter().filter(|head| **head != 0).map(|head| *head as u32)
+    }
+
     /// How many tags it holds.
     #[cfg(test)]
     fn len(&self) -> usize {

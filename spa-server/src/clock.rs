@@ -27,6 +27,11 @@ impl BootMicros {
         Self(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
     }
 
+    /// The time since the machine started.
+    pub const fn since_boot(self) -> Duration {
+        Duration::from_micros(self.0)
+    }
+
     /// The time from `earlier` to `self`; zero when `earlier` is the later one.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))

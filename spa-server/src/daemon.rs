@@ -4,6 +4,7 @@ mod announce;
 mod contest;
 mod cutter;
 mod log;
+mod prefiltered;
 mod reload;
 mod shortcut;
 mod standing;
@@ -29,6 +30,7 @@ use crate::trial::{Trial, TrialFile};
 use announce::Keys;
 use anyhow::Context as _;
 use cutter::{Cutter, Which};
+use prefiltered::Prefiltered;
 use reload::{Order, Reading, Refused, Reload};
 use sd_notify::NotifyState;
 use shortcut::{Shared, Unfinished};
@@ -87,6 +89,7 @@ struct Daemon {
     counters: Arc<Counters>,
     authorizer: Authorizer<Arc<AnyGate>, FileStore, FileGrantStore>,
     backend: Backend,
+    prefilter: Prefiltered,
     watch: Watch<Arc<AnyGate>>,
     cutter: Cutter,
     standing: Standing,

@@ -3,7 +3,7 @@
 //! A knock walks one straight line, and nothing calls back upstream:
 //!
 //! ```text
-//! NIC -> capture -> frame -> pipeline (receiver, policy)
+//! NIC -> capture (prefilter) -> frame -> pipeline (receiver, policy)
 //!     -> authorizer (limits, replay store, grants) -> gate
 //! ```
 //!
@@ -34,6 +34,7 @@ pub mod netlink;
 pub mod origin;
 pub mod pipeline;
 pub mod policy;
+pub mod prefilter;
 pub mod process;
 pub mod replay_store;
 pub mod service;

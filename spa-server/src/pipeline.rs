@@ -78,28 +78,55 @@ pub struct SharedJudge {
     judge: Arc<Mutex<Judge>>,
     /// The receiver's, for those who don't hold the lock.
     generation: Arc<AtomicU64>,
+    told: Option<Told>,
 }
+
+/// Is told what is noise from now on, with the generation of the receiver; by several threads.
+pub type Told = Arc<dyn Fn(&Sieve, u64) + Send + Sync>;
 
 impl SharedJudge {
     /// Shares `judge`.
     pub fn new(judge: Judge) -> Self {
         let generation = Arc::new(AtomicU64::new(judge.receiver.generation()));
-        Self { judge: Arc::new(Mutex::new(judge)), generation }
+        Self { judge: Arc::new(Mutex::new(judge)), generation, told: None }
+    }
+
+    /// The same; `told` hears of noise what there is to know now, and whenever that changes, before
+    /// whoever has changed it goes on.
+    pub fn telling(judge: Judge, told: Told) -> Self {
+        told(&judge.receiver.sieve(), judge.receiver.generation());
+        Self { told: Some(told), ..Self::new(judge) }
     }
 
     /// Waits for the others. Everything behind the lock is whole between two statements, so a
     /// thread that panicked leaves nothing half done.
     pub fn lock(&self) -> Locked<'_> {
         let judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
-        Locked { judge, generation: &self.generation }
+        Locked { judge, generation: &self.generation, news: News { told: &self.told, sieve: None } }
     }
 }
 
 /// A [`Judge`] that nobody else uses meanwhile. When it is given back, the capture threads learn
 /// whether their sieves still hold.
 pub struct Locked<'a> {
+    // The lock is given back before the news is told: fields are dropped in this order.
     judge: MutexGuard<'a, Judge>,
     generation: &'a AtomicU64,
+    news: News<'a>,
+}
+
+/// What is to be told when the lock is given back.
+struct News<'a> {
+    told: &'a Option<Told>,
+    sieve: Option<(Sieve, u64)>,
+}
+
+impl Drop for News<'_> {
+    fn drop(&mut self) {
+        if let (Some(told), Some((sieve, generation))) = (self.told, &self.sieve) {
+            told(sieve, *generation);
+        }
+    }
 }
 
 impl Deref for Locked<'_> {
@@ -118,7 +145,10 @@ impl DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        self.generation.store(self.judge.receiver.generation(), Ordering::Release);
+        let present = self.judge.receiver.generation();
+        if self.generation.swap(present, Ordering::Release) != present && self.news.told.is_some() {
+            self.news.sieve = Some((self.judge.receiver.sieve(), present));
+        }
     }
 }
 
@@ -228,14 +258,14 @@ impl Judge {
 
 /// Has a knock carried out on the thread that calls, at once; hands it back where somebody else is
 /// at the authorizer. There is none until the daemon has started.
-pub type Shortcut = Arc<OnceLock<Box<dyn Fn(Candidate) -> Result<(), Candidate> + Send + Sync>>>;
+pub type Shortcut = Arc<OnceLock<Box<dyn Fn(Candidate) -> Option<Candidate> + Send + Sync>>>;
 
 /// The knocks among what is read together.
-#[derive(Debug)]
-enum Lone {
-    None,
-    One(Candidate),
-    Several,
+#[derive(Debug, Default)]
+struct Together {
+    /// The first, for as long as it is the only one.
+    lone: Option<Candidate>,
+    any: bool,
 }
 
 /// What one capture thread does with each frame.
@@ -255,7 +285,7 @@ pub struct Pipeline {
     queue: mpsc::Sender<Candidate>,
     announcements: mpsc::Sender<Announced>,
     shortcut: Shortcut,
-    lone: Lone,
+    together: Together,
     /// The kernel's count of this handle at the last look.
     kernel_drops: u64,
 }
@@ -282,7 +312,7 @@ impl Pipeline {
             queue,
             announcements,
             shortcut,
-            lone: Lone::None,
+            together: Together::default(),
             kernel_drops: 0,
         }
     }
@@ -314,13 +344,11 @@ impl Pipeline {
         // Whoever takes it needs the lock at once.
         match judged {
             Judged::Knock(candidate) => {
-                match std::mem::replace(&mut self.lone, Lone::Several) {
-                    Lone::None => self.lone = Lone::One(candidate),
-                    Lone::One(first) => {
-                        self.queue_up(first);
-                        self.queue_up(candidate);
-                    }
-                    Lone::Several => self.queue_up(candidate),
+                if std::mem::replace(&mut self.together.any, true) {
+                    let lone = self.together.lone.take();
+                    lone.into_iter().chain([candidate]).for_each(|it| self.queue_up(it));
+                } else {
+                    self.together.lone = Some(candidate);
                 }
                 Ok(())
             }
@@ -359,11 +387,11 @@ impl Sink for Pipeline {
     }
 
     fn settle(&mut self) {
-        let Lone::One(candidate) = std::mem::replace(&mut self.lone, Lone::None) else { return };
+        let Some(candidate) = std::mem::take(&mut self.together).lone else { return };
         // What came before it is carried out before it.
         let is_first = self.queue.capacity() == self.queue.max_capacity();
         let unsent = match self.shortcut.get().filter(|_| is_first) {
-            Some(carry_out) => carry_out(candidate).err(),
+            Some(carry_out) => carry_out(candidate),
             None => Some(candidate),
         };
         if let Some(candidate) = unsent {
@@ -596,11 +624,11 @@ mod tests {
             let (is_free, carried_out) = (Arc::clone(&is_free), Arc::clone(&carried_out));
             move |candidate: Candidate| {
                 if !is_free.load(Ordering::Relaxed) {
-                    return Err(candidate);
+                    return Some(candidate);
                 }
                 let nonces: &Mutex<Vec<u8>> = &carried_out;
                 nonces.lock().unwrap().push(candidate.knock.nonce.0[0]);
-                Ok(())
+                None
             }
         };
         let mut queued = || -> Vec<u8> {
@@ -629,6 +657,37 @@ mod tests {
             (queued(), std::mem::take(&mut *carried_out.lock().unwrap())),
             (vec![], vec![8])
         );
+    }
+
+    #[test]
+    fn whoever_changes_who_is_known_tells_it_when_nobody_is_kept_waiting() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let slot: Arc<OnceLock<SharedJudge>> = Arc::default();
+        let tell: Told = {
+            let (told, slot) = (Arc::clone(&told), Arc::clone(&slot));
+            Arc::new(move |sieve, generation| {
+                // The lock is free: this would wait for ever.
+                drop(slot.get().map(SharedJudge::lock));
+                told.lock().unwrap().push((generation, sieve.tag_heads().count()));
+            })
+        };
+        let mut judge = judge();
+        judge.receiver.roll(NOW.realtime);
+        let first = judge.receiver.generation();
+        let shared = SharedJudge::telling(judge, tell);
+        assert!(slot.set(shared.clone()).is_ok());
+        assert_eq!(std::mem::take(&mut *told.lock().unwrap()), [(first, 8)]);
+        // Who only looks has nothing to tell.
+        assert_eq!(shared.lock().receiver.generation(), first);
+        shared.lock().receiver.add_client(ClientId([2; 32]), ServerKey::Present, secret());
+        assert_eq!(std::mem::take(&mut *told.lock().unwrap()), [(first + 1, 16)]);
+        {
+            let mut judge = shared.lock();
+            judge.receiver.remove_client(CLIENT);
+            judge.receiver.remove_client(ClientId([2; 32]));
+            assert!(told.lock().unwrap().is_empty());
+        }
+        assert_eq!(std::mem::take(&mut *told.lock().unwrap()), [(first + 3, 0)]);
     }
 
     #[test]

@@ -31,7 +31,8 @@ fn one_knock_opens_for_its_sender_only(family: Family) -> Result<()> {
     ensure!(grant.seconds_left <= 30 && grant.seconds_left > 20, "the default is 30 s: {grant:?}");
     let status = scene.server.status()?;
     ensure!((status.accepted, status.opened, status.grants) == (1, 1, 1), "{status:?}");
-    ensure!(status.received >= 1 && status.queue.deepest == 1, "{status:?}");
+    // It comes alone, and waits only if the daemon is at something else just then.
+    ensure!(status.received >= 1 && status.queue.deepest <= 1, "{status:?}");
     let latency = status.latency.context("one has opened")?;
     ensure!(latency.knocks == 1 && (1..10_000_000).contains(&latency.p50_micros), "{latency:?}");
     let opened = scene.server.audit("opened")?;

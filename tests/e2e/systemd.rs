@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 const UNIT: &str = "spa-server.service";
 const CONFIG: &str = "/etc/spa/server.toml";
-/// `CAP_NET_ADMIN` and `CAP_NET_RAW` of capabilities(7).
-const CAPABILITIES: &str = "0000000000003000";
+/// `CAP_NET_ADMIN`, `CAP_NET_RAW` and `CAP_BPF` of capabilities(7).
+const CAPABILITIES: &str = "0000008000003000";
 
 /// While this file is there, a tool hangs.
 const HANG: &str = "/run/hang";
@@ -213,7 +213,7 @@ fn a_knock_opens_ssh_for_its_sender_and_the_journal_tells_it() -> Result<()> {
 }
 
 #[test]
-fn the_daemon_has_two_capabilities_and_no_way_to_more() -> Result<()> {
+fn the_daemon_has_three_capabilities_and_no_way_to_more() -> Result<()> {
     let installation = Installation::started()?;
     let (machine, pid) = (&installation.machine, installation.pid()?);
     let mut threads = 0;
@@ -233,6 +233,9 @@ fn the_daemon_has_two_capabilities_and_no_way_to_more() -> Result<()> {
         threads += 1;
     }
     ensure!(threads >= 2, "the capture has a thread of its own, and there are {threads}");
+    // With these it has all that it can do.
+    let status = machine.sh("spa-server status")?;
+    ensure!(status.contains("prefilter     in the kernel\n"), "{status}");
     // The control: systemd itself has more than that.
     let systemd = machine.sh("cat /proc/1/status")?;
     ensure!(!systemd.contains(&format!("CapEff:\t{CAPABILITIES}")), "{systemd}");

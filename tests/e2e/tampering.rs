@@ -116,7 +116,18 @@ fn a_knock_of_another_packet_length_opens_nothing() -> Result<()> {
 
 #[test]
 fn noise_of_the_right_length_opens_nothing_and_writes_no_log() -> Result<()> {
-    let mut scene = Scene::new()?;
+    ensure_noise_comes_to_nothing("auto", "in the kernel")
+}
+
+#[test]
+fn so_it_does_where_it_reaches_the_daemon() -> Result<()> {
+    ensure_noise_comes_to_nothing("off", "off, by the configuration")
+}
+
+fn ensure_noise_comes_to_nothing(prefilter: &str, told: &str) -> Result<()> {
+    let mut scene = Scene::prepared(|configuration| configuration.prefilter = prefilter.into())?;
+    scene.server.start()?;
+    ensure!(scene.server.status()?.prefilter == told, "{}", scene.server.account());
     let knock = scene.laptop.open("ssh").seal()?;
     let log = scene.server.log()?.len();
     let noise: Vec<_> = (0..5000_u32)

@@ -20,6 +20,7 @@ pub struct Configuration {
     /// The server's own choice, if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_grants: Option<u32>,
+    pub prefilter: String,
     pub private_key_file: PathBuf,
     pub state_directory: PathBuf,
     pub control_socket: PathBuf,
@@ -131,6 +132,7 @@ impl Configuration {
             freshness: "60s".into(),
             default_lifetime: "30s".into(),
             max_grants: None,
+            prefilter: "auto".into(),
             private_key_file: directory.join("server.key"),
             state_directory: directory.join("state"),
             control_socket: directory.join("control.sock"),

@@ -6,7 +6,7 @@ use crate::frame::LinkType;
 use pcap::{Active, BpfInstruction, Direction, Linktype};
 use socket2::{SockFilter, SockRef};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 
 /// An open, filtered, non-blocking capture.
 pub(super) struct Handle {
@@ -80,6 +80,11 @@ fn set_filter(
     if !is_cooked && let Err(error) = replace_in_kernel(pcap, &inbound) {
         // What libpcap has set still holds.
         tracing::warn!(%interface, %error, "the kernel refused the better capture filter");
+    }
+    if let Some(filter) = &settings.kernel_filter
+        && let Err(error) = filter.attach(pcap.as_fd())
+    {
+        tracing::warn!(%interface, %error, "noise is not kept in the kernel: it refused the prefilter");
     }
     tracing::debug!(%interface, ?link, filter = inbound, "capture opened");
     Ok(())

@@ -19,6 +19,7 @@ use mio::{Poll, Token, Waker};
 use spa_proto::UnixMicros;
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -33,6 +34,18 @@ pub struct CaptureSettings {
     pub packet_length: usize,
     /// Bytes of the kernel's buffer, for each interface: [`CaptureSettings::BUFFER_BYTES`].
     pub buffer_bytes: u32,
+    /// What takes the place of the capture filter where the kernel has it.
+    pub kernel_filter: Option<Arc<dyn KernelFilter>>,
+}
+
+/// A program of the kernel's that lets through a part of what the capture filter does.
+pub trait KernelFilter: fmt::Debug + Send + Sync {
+    /// Filters the frames of this packet socket, in place of what has filtered them before.
+    ///
+    /// # Errors
+    ///
+    /// Those of before are still filtered as they were.
+    fn attach(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
 }
 
 impl CaptureSettings {

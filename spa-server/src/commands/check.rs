@@ -188,6 +188,7 @@ fn look_at_capabilities(findings: &mut Findings) {
 fn look_at_capture(settings: &Settings, findings: &mut Findings) {
     let check = "capture";
     let capture = CaptureSettings {
+        kernel_filter: None,
         interfaces: settings.interfaces.clone(),
         ports: settings.knock_ports.clone(),
         packet_length: settings.packet_length.packet(),

@@ -308,7 +308,8 @@ fn render_status(status: &Status) -> String {
                 status.accepted, status.opened, status.closed, status.failed
             ),
         ),
-        row("received", format!("{} past the kernel's filter", count(status.received, "datagram"))),
+        row("received", format!("{} to knock ports", count(status.received, "datagram"))),
+        row("prefilter", status.prefilter.clone()),
         row("dropped", dropped),
         row("lost", format!("{} before the daemon saw them", status.kernel_drops)),
         row(
@@ -406,6 +407,7 @@ mod tests {
             clients: StatusClients { total: 3, enabled: 2 },
             grants: 1,
             received: 2016,
+            prefilter: "in the kernel".into(),
             accepted: 10,
             opened: 9,
             closed: 2,
@@ -433,7 +435,8 @@ mod tests {
         clients       3, 1 disabled
         grants        1 open
         knocks        10 accepted; grants: 9 opened, 2 closed early, 1 failed
-        received      2016 datagrams past the kernel's filter
+        received      2016 datagrams to knock ports
+        prefilter     in the kernel
         dropped       2 mac, 4 replay
         lost          0 before the daemon saw them
         queue         0 of 4096 waiting, 3 at most
@@ -449,7 +452,7 @@ mod tests {
         status.left_out = vec!["/etc/spa/clients.d/x.toml: line 1: no".into()];
         status.last_reload = Some("/etc/spa/server.toml: line 3: no".into());
         let text = render_status(&status);
-        let (_, end) = text.split_once("filter\n").unwrap();
+        let (_, end) = text.split_once("in the kernel\n").unwrap();
         insta::assert_snapshot!(end, @"
         dropped       none
         lost          0 before the daemon saw them

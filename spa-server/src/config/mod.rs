@@ -18,7 +18,7 @@ pub use clients_d::{client_file, client_files, clients_directory, locked_out};
 pub use error::{ConfigError, Fault, Problem, ValueError};
 pub(crate) use file::{judge_directory, judge_program, read as read_judged};
 pub use keys::{Client, KnownKey, PairSecrets, ServerKeys};
-pub use settings::{GateSettings, PreviousKey, Settings};
+pub use settings::{GateSettings, Prefiltering, PreviousKey, Settings};
 pub use spa_proto::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
 pub use time::{TimestampError, format_timestamp, parse_timestamp};
 

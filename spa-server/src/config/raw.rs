@@ -1,5 +1,6 @@
 //! The files as TOML has them, before anything is judged.
 
+use super::settings::Prefiltering;
 use crate::gate::{Backend, Mode, Refusal, ToolOverrides};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ pub(super) struct RawSettings {
     pub(super) control_socket: Option<PathBuf>,
     pub(super) default_lifetime: Option<String>,
     pub(super) max_grants: Option<i64>,
+    #[serde(default)]
+    pub(super) prefilter: Prefiltering,
     #[serde(default)]
     pub(super) gate: RawGate,
     #[serde(default)]

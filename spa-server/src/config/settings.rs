@@ -65,10 +65,23 @@ pub struct Settings {
     pub default_lifetime: Duration,
     /// The most live grants.
     pub max_grants: u32,
+    /// Whether noise is to end in the kernel.
+    pub prefilter: Prefiltering,
     /// How the ports are guarded.
     pub gate: GateSettings,
     /// What can be opened; at least one service, each with at least one port.
     pub services: Services,
+}
+
+/// Whether noise is to end in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prefiltering {
+    /// Where the kernel permits it.
+    #[default]
+    Auto,
+    /// No: the capture filter is all that there is.
+    Off,
 }
 
 /// The key that a server had before the one that it has.
@@ -219,6 +232,7 @@ impl Judge {
                 .unwrap_or(Duration::from_secs(30)),
             max_grants: number("max-grants", raw.max_grants, 1, MAX_GRANTS, &mut self.faults)
                 .unwrap_or(65_536),
+            prefilter: raw.prefilter,
             gate: self.gate(raw.gate, &state_directory),
             state_directory,
             services,

@@ -179,6 +179,7 @@ fn what_is_not_said_has_a_default() {
             control_socket: "/run/spa/control.sock".into(),
             default_lifetime: Duration::from_secs(30),
             max_grants: 65_536,
+            prefilter: Prefiltering::Auto,
             gate: GateSettings {
                 mode: Mode::Guard,
                 refuse: Refusal::Drop,

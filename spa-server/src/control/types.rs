@@ -161,9 +161,13 @@ pub struct Status {
     pub clients: StatusClients,
     /// How many grants are live.
     pub grants: u64,
-    /// Datagrams that the kernel's filter let through to the daemon.
+    /// Datagrams of the right ports and length, and, where there is a prefilter, those of another
+    /// length.
     #[serde(default)]
     pub received: u64,
+    /// `in the kernel`, or why noise does not end there.
+    #[serde(default)]
+    pub prefilter: String,
     /// Knocks that passed every check.
     pub accepted: u64,
     /// Grants that the kernel took, refreshed ones included.

@@ -216,6 +216,7 @@ impl Daemon {
             freshness: self.settings.freshness,
             state_directory: self.settings.state_directory.clone(),
             control_socket: self.settings.control_socket.clone(),
+            prefilter: self.settings.prefilter,
             gate: GateSettings {
                 backend: self.settings.gate.backend,
                 tools: self.settings.gate.tools.clone(),

@@ -18,7 +18,7 @@ pub(super) type Unfinished = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What several threads do their steps with, one after another.
 pub(super) struct Shared<T> {
-    shared: Arc<Mutex<T>>,
+    owner: Arc<Mutex<T>>,
     leave: mpsc::Sender<Unfinished>,
     left: mpsc::Receiver<Unfinished>,
 }
@@ -27,17 +27,17 @@ impl<T: Send + 'static> Shared<T> {
     pub(super) fn new(shared: T) -> Self {
         // Only whoever has it can leave something of a step, so there is one at the most.
         let (leave, left) = mpsc::channel(1);
-        Self { shared: Arc::new(Mutex::new(shared)), leave, left }
+        Self { owner: Arc::new(Mutex::new(shared)), leave, left }
     }
 
     /// Has it for itself: what was left of a step is done first.
     pub(super) async fn lock(&mut self) -> OwnedMutexGuard<T> {
         loop {
-            let shared = Arc::clone(&self.shared);
+            let owner = Arc::clone(&self.owner);
             tokio::select! {
                 biased;
                 unfinished = self.unfinished() => unfinished.await,
-                guard = shared.lock_owned() => return guard,
+                guard = owner.lock_owned() => return guard,
             }
         }
     }
@@ -55,14 +55,14 @@ impl<T: Send + 'static> Shared<T> {
 impl Shared<Daemon> {
     /// From now on capture threads may carry out what they read.
     pub(super) fn open_shortcut(&self, shortcut: &Shortcut) {
-        let (daemon, leave) = (Arc::downgrade(&self.shared), self.leave.clone());
+        let (daemon, leave) = (Arc::downgrade(&self.owner), self.leave.clone());
         let runtime = Handle::current();
         let carry_out = move |candidate: Candidate| {
-            let Some(daemon) = daemon.upgrade() else { return Err(candidate) };
-            let Ok(mut daemon) = daemon.try_lock_owned() else { return Err(candidate) };
+            let Some(daemon) = daemon.upgrade() else { return Some(candidate) };
+            let Ok(mut daemon) = daemon.try_lock_owned() else { return Some(candidate) };
             let step = async move { daemon.admit(vec![candidate]).await };
             begin(Box::pin(step), &runtime, &leave);
-            Ok(())
+            None
         };
         // It is opened once.
         let _ = shortcut.set(Box::new(carry_out));
@@ -87,7 +87,7 @@ mod tests {
 
     /// Begins, on a thread of its own, a step that adds one before and after it has waited.
     fn begin_elsewhere(shared: &Shared<u32>, wait: Option<Duration>) {
-        let (daemon, leave) = (Arc::clone(&shared.shared), shared.leave.clone());
+        let (daemon, leave) = (Arc::clone(&shared.owner), shared.leave.clone());
         let runtime = Handle::current();
         let (done, is_done) = threads::channel();
         std::thread::spawn(move || {
@@ -117,7 +117,7 @@ mod tests {
     async fn what_is_left_of_a_step_is_done_before_the_next_one() {
         let mut shared = Shared::new(0);
         begin_elsewhere(&shared, Some(Duration::from_millis(20)));
-        assert!(shared.shared.try_lock().is_err());
+        assert!(shared.owner.try_lock().is_err());
         assert_eq!(*shared.lock().await, 2);
     }
 
@@ -126,6 +126,6 @@ mod tests {
         let mut shared = Shared::new(0);
         begin_elsewhere(&shared, Some(Duration::from_millis(20)));
         shared.unfinished().await.await;
-        assert_eq!(*shared.shared.try_lock().unwrap(), 2);
+        assert_eq!(*shared.owner.try_lock().unwrap(), 2);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::announce::{self, Keys};
 use super::cutter::Cutter;
+use super::prefiltered::Prefiltered;
 use super::standing::{LeftBehind, Restorations, Standing};
 use super::watch::Watch;
 use super::{ANNOUNCEMENTS, Command, Daemon, Inbox, QUEUE, QueueDepth, status};
@@ -78,7 +79,13 @@ impl Daemon {
         let counters = Arc::new(Counters::default());
         let policy = Arc::new(config.policy());
         let configured = Arc::clone(&policy);
-        let judge = SharedJudge::new(Judge::new(receiver, policy, settings.freshness, now));
+        let snap_length = CaptureSettings::snap_length(settings.packet_length.packet());
+        let prefilter = Prefiltered::load(&settings, snap_length, config.clients.len());
+        let judge = Judge::new(receiver, policy, settings.freshness, now);
+        let judge = match prefilter.told() {
+            Some(told) => SharedJudge::telling(judge, told),
+            None => SharedJudge::new(judge),
+        };
 
         let (queue, knocks) = mpsc::channel(QUEUE);
         let (announced, announcements) = mpsc::channel(ANNOUNCEMENTS);
@@ -87,6 +94,7 @@ impl Daemon {
             ports: settings.knock_ports.clone(),
             packet_length: settings.packet_length.packet(),
             buffer_bytes: CaptureSettings::BUFFER_BYTES,
+            kernel_filter: prefilter.filter(),
         };
         let shortcut = Shortcut::default();
         let capture = Capture::start(&capture_settings, |_| {
@@ -189,6 +197,7 @@ impl Daemon {
             counters,
             authorizer,
             backend,
+            prefilter,
             capture,
             queue: QueueDepth::default(),
             control,

@@ -8,7 +8,7 @@ use crate::control::{InterfaceStatus, QueueStatus, Status, StatusClients};
 use crate::counters::read;
 use crate::gate::{Mode, Refusal};
 use crate::grants::client_of_digits;
-use spa_proto::ClientId;
+use spa_proto::{ClientId, DropReason};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -60,6 +60,15 @@ impl Daemon {
         } else {
             "writable"
         };
+        let in_kernel = self.prefilter.dropped();
+        let mut dropped = self.counters.dropped();
+        for (reason, more) in [
+            (DropReason::UnknownTag, in_kernel.unknown_tag),
+            (DropReason::Length, in_kernel.length),
+        ] {
+            let count = dropped.entry(reason.as_str().to_owned()).or_default();
+            *count = count.saturating_add(more);
+        }
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -86,12 +95,15 @@ impl Daemon {
             replay_store: store.into(),
             clients: StatusClients { total: self.clients.total, enabled: self.clients.enabled },
             grants: count(self.authorizer.count(boottime)),
-            received: read(&self.counters.received),
+            received: read(&self.counters.received)
+                .saturating_add(in_kernel.unknown_tag)
+                .saturating_add(in_kernel.length),
+            prefilter: self.prefilter.status(),
             accepted: read(&self.counters.accepted),
             opened: read(&self.counters.opened),
             closed: read(&self.counters.closed),
             failed: read(&self.counters.failed),
-            dropped: self.counters.dropped(),
+            dropped,
             kernel_drops: read(&self.counters.kernel_drops),
             queue: QueueStatus {
                 waiting: count(self.queue.waiting),
@@ -137,6 +149,7 @@ pub(super) fn fixed_settings_that_differ(old: &Settings, new: &Settings) -> Vec<
         ("freshness", old.freshness != new.freshness),
         ("state-directory", old.state_directory != new.state_directory),
         ("control-socket", old.control_socket != new.control_socket),
+        ("prefilter", old.prefilter != new.prefilter),
         ("gate.backend", old.gate.backend != new.gate.backend),
         ("gate.tools", old.gate.tools != new.gate.tools),
         ("gate.hook", old.gate.hook != new.gate.hook),

@@ -14,11 +14,11 @@ use spa_server::frame::{FrameError, LinkType};
 use std::net::{IpAddr, UdpSocket};
 
 /// IP packets that carry a knock: each its own way.
-fn knocks() -> Vec<Vec<u8>> {
-    let datagram = udp(PORT, &payload(1));
+pub(crate) fn knocks(knock: &[u8]) -> Vec<Vec<u8>> {
+    let datagram = udp(PORT, knock);
     vec![
         ipv4(UDP, &[], &datagram),
-        ipv4(UDP, &[], &udp(OTHER_PORT, &payload(1))),
+        ipv4(UDP, &[], &udp(OTHER_PORT, knock)),
         ipv4(UDP, &[7, 7, 4, 0, 0, 0, 0, 0], &datagram),
         ipv6(UDP, &datagram),
         ipv6_with(&[HOP_BY_HOP], UDP, &datagram),
@@ -30,22 +30,22 @@ fn knocks() -> Vec<Vec<u8>> {
 }
 
 /// IP packets that are nearly a knock.
-fn others() -> Vec<Vec<u8>> {
-    let datagram = udp(PORT, &payload(2));
+pub(crate) fn others(knock: &[u8]) -> Vec<Vec<u8>> {
+    let datagram = udp(PORT, knock);
     let mut fragment = ipv4(UDP, &[], &datagram);
     fragment[6] = 0x20;
     vec![
-        ipv4(UDP, &[], &udp(PORT + 1, &payload(2))),
+        ipv4(UDP, &[], &udp(PORT + 1, knock)),
         ipv4(UDP, &[], &udp(PORT, &[2; LENGTH + 1])),
         ipv4(6, &[], &datagram),
         fragment,
-        ipv6(UDP, &udp(PORT + 1, &payload(2))),
+        ipv6(UDP, &udp(PORT + 1, knock)),
         ipv6_with(&[HOP_BY_HOP], UDP, &udp(PORT, &[2; LENGTH - 1])),
         ipv6_with(&[HOP_BY_HOP], 6, &datagram),
     ]
 }
 
-fn ethertype(packet: &[u8]) -> u16 {
+pub(crate) fn ethertype(packet: &[u8]) -> u16 {
     if packet[0] >> 4 == 4 { IPV4 } else { IPV6 }
 }
 
@@ -67,9 +67,9 @@ fn ethernet_delivers_knocks_untagged_and_behind_one_or_two_vlan_tags() {
     with_veth(|namespace| {
         let (capture, events) = start(named("near")).unwrap();
         let mut far = Sender::on("far");
-        for packet in knocks() {
+        for packet in knocks(&payload(1)) {
             for tags in [&[][..], &[0x8100], &[0x88a8], &[0x88a8, 0x8100], &[0x8100, 0x8100]] {
-                for other in others() {
+                for other in others(&payload(2)) {
                     far.send(&ethernet(tags, ethertype(&other), &other));
                 }
                 far.send(&ethernet(tags, ethertype(&packet), &packet));
@@ -91,8 +91,8 @@ fn any_delivers_knocks_with_the_index_of_their_interface() {
     with_veth(|namespace| {
         let (capture, events) = start(Interfaces::All).unwrap();
         let mut far = Sender::on("far");
-        for packet in knocks() {
-            for other in others() {
+        for packet in knocks(&payload(1)) {
+            for other in others(&payload(2)) {
                 far.send(&ethernet(&[], ethertype(&other), &other));
             }
             far.send(&ethernet(&[], ethertype(&packet), &packet));
@@ -114,7 +114,7 @@ fn any_delivers_knocks_behind_a_vlan_tag_too() {
     with_veth(|_| {
         let (capture, events) = start(Interfaces::All).unwrap();
         let mut far = Sender::on("far");
-        for packet in knocks() {
+        for packet in knocks(&payload(1)) {
             far.send(&ethernet(&[0x8100], ethertype(&packet), &packet));
             let arrived = events.recv_timeout(PATIENCE);
             let Ok(Event::Datagram(interface, from, _, found)) = arrived else {
@@ -134,8 +134,8 @@ fn tun_delivers_knocks_as_raw_ip() {
         let mut tun = Tun::new("tun0");
         namespace.ip("link set tun0 up");
         let (capture, events) = start(named("tun0")).unwrap();
-        for packet in knocks() {
-            for other in others() {
+        for packet in knocks(&payload(1)) {
+            for other in others(&payload(2)) {
                 tun.receive(&other);
             }
             tun.receive(&packet);

@@ -16,6 +16,7 @@ mod sample;
 mod interfaces;
 mod links;
 mod load;
+mod prefilter;
 
 use net::Namespace;
 use spa_server::capture::{
@@ -75,6 +76,7 @@ fn settings(interfaces: Interfaces) -> CaptureSettings {
         ports: vec![PORT, OTHER_PORT],
         packet_length: LENGTH,
         buffer_bytes: 1024 * 1024,
+        kernel_filter: None,
     }
 }
 

@@ -192,6 +192,7 @@ pub(crate) fn status() -> Status {
         clients: StatusClients { total: 1, enabled: 1 },
         grants: 1,
         received: 4,
+        prefilter: "in the kernel".into(),
         accepted: 1,
         opened: 1,
         closed: 0,

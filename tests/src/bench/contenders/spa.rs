@@ -42,6 +42,8 @@ const CHUNK: usize = 2_000;
 pub(in crate::bench) struct SpaServer {
     candidate: Candidate,
     clients: usize,
+    /// As the configuration has it.
+    prefilter: &'static str,
     server: Option<Server>,
     /// Its key.
     key: Option<PublicKey>,
@@ -58,6 +60,7 @@ impl SpaServer {
         Self {
             candidate,
             clients: CLIENTS,
+            prefilter: "auto",
             server: None,
             key: None,
             started_in: Duration::ZERO,
@@ -69,6 +72,11 @@ impl SpaServer {
     /// With this many clients.
     pub(in crate::bench) fn of_clients(self, clients: usize) -> Self {
         Self { clients, ..self }
+    }
+
+    /// Where noise wakes it.
+    pub(in crate::bench) fn without_prefilter(self) -> Self {
+        Self { prefilter: "off", ..self }
     }
 
     /// How long the process took from its start until it answered.
@@ -121,6 +129,7 @@ impl SpaServer {
     fn configuration(&self, directory: &Path, clients: &[Identity]) -> Configuration {
         let mut configuration = Configuration::new(directory);
         configuration.default_lifetime = "2h".into();
+        configuration.prefilter = self.prefilter.into();
         configuration.gate.backend = Some(self.candidate.backend.to_string());
         configuration.gate.tools =
             self.candidate.tools().into_iter().map(|(n, path)| (n.into(), path.into())).collect();
@@ -135,7 +144,8 @@ impl SpaServer {
 
 impl Contender for SpaServer {
     fn name(&self) -> String {
-        format!("spa-server, {}", self.candidate.name)
+        let without = if self.prefilter == "off" { ", without the prefilter" } else { "" };
+        format!("spa-server, {}{without}", self.candidate.name)
     }
 
     fn ours(&self) -> bool {
@@ -180,6 +190,11 @@ impl Contender for SpaServer {
         let start = Instant::now();
         server.start_within(START)?;
         self.started_in = start.elapsed();
+        // What is measured is what is said to be measured.
+        let prefilter = server.status()?.prefilter;
+        let expected =
+            if self.prefilter == "off" { "off, by the configuration" } else { "in the kernel" };
+        ensure!(prefilter == expected, "the prefilter is {prefilter}");
         self.audit = Some(Tail::of(&directory.join("server.log"), "event=opened ")?);
         self.server = Some(server);
         for (at, chunk) in sources.chunks(CHUNK).enumerate() {

@@ -328,6 +328,7 @@ mod tests {
                 seen: 1.0,
                 ns: 1.0,
                 ratio: 1.9,
+                own_ns: 1.0,
                 ratio_to_gathered: 20.0,
                 sender_ns: 1.0,
             }],

@@ -22,18 +22,30 @@ use std::time::Duration;
 /// A program that does not count more than before for this long has nothing left to count.
 const STILL: Duration = Duration::from_millis(150);
 
+/// Less is not told from nothing.
+const LEAST_NS: f64 = 1.0;
+
 /// One of those that are compared.
 enum Reader {
     Server(Box<SpaServer>),
     Counter(Counter),
+    Nobody,
 }
 
 /// What one round has found.
 struct Sample {
     received_pps: f64,
     seen: f64,
-    ns: f64,
+    own_ns: f64,
     sender_ns: f64,
+}
+
+impl Sample {
+    /// What it cost to read: its own time, and by how much the sender's time is longer than where
+    /// nobody reads, for there the kernel filters, copies and wakes.
+    fn ns(&self, nobody: &Self) -> f64 {
+        (self.own_ns + self.sender_ns - nobody.sender_ns).max(LEAST_NS)
+    }
 }
 
 /// A host on which one of them runs.
@@ -54,22 +66,32 @@ pub(super) fn measure(lab: &Lab, extent: &FireExtent) -> Result<Vec<NoiseCost>> 
     for candidate in ours_under_fire() {
         targets.push(Target::server(Site::new(lab)?, SpaServer::with(candidate), extent)?);
     }
+    // What the prefilter gains.
+    if let Some(candidate) = ours_under_fire().last() {
+        let server = SpaServer::with(candidate).without_prefilter();
+        targets.push(Target::server(Site::new(lab)?, server, extent)?);
+    }
     let mut costs = Vec::new();
     for rate in [Some(extent.moderate), None] {
-        costs.extend(at_rate(&mut targets, rate, extent)?);
+        costs.extend(at_rate(lab, &mut targets, rate, extent)?);
     }
     targets.into_iter().try_for_each(Target::stop)?;
     Ok(costs)
 }
 
-/// Measures all of these in turns. Ratios are those to the first and to the second of them.
+/// Measures all of these in turns, and a host on which nobody reads. Ratios are those to the first
+/// and to the second of them.
 pub(super) fn at_rate(
+    lab: &Lab,
     targets: &mut [Target<'_>],
     rate: Option<u64>,
     extent: &FireExtent,
 ) -> Result<Vec<NoiseCost>> {
+    let mut nobody = Target::nobody(lab, extent)?;
+    let mut of_nobody = Vec::new();
     let mut samples: Vec<Vec<Sample>> = targets.iter().map(|_| Vec::new()).collect();
     for _ in 0..extent.rounds {
+        of_nobody.push(nobody.sample(rate, extent.round)?);
         for (target, samples) in targets.iter_mut().zip(&mut samples) {
             samples.push(target.sample(rate, extent.round)?);
         }
@@ -77,9 +99,12 @@ pub(super) fn at_rate(
     let of = |samples: &[Sample], figure: fn(&Sample) -> f64| {
         median(&samples.iter().map(figure).collect::<Vec<_>>()).unwrap_or_default()
     };
+    let all_ns = |samples: &[Sample]| -> Vec<f64> {
+        samples.iter().zip(&of_nobody).map(|(sample, nobody)| sample.ns(nobody)).collect()
+    };
     let ratio = |own: &[Sample], at: usize| {
-        let by = samples.get(at).map(Vec::as_slice).unwrap_or_default();
-        let ratios: Vec<_> = own.iter().zip(by).map(|(own, by)| own.ns / by.ns).collect();
+        let by = all_ns(samples.get(at).map(Vec::as_slice).unwrap_or_default());
+        let ratios: Vec<_> = all_ns(own).iter().zip(by).map(|(own, by)| own / by).collect();
         median(&ratios).unwrap_or_default()
     };
     let costs = targets.iter().zip(&samples).map(|(target, samples)| NoiseCost {
@@ -88,7 +113,8 @@ pub(super) fn at_rate(
         rate,
         received_pps: of(samples, |one| one.received_pps),
         seen: of(samples, |one| one.seen),
-        ns: of(samples, |one| one.ns),
+        ns: median(&all_ns(samples)).unwrap_or_default(),
+        own_ns: of(samples, |one| one.own_ns),
         ratio: ratio(samples, 0),
         ratio_to_gathered: ratio(samples, 1),
         sender_ns: of(samples, |one| one.sender_ns),
@@ -107,6 +133,12 @@ impl<'a> Target<'a> {
         Ok(Self { site, name: format!("a counter, {delivery}"), reader, frames })
     }
 
+    fn nobody(lab: &'a Lab, extent: &FireExtent) -> Result<Self> {
+        let site = Site::new(lab)?;
+        let frames = random_noise(&site.host, extent.frames)?;
+        Ok(Self { site, name: "nobody".to_owned(), reader: Reader::Nobody, frames })
+    }
+
     pub(super) fn server(
         site: Site<'a>,
         mut server: SpaServer,
@@ -121,7 +153,7 @@ impl<'a> Target<'a> {
     pub(super) fn running(&mut self) -> Result<(&Site<'a>, &mut SpaServer)> {
         match &mut self.reader {
             Reader::Server(server) => Ok((&self.site, server)),
-            Reader::Counter(_) => bail!("{} opens nothing", self.name),
+            Reader::Counter(_) | Reader::Nobody => bail!("{} opens nothing", self.name),
         }
     }
 
@@ -129,13 +161,13 @@ impl<'a> Target<'a> {
     pub(super) fn stop(mut self) -> Result<()> {
         match &mut self.reader {
             Reader::Server(server) => server.stop(&self.site.host),
-            Reader::Counter(_) => Ok(()),
+            Reader::Counter(_) | Reader::Nobody => Ok(()),
         }
     }
 
     fn sample(&mut self, rate: Option<u64>, duration: Duration) -> Result<Sample> {
         let processes = Processes::of(&self.site.host)?;
-        let seen_before = self.reader.seen()?;
+        let seen_before = self.seen()?;
         let (cpu_before, arrived_before) = (processes.cpu(), self.site.arrived()?);
         let (sent, took, spent) = self.site.on_the_wire(|wire| {
             let mut barrage = wire.barrage(&self.frames);
@@ -146,14 +178,23 @@ impl<'a> Target<'a> {
         })?;
         let arrived = self.site.arrived()?.saturating_sub(arrived_before);
         let cpu = at_rest(&processes)?.saturating_sub(cpu_before);
-        let seen = self.reader.seen()?.saturating_sub(seen_before);
+        let seen = self.seen()?.saturating_sub(seen_before);
         let each = |spent: Duration, count: u64| spent.as_secs_f64() * 1e9 / as_f64(count.max(1));
         Ok(Sample {
             received_pps: as_f64(arrived) / took.as_secs_f64(),
             seen: as_f64(seen) / as_f64(arrived.max(1)),
-            ns: each(cpu, seen),
+            own_ns: each(cpu, seen),
             sender_ns: each(spent, sent),
         })
+    }
+
+    /// How many datagrams its reader has seen since its start.
+    fn seen(&mut self) -> Result<u64> {
+        match &mut self.reader {
+            Reader::Server(server) => server.judged(),
+            Reader::Counter(counter) => counter.count(),
+            Reader::Nobody => self.site.arrived(),
+        }
     }
 }
 
@@ -168,14 +209,4 @@ fn at_rest(processes: &Processes) -> Result<Duration> {
         let still = now.saturating_sub(std::mem::replace(&mut last, now)) < STILL / 50;
         Ok(still.then_some(now))
     })
-}
-
-impl Reader {
-    /// How many datagrams it has seen since its start.
-    fn seen(&mut self) -> Result<u64> {
-        match self {
-            Self::Server(server) => server.judged(),
-            Self::Counter(counter) => counter.count(),
-        }
-    }
 }

@@ -65,10 +65,11 @@ accepted. *Stale*: its knocks that are two minutes old. *Log* and *state* are th
 ";
 
 const COSTS: &str = "\
-Processor time of the reading program, in user space and in the kernel, for each datagram of random noise that it has seen, from the scheduler's nanoseconds; medians of rounds in turns. *Seen* is which
-part of what came it has seen: what a full buffer has dropped costs it nothing, and is not counted. The counter reads through libpcap with the filter, snap length and buffer of our server and adds one; *immediate* delivery, as the
+Processor time that the reading program costs for each datagram of random noise that it has seen, from the scheduler's nanoseconds; medians of rounds in turns: that *of its own*, in user space and in the kernel, and by how much
+the sender's time is longer than where nobody reads, for there the receiving kernel filters (which is where noise ends by the prefilter), copies and wakes. *Seen* is which
+part of what came it has seen, or its filter has counted: what a full buffer has dropped costs it nothing, and is not counted. The counter reads through libpcap with the filter, snap length and buffer of our server and adds one; *immediate* delivery, as the
 server has it, lets a knock wait for nobody, and *gathered* delivery is libpcap's other way, which would make a knock wait for up to a tenth of a second. *By immediate* and *by gathered* are the cost by that of either counter; the bar is judged by the immediate one. *Sender* is what the sender has paid for each: sending, and what
-the receiving kernel does in the sender's time (the filter, the copy, the firewall).
+the receiving kernel does in the sender's time (the filter, the copy, the firewall). *Without the prefilter*, noise reaches our server: what the prefilter gains is the difference.
 ";
 
 const RATES: &str = "\
@@ -217,6 +218,7 @@ fn costs(fire: &Fire) -> String {
         "received a second",
         "seen",
         "ns",
+        "of its own, ns",
         "by immediate",
         "by gathered",
         "sender, ns",
@@ -228,6 +230,7 @@ fn costs(fire: &Fire) -> String {
             short(cost.received_pps),
             format!("{:.1}%", cost.seen * 100.0),
             short(cost.ns),
+            short(cost.own_ns),
             short(cost.ratio),
             short(cost.ratio_to_gathered),
             short(cost.sender_ns),

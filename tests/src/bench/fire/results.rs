@@ -122,13 +122,17 @@ pub struct NoiseCost {
     pub received_pps: f64,
     /// Which part of them the program has seen.
     pub seen: f64,
-    /// Nanoseconds for each that it has seen.
+    /// Nanoseconds for each that it has seen: of its own, and of what the kernel did for it in the
+    /// sender's time.
     pub ns: f64,
+    /// Those of its own.
+    #[serde(default)]
+    pub own_ns: f64,
     /// The same by that of the counter that takes packets as ours does, pairwise.
     pub ratio: f64,
     /// The same by that of the counter that lets the kernel gather packets.
     pub ratio_to_gathered: f64,
-    /// Nanoseconds of the sender for each: with what the receiving host does on its behalf.
+    /// Nanoseconds of the sender for each: with what the receiving host does in its time.
     pub sender_ns: f64,
 }
 

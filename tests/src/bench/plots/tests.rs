@@ -46,6 +46,7 @@ pub(crate) fn example() -> Fire {
         seen: 1.0,
         ns,
         ratio: 1.0,
+        own_ns: ns,
         ratio_to_gathered: 20.0,
         sender_ns: 3_000.0,
     };
