@@ -7,9 +7,10 @@
 )]
 
 use crate::clock::Synchronised;
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
@@ -20,6 +21,16 @@ pub(crate) const fn steady_clock() -> Option<Duration> {
 
 /// The user's own directories are that already.
 pub(crate) const fn for_owner_only(_: &mut OpenOptions) {}
+
+/// It lies in the user's own directory.
+pub(crate) fn is_for_owner_only(file: &Metadata) -> bool {
+    file.is_file()
+}
+
+/// Not in one step.
+pub(crate) fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
 
 /// Standard input and output; whoever writes flushes.
 pub(crate) fn raw_streams() -> io::Result<(impl Read + Send, impl Write)> {

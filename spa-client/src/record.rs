@@ -12,7 +12,7 @@ use etcetera::BaseStrategy as _;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write as _;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -30,6 +30,8 @@ const LOCK_GAP: Duration = Duration::from_millis(2);
 /// More than any user has; a bound for what is read and written.
 const MAX_ENTRIES: usize = 1000;
 const MAX_FILE: u64 = 1 << 20;
+/// How often the record is opened when it changes each time.
+const MAX_LOOKS: u32 = 16;
 
 /// One thing that was asked of one address of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,14 +167,16 @@ impl Record {
 
     /// What is there and not over, by the order in which it was asked.
     pub(crate) fn entries(&self) -> Vec<Entry> {
-        let now = Moment::now();
-        let mut entries = read(&self.file()).unwrap_or_default();
-        entries.retain(|entry| entry.left(now).is_some());
-        entries
+        still_open(read_unlocked(&self.file()))
     }
 
     fn file(&self) -> PathBuf {
         self.directory.join("asked.json")
+    }
+
+    /// What was the record before, and is written over to be the next one.
+    fn spare(&self) -> PathBuf {
+        self.directory.join("asked.json.new")
     }
 }
 
@@ -184,7 +188,7 @@ pub(crate) struct Held<'a> {
 
 impl Held<'_> {
     pub(crate) fn entries(&self) -> Vec<Entry> {
-        self.record.entries()
+        still_open(File::open(self.record.file()).ok().and_then(read))
     }
 
     /// Adds entries, each in the place of an older one about the same, whose time goes on if it is
@@ -211,18 +215,35 @@ impl Held<'_> {
         change(&mut entries);
         let excess = entries.len().saturating_sub(MAX_ENTRIES);
         entries.drain(..excess);
-        let beside = self.record.directory.join("asked.json.new");
-        let written = serde_json::to_vec(&entries).map_err(Into::into).and_then(|text| {
-            let mut file = private(&beside)?;
-            file.set_len(0)?;
-            file.write_all(&text)?;
-            fs::rename(&beside, self.record.file())
-        });
-        if written.is_err() {
+        let written = serde_json::to_vec(&entries).map_err(Into::into);
+        if written.and_then(|text| self.write(&text)).is_err() {
             // An old record must not stand for what it doesn't know: a close, say.
             let _ = fs::remove_file(self.record.file());
         }
     }
+
+    /// Puts this in the place of the record, in one step.
+    ///
+    /// The two files change places. Where a new one takes the place of an old one, or an old one is
+    /// cut to nothing and filled again, ext4 and others write it to the disk there and then, so that
+    /// a crash leaves one of the two: that takes as long as half a knock. The record needs none of
+    /// it: after a crash it may be damaged, or none.
+    fn write(&self, text: &[u8]) -> io::Result<()> {
+        let (file, spare) = (self.record.file(), self.record.spare());
+        let mut new = spare_file(&spare)?;
+        new.write_all(text)?;
+        new.set_len(text.len().try_into().unwrap_or(u64::MAX))?;
+        // Nobody has to wait for the record itself.
+        new.unlock()?;
+        system::exchange(&spare, &file).or_else(|_| fs::rename(&spare, &file))
+    }
+}
+
+fn still_open(entries: Option<Vec<Entry>>) -> Vec<Entry> {
+    let now = Moment::now();
+    let mut entries = entries.unwrap_or_default();
+    entries.retain(|entry| entry.left(now).is_some());
+    entries
 }
 
 fn replace(entries: &mut Vec<Entry>, new: Vec<Entry>) {
@@ -230,15 +251,45 @@ fn replace(entries: &mut Vec<Entry>, new: Vec<Entry>) {
     entries.extend(new);
 }
 
-fn read(file: &Path) -> Option<Vec<Entry>> {
-    if fs::metadata(file).ok()?.len() > MAX_FILE {
+/// Reads the record while others may change it.
+fn read_unlocked(path: &Path) -> Option<Vec<Entry>> {
+    for _ in 0..MAX_LOOKS {
+        let file = File::open(path).ok()?;
+        // Else it is written over already: another one is the record by now.
+        if !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+            return read(file);
+        }
+    }
+    None
+}
+
+fn read(file: File) -> Option<Vec<Entry>> {
+    let length = file.metadata().ok()?.len();
+    if length > MAX_FILE {
         return None;
     }
-    serde_json::from_slice(&fs::read(file).ok()?).ok()
+    let mut text = Vec::with_capacity(usize::try_from(length).ok()?.saturating_add(1));
+    file.take(MAX_FILE).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Opens the spare file to be written, and keeps away whoever still reads it as the record of
+/// before. Where that can't be, or where it is none of ours, another one takes its place.
+fn spare_file(path: &Path) -> io::Result<File> {
+    if fs::symlink_metadata(path).is_ok_and(|found| system::is_for_owner_only(&found))
+        && let Ok(file) = private(path)
+        && file.try_lock().is_ok()
+    {
+        return Ok(file);
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => private(path),
+    }
 }
 
 /// Opens a file for writing that only its owner can read.
-fn private(path: &Path) -> std::io::Result<File> {
+fn private(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true);
     system::for_owner_only(&mut options);

@@ -7,9 +7,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, dup2_stdout};
+#[cfg(target_os = "linux")]
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, IoSlice, Read as _};
 use std::net::TcpStream;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -30,6 +32,23 @@ pub(crate) fn steady_clock() -> Option<Duration> {
 /// Whoever makes a file with these options makes it for its owner only.
 pub(crate) fn for_owner_only(options: &mut OpenOptions) {
     options.mode(0o600);
+}
+
+/// Whether it is a file that only its owner can read, and has no other name.
+pub(crate) fn is_for_owner_only(file: &Metadata) -> bool {
+    file.is_file() && file.mode() & 0o077 == 0 && file.nlink() == 1
+}
+
+/// Has two files change places, in one step.
+#[cfg(target_os = "linux")]
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
+/// Others don't have it, or not alike.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Standard input and output without a buffer of the library before them.

@@ -116,3 +116,81 @@ fn the_record_is_for_its_owner_only() {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&record.directory), mode(&record.file())), (0o700, 0o600));
 }
+
+#[test]
+fn what_somebody_reads_without_the_lock_is_not_written_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let record = Record::new(directory.path());
+    let all = ["ssh", "web", "mail", "dns"].map(|item| entry(item, Moment::now()));
+    let [first, second, third, fourth] = all.clone();
+    record.lock().unwrap().add(vec![first.clone()]);
+    let opened = || File::open(record.file()).unwrap();
+    let (slow, heedless) = (opened(), opened());
+    slow.lock_shared().unwrap();
+    record.lock().unwrap().add(vec![second.clone()]);
+    record.lock().unwrap().add(vec![third.clone()]);
+    assert_eq!(read(slow), Some(vec![first.clone()]));
+    assert_eq!(read(heedless), Some(vec![first.clone()]), "the same file");
+    // The control: where nobody reads, it is.
+    let gone = opened();
+    record.lock().unwrap().add(vec![fourth]);
+    record.lock().unwrap().change(|entries| entries.truncate(1));
+    if cfg!(target_os = "linux") {
+        assert_eq!(read(gone), Some(vec![first.clone()]), "the later one");
+    }
+    assert_eq!(record.entries(), [first]);
+}
+
+#[test]
+fn whoever_reads_without_the_lock_sees_all_or_nothing_of_a_change() {
+    const CHANGES: usize = 300;
+    let directory = tempfile::tempdir().unwrap();
+    let record = Record::new(directory.path());
+    // Of one length, so that a mixture would be read without an error.
+    let [one, other] = ["a", "b"].map(|item| {
+        let entry = entry(&item.repeat(30), Moment::now());
+        let at = |to: u8| Entry { to: [192, 0, 2, to].into(), ..entry.clone() };
+        (0..40).map(at).collect::<Vec<_>>()
+    });
+    record.lock().unwrap().change(|entries| entries.clone_from(&one));
+    thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            for entry in [&other, &one].into_iter().cycle().take(CHANGES) {
+                record.lock().unwrap().change(|entries| entries.clone_from(entry));
+            }
+        });
+        while !writing.is_finished() {
+            let entries = record.entries();
+            assert!(entries == one || entries == other, "{entries:?}");
+        }
+    });
+    assert_eq!(record.entries(), one);
+}
+
+#[cfg(unix)]
+#[test]
+fn the_record_is_written_into_no_file_but_its_own() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let directory = tempfile::tempdir().unwrap();
+    let record = Record::new(directory.path());
+    let other = directory.path().join("other");
+    let open_for_all = || fs::Permissions::from_mode(0o644);
+    let add = |name: &str| {
+        let all = vec![entry("ssh", Moment::now())];
+        record.lock().unwrap().change(|entries| entries.clone_from(&all));
+        assert_eq!(record.entries(), all, "{name}");
+        let found = fs::symlink_metadata(record.file()).unwrap();
+        assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o600, "{name}");
+        let _ = fs::remove_file(record.spare());
+    };
+    fs::write(&other, "mine").unwrap();
+    symlink(&other, record.spare()).unwrap();
+    add("a symbolic link");
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::hard_link(&other, record.spare()).unwrap();
+    add("another name of a file");
+    fs::write(record.spare(), "").unwrap();
+    fs::set_permissions(record.spare(), open_for_all()).unwrap();
+    add("one that others can read");
+    assert_eq!(fs::read_to_string(&other).unwrap(), "mine");
+}
