@@ -1,7 +1,7 @@
 //! Announcing this client's new key to a server (`docs/protocol.md`, section 9): the first one,
 //! by an invitation, or the next one, under the present one.
 
-use crate::knock::{KnockError, Sent, deliver, nonce, own_address, stamp_now};
+use crate::knock::{KnockError, Sent, deliver, nonce, stamp_now};
 use crate::schedule::rotated;
 use crate::server::{DEFAULT_KNOCK_PORT, Server};
 use crate::source::BindSource;
@@ -84,9 +84,9 @@ impl<'a> Announcer<'a> {
     pub(crate) fn send(&mut self) -> Result<Vec<Sent>, KnockError> {
         let port = rotated(&self.server.knock_ports, self.round).unwrap_or(DEFAULT_KNOCK_PORT);
         self.round = self.round.saturating_add(1);
-        deliver(self.server.host.as_str(), self.addresses.iter().copied(), port, |to| {
+        deliver(self.server.host.as_str(), self.addresses.iter().copied(), port, |_, own| {
             // Where a STUN server would have to be asked, as observed will do: it opens nothing.
-            let binding = BindSource::Auto.binding(own_address(to).ok(), None);
+            let binding = BindSource::Auto.binding(own, None);
             let message = self.announcement.announcing.message(binding.address());
             let (stamp, nonce) = (stamp_now()?, nonce(&self.random)?);
             let length = self.server.length;

@@ -366,12 +366,15 @@ impl<'a> Knocker<'a> {
         self.round = self.round.saturating_add(1);
         self.first_sent.get_or_insert_with(Instant::now);
         let addresses = self.route.addresses.iter().copied().filter(is_meant);
-        deliver(self.route.server.host.as_str(), addresses, port, |to| self.seal_for(to))
+        deliver(self.route.server.host.as_str(), addresses, port, |to, own| self.seal_for(to, own))
     }
 
-    /// A fresh datagram for that address, which is the caller's to send.
-    pub(crate) fn seal_for(&self, to: SocketAddr) -> Result<(Binding, Vec<u8>), KnockError> {
-        let own = own_address(to).ok();
+    /// A fresh datagram for that address, which is the caller's to send from its `own` one.
+    pub(crate) fn seal_for(
+        &self,
+        to: SocketAddr,
+        own: Option<IpAddr>,
+    ) -> Result<(Binding, Vec<u8>), KnockError> {
         let seen = self.seen.iter().find(|(like, _)| like.is_ipv4() == to.is_ipv4());
         let seen = seen.map(|(_, seen)| seen.towards(to.ip()));
         let binding = self.route.source.binding(own, seen.as_ref());
@@ -434,19 +437,18 @@ pub(crate) fn deliver(
     host: &str,
     addresses: impl Iterator<Item = SocketAddr>,
     port: NonZeroU16,
-    mut seal_for: impl FnMut(SocketAddr) -> Result<(Binding, Vec<u8>), KnockError>,
+    mut seal_for: impl FnMut(SocketAddr, Option<IpAddr>) -> Result<(Binding, Vec<u8>), KnockError>,
 ) -> Result<Vec<Sent>, KnockError> {
     let mut sent = Vec::new();
     for mut to in addresses {
         to.set_port(port.get());
-        let (binding, packet) = seal_for(to)?;
         // A socket of its own, so that every knock has another random source port. Connected, so
         // that its IPv4 identification (RFC 6864) is random too: Linux counts that of sockets that
         // are not, for all that goes to one address.
-        let outcome = UdpSocket::bind(any(to)).and_then(|socket| {
-            socket.connect(to)?;
-            socket.send(&packet)
-        });
+        let socket = connected(to);
+        let own = socket.as_ref().ok().and_then(|socket| address_of(socket).ok());
+        let (binding, packet) = seal_for(to, own)?;
+        let outcome = socket.and_then(|socket| socket.send(&packet));
         sent.push(Sent { to, bound_source: binding.address(), binding, outcome });
     }
     if sent.iter().any(|sent| sent.outcome.is_ok()) {
@@ -474,8 +476,16 @@ fn stamp(clock: SystemTime) -> Result<UnixMicros, KnockError> {
 
 /// The address that this machine would send from. Connecting a UDP socket sends nothing.
 pub(crate) fn own_address(to: SocketAddr) -> io::Result<IpAddr> {
+    address_of(&connected(to)?)
+}
+
+fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(any(to))?;
     socket.connect(to)?;
+    Ok(socket)
+}
+
+fn address_of(socket: &UdpSocket) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip().to_canonical())
 }
 

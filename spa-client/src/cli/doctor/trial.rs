@@ -3,7 +3,7 @@
 //! Sparing on purpose: each attempt is a connection without a login in the eyes of the service.
 
 use super::facts::{Answer, Rejection, Trial};
-use crate::knock::{Knocker, any, plain};
+use crate::knock::{Knocker, any, own_address, plain};
 use core::net::SocketAddr;
 use core::time::Duration;
 use std::io;
@@ -37,7 +37,7 @@ pub(super) fn attempt(knocker: &Knocker<'_>, to: SocketAddr, service: SocketAddr
         rejected: None,
         answer: Answer::Silent,
     };
-    let sent = match knocker.seal_for(to) {
+    let sent = match knocker.seal_for(to, own_address(to).ok()) {
         Ok((binding, packet)) => {
             trial.bound = binding.address();
             send(to, &packet).map_err(|error| plain(&error))
