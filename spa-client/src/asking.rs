@@ -478,7 +478,6 @@ mod tests {
             let By::Key(knocker) = &mut other.by else { unreachable!() };
             let sent = knocker.send().unwrap();
             lock.add_anew(other.noted(&sent));
-            drop(lock);
             forgetting.join().unwrap();
         });
         assert_eq!(entries(), 1, "somebody has asked for it meanwhile");

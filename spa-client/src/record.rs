@@ -156,7 +156,10 @@ impl Record {
         let began = Instant::now();
         loop {
             match lock.try_lock() {
-                Ok(()) => return Some(Held { record: self, _lock: lock }),
+                Ok(()) => {
+                    let entries = File::open(self.file()).ok().and_then(read).unwrap_or_default();
+                    return Some(Held { record: self, entries, _lock: lock });
+                }
                 Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_PATIENCE => {
                     thread::sleep(LOCK_GAP);
                 }
@@ -167,7 +170,7 @@ impl Record {
 
     /// What is there and not over, by the order in which it was asked.
     pub(crate) fn entries(&self) -> Vec<Entry> {
-        still_open(read_unlocked(&self.file()))
+        still_open(read_unlocked(&self.file()).unwrap_or_default())
     }
 
     fn file(&self) -> PathBuf {
@@ -178,22 +181,39 @@ impl Record {
     fn spare(&self) -> PathBuf {
         self.directory.join("asked.json.new")
     }
+
+    /// Puts this in the place of the record, in one step, for who has the lock.
+    ///
+    /// The two files change places. Where a new one takes the place of an old one, or an old one is
+    /// cut to nothing and filled again, ext4 and others write it to the disk there and then, so that
+    /// a crash leaves one of the two: that takes as long as half a knock. The record needs none of
+    /// it: after a crash it may be damaged, or none.
+    fn write(&self, text: &[u8]) -> io::Result<()> {
+        let (file, spare) = (self.file(), self.spare());
+        let mut new = spare_file(&spare)?;
+        new.write_all(text)?;
+        new.set_len(text.len().try_into().unwrap_or(u64::MAX))?;
+        // Nobody has to wait for the record itself.
+        new.unlock()?;
+        system::exchange(&spare, &file).or_else(|_| fs::rename(&spare, &file))
+    }
 }
 
 /// The record, and nobody else changes it.
 pub(crate) struct Held<'a> {
     record: &'a Record,
+    entries: Vec<Entry>,
     _lock: File,
 }
 
 impl Held<'_> {
     pub(crate) fn entries(&self) -> Vec<Entry> {
-        still_open(File::open(self.record.file()).ok().and_then(read))
+        still_open(self.entries.clone())
     }
 
     /// Adds entries, each in the place of an older one about the same, whose time goes on if it is
     /// the longer one.
-    pub(crate) fn add(&self, mut new: Vec<Entry>) {
+    pub(crate) fn add(self, mut new: Vec<Entry>) {
         self.change(|entries| {
             for new in &mut new {
                 if let Some(old) = entries.iter().find(|old| old.is_like(new)) {
@@ -205,43 +225,28 @@ impl Held<'_> {
     }
 
     /// The same where the older ones turned out not to hold.
-    pub(crate) fn add_anew(&self, new: Vec<Entry>) {
+    pub(crate) fn add_anew(self, new: Vec<Entry>) {
         self.change(|entries| replace(entries, new));
     }
 
     /// Changes what is there. What can't be written is left out: then everybody knocks.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut Vec<Entry>)) {
-        let mut entries = self.entries();
+    pub(crate) fn change(self, change: impl FnOnce(&mut Vec<Entry>)) {
+        let Self { record, entries, _lock } = self;
+        let mut entries = still_open(entries);
         change(&mut entries);
         let excess = entries.len().saturating_sub(MAX_ENTRIES);
         entries.drain(..excess);
         let written = serde_json::to_vec(&entries).map_err(Into::into);
-        if written.and_then(|text| self.write(&text)).is_err() {
+        if written.and_then(|text| record.write(&text)).is_err() {
             // An old record must not stand for what it doesn't know: a close, say.
-            let _ = fs::remove_file(self.record.file());
+            let _ = fs::remove_file(record.file());
         }
-    }
-
-    /// Puts this in the place of the record, in one step.
-    ///
-    /// The two files change places. Where a new one takes the place of an old one, or an old one is
-    /// cut to nothing and filled again, ext4 and others write it to the disk there and then, so that
-    /// a crash leaves one of the two: that takes as long as half a knock. The record needs none of
-    /// it: after a crash it may be damaged, or none.
-    fn write(&self, text: &[u8]) -> io::Result<()> {
-        let (file, spare) = (self.record.file(), self.record.spare());
-        let mut new = spare_file(&spare)?;
-        new.write_all(text)?;
-        new.set_len(text.len().try_into().unwrap_or(u64::MAX))?;
-        // Nobody has to wait for the record itself.
-        new.unlock()?;
-        system::exchange(&spare, &file).or_else(|_| fs::rename(&spare, &file))
     }
 }
 
-fn still_open(entries: Option<Vec<Entry>>) -> Vec<Entry> {
+/// What is not over.
+fn still_open(mut entries: Vec<Entry>) -> Vec<Entry> {
     let now = Moment::now();
-    let mut entries = entries.unwrap_or_default();
     entries.retain(|entry| entry.left(now).is_some());
     entries
 }
