@@ -61,21 +61,21 @@ pub(super) enum Command {
     Ssh(Late<SshArgs>),
     /// Have other programs knock by themselves.
     #[command(subcommand)]
-    Setup(SetupCommand),
+    Setup(Late<SetupCommand>),
     /// Show what this client has asked for, and until when.
     Status(Late<StatusArgs>),
     /// Show the servers and services known here.
     List(Late<ListArgs>),
     /// Add or remove a server.
     #[command(subcommand)]
-    Server(ServerCommand),
+    Server(Late<ServerCommand>),
     /// Make this client's key; prints the public half.
     Keygen(Late<KeygenArgs>),
     /// Give a server a new key of this client in the place of the old one.
     Rotate(Late<RotateArgs>),
     /// Show a key's public half, change its passphrase, copy it.
     #[command(subcommand)]
-    Key(KeyCommand),
+    Key(Late<KeyCommand>),
     /// Write a server with its key for a second device; an own key for that is better.
     Export(Late<ExportArgs>),
     /// Read what `export` has written on another device.

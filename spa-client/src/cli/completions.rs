@@ -1,7 +1,10 @@
 //! `spa-client completions`, which prints a shell's script, and the hidden `spa-client complete`,
 //! which the scripts ask: only this program knows the services and servers of the configuration.
 
-use super::args::Cli;
+use super::args::{Cli, ServerCommand};
+use super::key::KeyCommand;
+use super::late::Late;
+use super::setup::SetupCommand;
 use super::{CliError, print};
 use crate::config::Config;
 use crate::server::Server;
@@ -51,7 +54,11 @@ pub(super) fn candidates(args: CompleteArgs) -> Result<(), CliError> {
     let Some(last) = args.words.len().checked_sub(1) else { return Ok(()) };
     let wants_option = args.words.last().is_some_and(|it| it.to_string_lossy().starts_with('-'));
     let here = std::env::current_dir().ok();
-    let mut command = Cli::command();
+    // `help` copies the names of commands before those that are late are there.
+    let mut command = Cli::command()
+        .mut_subcommand("setup", Late::<SetupCommand>::now)
+        .mut_subcommand("server", Late::<ServerCommand>::now)
+        .mut_subcommand("key", Late::<KeyCommand>::now);
     // Before that, the words of the commands are not there.
     command.build();
     let mut command = with_names(command);

@@ -2,7 +2,7 @@
 //!
 //! To define the words of all of them takes a fair part of the time of a knock.
 
-use clap::{ArgMatches, Args, Command, Error, FromArgMatches};
+use clap::{ArgMatches, Args, Command, Error, FromArgMatches, Subcommand};
 
 /// The words of one command. Whoever looks at all commands [builds](Command::build) them first.
 #[derive(Debug)]
@@ -25,5 +25,27 @@ impl<T: Args> Args for Late<T> {
 
     fn augment_args_for_update(command: Command) -> Command {
         command.defer(T::augment_args_for_update)
+    }
+}
+
+/// What has commands below it.
+impl<T: Subcommand> Subcommand for Late<T> {
+    fn augment_subcommands(command: Command) -> Command {
+        command.defer(T::augment_subcommands)
+    }
+
+    fn augment_subcommands_for_update(command: Command) -> Command {
+        command.defer(T::augment_subcommands_for_update)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        T::has_subcommand(name)
+    }
+}
+
+impl<T: Subcommand> Late<T> {
+    /// Defines the commands below `command` at once.
+    pub(super) fn now(command: Command) -> Command {
+        T::augment_subcommands(command).defer(core::convert::identity)
     }
 }
