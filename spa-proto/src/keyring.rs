@@ -5,7 +5,7 @@ use crate::client::ClientId;
 use crate::drop_reason::DropReason;
 use crate::packet::{PacketLength, Parts};
 use crate::secret::{MaskKey, PairSecret};
-use crate::tag::{Epoch, Tag, TagTable, masked};
+use crate::tag::{Epoch, Owner, Tag, TagTable, masked};
 use crate::time::UnixMicros;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -63,7 +63,7 @@ impl Sieve {
 
     /// What [`Receiver::receive`](crate::Receiver::receive) says of noise, in less time. It
     /// allocates nothing, and lets through what it can't judge: everything, when `now` is far from
-    /// when it was made.
+    /// when it was made, and very seldom what looks like a tag in its first bytes.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ impl Sieve {
     pub fn sift(&self, now: UnixMicros, datagram: &[u8]) -> Result<(), DropReason> {
         let parts = Parts::of(datagram, self.length).ok_or(DropReason::Length)?;
         let may_be = |(mask, tags): &(MaskKey, Arc<TagTable>)| {
-            tags.is_late(now) || tags.owner(tag_of(mask, &parts)).is_some()
+            tags.is_late(now) || tags.may_hold(tag_of(mask, &parts))
         };
         if self.tags.iter().any(may_be) { Ok(()) } else { Err(DropReason::UnknownTag) }
     }
@@ -167,11 +167,17 @@ impl Keyring {
         self.tags.is_late(now)
     }
 
-    /// Looks up the tag of a packet: one ChaCha20 block and one look-up, whatever it is.
+    /// Looks up the tag of a packet: one ChaCha20 block and one look-up for noise, and one HMAC
+    /// more for whatever has a tag.
     pub(crate) fn find(&self, parts: &Parts<'_>) -> Option<Found<'_>> {
-        let owner = self.tags.owner(tag_of(&self.mask, parts))?;
-        let at = usize::try_from(owner.client).ok()?;
-        let (sender, pair) = self.senders.get(at)?.as_ref()?;
+        let owner = self.tags.owner(tag_of(&self.mask, parts), |owner| {
+            self.sender(owner).map(|(_, pair)| Tag::of(pair, owner.epoch))
+        })?;
+        let (sender, pair) = self.sender(owner)?;
         Some(Found { sender: *sender, pair, epoch: owner.epoch })
+    }
+
+    fn sender(&self, owner: Owner) -> Option<&(Sender, PairSecret)> {
+        self.senders.get(usize::try_from(owner.client).ok()?)?.as_ref()
     }
 }
