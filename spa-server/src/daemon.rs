@@ -16,7 +16,7 @@ use crate::authorizer::{Authorizer, Selection};
 use crate::capture::{Capture, InterfaceState, Pulse};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
-use crate::config::{Config, Settings};
+use crate::config::{ClientCount, Config, Settings};
 use crate::control::{ControlRequest, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::{AnyGate, Backend};
@@ -81,7 +81,7 @@ struct Daemon {
     settings: Settings,
     keys: Keys,
     config_path: PathBuf,
-    clients: status::ClientCount,
+    clients: ClientCount,
     started: (UnixMicros, Instant),
     judge: SharedJudge,
     /// The policy of the last configuration that was put in force.

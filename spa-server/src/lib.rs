@@ -27,6 +27,7 @@ pub mod enrolment;
 pub mod frame;
 pub mod gate;
 pub mod grants;
+mod large_list;
 pub mod last_gate;
 pub mod latency;
 pub mod limits;

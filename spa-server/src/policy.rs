@@ -4,11 +4,12 @@
 //! of the clock (the time is passed in), of what is open already, or of the firewall.
 
 use crate::enrolment::Introduction;
+use crate::large_list::with_room_for;
 use crate::service::{Connections, Service};
 use crate::source::Source;
 use ipnet::IpNet;
 use spa_proto::{ClientId, Item, Knock, MessageType, PortRange, ServiceName, UnixMicros};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -83,65 +84,97 @@ pub struct Policy {
 }
 
 /// All clients, by whatever they send packets with.
+///
+/// There may be very many, and two policies at a time: what a configuration says of them is held
+/// once, and a policy adds what has changed since.
 #[derive(Debug, Clone, Default)]
 pub struct Clients {
-    /// By the keys that they knock with: a client may have two for a time.
-    known: HashMap<ClientId, Entry>,
+    known: Arc<Known>,
+    /// Keys that have come since, or had their rules changed; `None`: that are gone.
+    changed: BTreeMap<ClientId, Option<Entry>>,
     /// By their invitations, whether these were used or not.
-    invited: HashMap<ClientId, Entry>,
-    /// Each once: of very many clients most may do the same.
-    rules: HashSet<Arc<ClientRules>>,
+    invited: BTreeMap<ClientId, Entry>,
 }
 
+/// Clients by the keys that they knock with: one may have two for a time.
+#[derive(Debug, Default)]
+struct Known {
+    /// In their order.
+    keys: Arc<Vec<ClientId>>,
+    /// What belongs to each.
+    entries: Vec<Entry>,
+}
+
+/// A client under one key, or by its invitation.
 #[derive(Debug, Clone)]
-struct Entry {
-    introduction: Introduction,
+pub struct Entry {
+    /// How the server came to know it; `None`: by this very key.
+    pub introduction: Option<Arc<Introduction>>,
     /// The name that the administrator gave it.
-    name: Arc<str>,
-    rules: Arc<ClientRules>,
+    pub name: Box<str>,
+    /// What it may do. Of very many clients most may do the same, and share them.
+    pub rules: Arc<ClientRules>,
 }
 
 impl Clients {
-    /// Adds a key that a client knocks with.
-    pub fn known(
-        &mut self,
-        id: ClientId,
-        introduction: Introduction,
-        name: &str,
-        rules: &ClientRules,
-    ) {
-        let entry = self.entry(introduction, name, rules);
-        self.known.insert(id, entry);
+    /// These keys that clients knock with, each of them once, and these invitations.
+    pub fn new(
+        mut known: Vec<(ClientId, Entry)>,
+        invited: impl IntoIterator<Item = (ClientId, Entry)>,
+    ) -> Self {
+        known.sort_unstable_by_key(|(id, _)| *id);
+        let mut keys = with_room_for(known.len());
+        let mut entries = with_room_for(known.len());
+        for (id, entry) in known {
+            keys.push(id);
+            entries.push(entry);
+        }
+        let known = Arc::new(Known { keys: Arc::new(keys), entries });
+        Self { known, changed: BTreeMap::new(), invited: invited.into_iter().collect() }
     }
 
-    /// Adds the invitation of a client.
-    pub fn invited(
-        &mut self,
-        id: ClientId,
-        introduction: Introduction,
-        name: &str,
-        rules: &ClientRules,
-    ) {
-        let entry = self.entry(introduction, name, rules);
-        self.invited.insert(id, entry);
+    /// The keys that the configuration knows, in their order.
+    pub fn keys(&self) -> &Arc<Vec<ClientId>> {
+        &self.known.keys
     }
 
-    /// Copies, so that nothing is held of what a whole configuration was read into.
-    fn entry(&mut self, introduction: Introduction, name: &str, rules: &ClientRules) -> Entry {
-        let rules = self.rules.get(rules).cloned().unwrap_or_else(|| {
-            let rules = Arc::new(rules.clone());
-            self.rules.insert(Arc::clone(&rules));
-            rules
-        });
-        Entry { introduction, name: name.into(), rules }
+    /// The client that knocks with this key.
+    fn known(&self, id: &ClientId) -> Option<&Entry> {
+        match self.changed.get(id) {
+            Some(changed) => changed.as_ref(),
+            None => self.known.entries.get(self.known.keys.binary_search(id).ok()?),
+        }
+    }
+
+    fn all_known(&self) -> impl Iterator<Item = (&ClientId, &Entry)> {
+        let unchanged = self.known.keys.iter().zip(&self.known.entries);
+        let unchanged = unchanged.filter(|(id, _)| !self.changed.contains_key(id));
+        let changed = self.changed.iter();
+        unchanged.chain(changed.filter_map(|(id, entry)| Some((id, entry.as_ref()?))))
     }
 
     fn all(&self) -> impl Iterator<Item = (&ClientId, &Entry)> {
-        self.known.iter().chain(&self.invited)
+        self.all_known().chain(&self.invited)
     }
 
-    fn get_mut(&mut self, id: &ClientId) -> Option<&mut Entry> {
-        self.known.get_mut(id).or_else(|| self.invited.get_mut(id))
+    fn get(&self, id: &ClientId) -> Option<&Entry> {
+        self.known(id).or_else(|| self.invited.get(id))
+    }
+
+    fn disable(&mut self, id: &ClientId) {
+        let Some(mut entry) = self.get(id).cloned() else { return };
+        Arc::make_mut(&mut entry.rules).enabled = false;
+        match self.known(id) {
+            Some(_) => drop(self.changed.insert(*id, Some(entry))),
+            None => drop(self.invited.insert(*id, entry)),
+        }
+    }
+}
+
+impl Entry {
+    /// How the server came to know the client that has this entry under `id`.
+    pub fn introduction(&self, id: &ClientId) -> Introduction {
+        self.introduction.as_deref().cloned().unwrap_or_else(|| Introduction::Key((*id).into()))
     }
 }
 
@@ -214,11 +247,13 @@ impl Policy {
         services: Services,
         clients: impl IntoIterator<Item = (ClientId, &'static str, ClientRules)>,
     ) -> Self {
-        let mut known = Clients::default();
-        for (id, name, rules) in clients {
-            known.known(id, Introduction::Key(id.into()), name, &rules);
-        }
-        Self::of_clients(services, known)
+        let entry = |name: &str, rules| Entry {
+            introduction: None,
+            name: name.into(),
+            rules: Arc::new(rules),
+        };
+        let known = clients.into_iter().map(|(id, name, rules)| (id, entry(name, rules)));
+        Self::of_clients(services, Clients::new(known.collect(), []))
     }
 
     /// The policy of a server with these services and clients, some of whom have other keys than
@@ -231,8 +266,10 @@ impl Policy {
     #[must_use]
     pub fn with_key(&self, key: ClientId, of: &ClientId) -> Self {
         let mut policy = self.clone();
-        if let Some(entry) = policy.clients.get_mut(of).cloned() {
-            policy.clients.known.insert(key, entry);
+        if let Some(entry) = self.clients.get(of) {
+            let introduction = Some(Arc::new(entry.introduction(of)));
+            let entry = Entry { introduction, ..entry.clone() };
+            policy.clients.changed.insert(key, Some(entry));
         }
         policy
     }
@@ -241,42 +278,44 @@ impl Policy {
     #[must_use]
     pub fn without_key(&self, key: &ClientId) -> Self {
         let mut policy = self.clone();
-        policy.clients.known.remove(key);
+        policy.clients.changed.insert(*key, None);
         policy
     }
 
     /// The rules of one client.
     pub fn client(&self, client: &ClientId) -> Option<&ClientRules> {
-        self.clients.known.get(client).map(|entry| &*entry.rules)
+        self.clients.known(client).map(|entry| &*entry.rules)
     }
 
     /// What the client is called that knocks with this key, or was invited so.
     pub fn name(&self, id: &ClientId) -> Option<&str> {
-        self.entry(id).map(|entry| &*entry.name)
+        self.clients.get(id).map(|entry| &*entry.name)
     }
 
     /// Whether this key, or this invitation, is one of a client that is not disabled.
     pub fn is_enabled(&self, id: &ClientId) -> bool {
-        self.entry(id).is_some_and(|entry| entry.rules.enabled)
-    }
-
-    fn entry(&self, id: &ClientId) -> Option<&Entry> {
-        self.clients.known.get(id).or_else(|| self.clients.invited.get(id))
+        self.clients.get(id).is_some_and(|entry| entry.rules.enabled)
     }
 
     /// The keys of the client of that name: none, where it was invited and has not come.
     pub fn clients_named(&self, name: &str) -> Option<Vec<ClientId>> {
         let is_meant = |entry: &Entry| &*entry.name == name;
-        let known = self.clients.known.iter().filter(|(_, entry)| is_meant(entry));
+        let known = self.clients.all_known().filter(|(_, entry)| is_meant(entry));
         let keys: Vec<_> = known.map(|(id, _)| *id).collect();
         let exists = !keys.is_empty() || self.clients.invited.values().any(is_meant);
         exists.then_some(keys)
     }
 
     /// Keys and invitations of those who are not disabled, and what is known of them.
-    pub fn enabled(&self) -> impl Iterator<Item = (ClientId, &Introduction, &str)> {
+    pub fn enabled(&self) -> impl Iterator<Item = (ClientId, Introduction, &str)> {
         let enabled = self.clients.all().filter(|(_, entry)| entry.rules.enabled);
-        enabled.map(|(id, entry)| (*id, &entry.introduction, &*entry.name))
+        enabled.map(|(id, entry)| (*id, entry.introduction(id), &*entry.name))
+    }
+
+    /// The names and rules of all clients, those that are disabled too: of one that has several
+    /// keys several times.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &ClientRules)> {
+        self.clients.all().map(|(_, entry)| (&*entry.name, &*entry.rules))
     }
 
     /// The same policy with these keys and invitations disabled.
@@ -284,9 +323,7 @@ impl Policy {
     pub fn without(&self, clients: &[ClientId]) -> Self {
         let mut policy = self.clone();
         for client in clients {
-            if let Some(entry) = policy.clients.get_mut(client) {
-                Arc::make_mut(&mut entry.rules).enabled = false;
-            }
+            policy.clients.disable(client);
         }
         policy
     }
@@ -315,7 +352,7 @@ impl Policy {
         let valid_for = rules.expires.map_or(Duration::MAX, |expires| expires.distance(now));
         let lifetime = lifetime.min(valid_for);
         let source = admitted(rules, knock.source);
-        Ok(Permit { client: Arc::clone(&entry.name), source, grants, lifetime })
+        Ok(Permit { client: (&*entry.name).into(), source, grants, lifetime })
     }
 
     /// Whether a grant that an earlier policy made stands under this one: the client may still
@@ -348,7 +385,7 @@ impl Policy {
         source: IpAddr,
         now: UnixMicros,
     ) -> Result<&Entry, Refusal> {
-        let entry = self.clients.known.get(client).ok_or(Refusal::UnknownClient)?;
+        let entry = self.clients.known(client).ok_or(Refusal::UnknownClient)?;
         stands(&entry.rules, source, now)?;
         Ok(entry)
     }
@@ -360,8 +397,8 @@ impl Policy {
         sender: &ClientId,
         source: IpAddr,
         now: UnixMicros,
-    ) -> Result<&Arc<str>, Refusal> {
-        let entry = self.entry(sender).ok_or(Refusal::UnknownClient)?;
+    ) -> Result<&str, Refusal> {
+        let entry = self.clients.get(sender).ok_or(Refusal::UnknownClient)?;
         stands(&entry.rules, source, now)?;
         Ok(&entry.name)
     }

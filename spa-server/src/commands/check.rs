@@ -136,26 +136,26 @@ pub(crate) fn run(config: &Path, output: Output) -> Done {
 
 fn look_at_config(config: &Config, findings: &mut Findings) {
     let check = "configuration";
-    let (services, clients) = (config.settings.services.len(), config.clients.len());
-    findings
-        .ok(check, format!("{}: services: {services}, clients: {clients}", config.path.display()));
+    let (services, clients) = (config.settings.services.len(), config.clients());
+    findings.ok(
+        check,
+        format!("{}: services: {services}, clients: {}", config.path.display(), clients.len()),
+    );
     findings.ok("keys", format!("the server's public key is {}", config.server_key()));
-    if config.clients.is_empty() {
+    if clients.is_empty() {
         findings.warning(
             check,
             "there are no clients, so nobody can open anything; invite one: spa-server invite NAME --allow ssh",
         );
     }
     let now = client::now();
-    for client in &config.clients {
-        let rules = &client.settings.rules;
+    for (name, rules) in clients {
         if let Some(expires) = rules.expires.filter(|expires| rules.enabled && *expires <= now) {
             findings.warning(
                 check,
                 format!(
                     "client {name} expired at {}; remove it, or change its expires in clients.d/{name}.toml",
-                    format_timestamp(expires),
-                    name = client.name()
+                    format_timestamp(expires)
                 ),
             );
         }

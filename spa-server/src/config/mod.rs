@@ -5,6 +5,7 @@
 //! the network, the firewall or the clock.
 
 mod client;
+mod clients;
 mod clients_d;
 mod error;
 mod file;
@@ -14,20 +15,24 @@ mod settings;
 mod time;
 
 pub use client::{ClientName, ClientNameError, ClientSettings, Introduced};
+pub use clients::ClientCount;
 pub use clients_d::{client_file, client_files, clients_directory, locked_out};
 pub use error::{ConfigError, Fault, Problem, ValueError};
 pub(crate) use file::{judge_directory, judge_program, read as read_judged};
-pub use keys::{Client, KnownKey, PairSecrets, ServerKeys};
+pub use keys::{PairSecrets, ServerKeys};
 pub use settings::{GateSettings, Prefiltering, PreviousKey, Settings};
 pub use spa_proto::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
 pub use time::{TimestampError, format_timestamp, parse_timestamp};
 
 use crate::causes::with_causes;
 use crate::enrolment::{EnrolmentStore, Enrolments, Roster};
-use crate::policy::{Clients, Policy};
+use crate::policy::{ClientRules, Policy};
+use clients::{Everybody, Known, Senders};
 use spa_keys::{PrivateKey, PublicKey};
-use spa_proto::{MaskKey, PairSecret, Receiver, Sender, ServerKey};
+use spa_proto::{ClientId, MaskKey, Receiver};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where the configuration is when the command line names no other place.
 pub const DEFAULT_PATH: &str = "/etc/spa/server.toml";
@@ -41,8 +46,13 @@ pub struct Config {
     pub settings: Settings,
     /// The server's identities.
     pub keys: ServerKeys,
-    /// All clients, disabled ones too, by name.
-    pub clients: Vec<Client>,
+    /// How many clients there are.
+    pub count: ClientCount,
+    policy: Arc<Policy>,
+    senders: Senders,
+    roster: Roster,
+    kin: Vec<(ClientId, Vec<ClientId>)>,
+    keyless: Vec<(Box<str>, Arc<ClientRules>)>,
     /// How many records of announced keys were there: if there are more now, some client may have
     /// another key.
     pub enrolment_records: usize,
@@ -100,32 +110,46 @@ impl Config {
         let default_lifetime = settings.as_ref().map(|settings| settings.default_lifetime);
         let surroundings = client::Surroundings { services, default_lifetime };
         let known = keys.as_ref().zip(enrolments.as_ref());
-        let clients = clients_d::load(path, &surroundings, known);
-        let clients = keep(clients.map_err(|problem| vec![problem]), &mut problems);
-        let clients = clients.map(|(clients, wrong)| {
+        let known = known.map(|(server, enrolments)| Known { server, enrolments });
+        let everybody = clients::load(path, &surroundings, known);
+        let everybody = keep(everybody.map_err(|problem| vec![problem]), &mut problems);
+        let everybody = everybody.map(|(everybody, wrong)| {
             problems.extend(wrong);
-            clients
+            everybody
         });
-        let (Some(settings), Some(keys), Some(clients)) = (settings, keys, clients) else {
+        let (Some(settings), Some(keys), Some(everybody)) = (settings, keys, everybody) else {
             return (None, problems);
         };
         let enrolment_records = enrolments.map_or(0, |enrolments| enrolments.records);
-        (Some(Self { path: path.into(), settings, keys, clients, enrolment_records }), problems)
+        let Everybody { count, clients, senders, roster, kin, keyless } = everybody;
+        let policy = Arc::new(Policy::of_clients(settings.services.clone(), clients));
+        let path = path.into();
+        (
+            Some(Self {
+                path,
+                settings,
+                keys,
+                count,
+                policy,
+                senders,
+                roster,
+                kin,
+                keyless,
+                enrolment_records,
+            }),
+            problems,
+        )
+    }
+
+    /// The names and rules of all clients, disabled ones too, by name.
+    pub fn clients(&self) -> BTreeMap<&str, &ClientRules> {
+        let keyless = self.keyless.iter().map(|(name, rules)| (&**name, &**rules));
+        self.policy.all().chain(keyless).collect()
     }
 
     /// The policy that this configuration states.
-    pub fn policy(&self) -> Policy {
-        let mut clients = Clients::default();
-        for client in &self.clients {
-            let (name, rules) = (client.name(), &client.settings.rules);
-            for known in &client.keys {
-                clients.known(known.key.into(), client.introduction.clone(), name, rules);
-            }
-            for (id, _) in client.invitations() {
-                clients.invited(id, client.introduction.clone(), name, rules);
-            }
-        }
-        Policy::of_clients(self.settings.services.clone(), clients)
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy)
     }
 
     /// The server's present public key.
@@ -139,31 +163,19 @@ impl Config {
     }
 
     /// Has a receiver know these identities and clients, and no others. Disabled clients are among
-    /// them, so that their knocks are told from noise.
-    pub fn instruct(&self, receiver: &mut Receiver) {
+    /// them, so that their knocks are told from noise. Nobody else can have their secrets then: they
+    /// are handed over.
+    pub fn instruct(&mut self, receiver: &mut Receiver) {
         receiver.forget_previous();
         for (which, mask) in self.keys.masks() {
-            receiver.set_senders(which, mask, self.senders(which));
+            receiver.set_senders(which, mask, std::mem::take(self.senders.to(which)));
         }
-        receiver.set_kin(self.clients.iter().flat_map(Client::kin));
-    }
-
-    /// All who seal packets to one of the server's identities.
-    pub fn senders(&self, which: ServerKey) -> impl Iterator<Item = (Sender, PairSecret)> + '_ {
-        self.clients.iter().flat_map(move |client| client.senders(which))
+        receiver.set_kin(std::mem::take(&mut self.kin));
     }
 
     /// All who can announce keys.
-    pub fn roster(&self) -> Roster {
-        Roster {
-            members: self.clients.iter().flat_map(Client::members).collect(),
-            invitations: self.clients.iter().flat_map(Client::invitations).collect(),
-        }
-    }
-
-    /// The client of that name.
-    pub fn client(&self, name: &str) -> Option<&Client> {
-        self.clients.iter().find(|client| client.name() == name)
+    pub fn roster(&self) -> &Roster {
+        &self.roster
     }
 }
 

@@ -38,10 +38,10 @@ struct Proved {
 
 impl Keys {
     /// Who the sender of an announcement is.
-    fn introduction(&self, sender: &Sender) -> Option<&Introduction> {
+    fn introduction(&self, sender: &Sender) -> Option<Introduction> {
         match sender {
-            Sender::Invitation(id) => self.roster.invitations.get(id).map(|it| &it.introduction),
-            Sender::Client(id) => self.roster.members.get(id).map(|it| &it.introduction),
+            Sender::Invitation(id) => Some(self.roster.invitations.get(id)?.introduction.clone()),
+            Sender::Client(id) => Some(self.roster.member(id)?.introduction),
         }
     }
 
@@ -61,10 +61,10 @@ impl Keys {
                     return Err(Dropped::Announcement(Rejection::InvitationVoid));
                 }
                 let secret = AnnouncementSecret::of_invitation(&invited.secret);
-                (&invited.introduction, secret)
+                (invited.introduction.clone(), secret)
             }
             Sender::Client(_) => {
-                let member = self.roster.members.get(&id).ok_or_else(unknown)?;
+                let member = self.roster.member(&id).ok_or_else(unknown)?;
                 if announced.server_key == ServerKey::Previous {
                     // Whoever has stolen that could outlive its end by a key of his own.
                     return Err(Dropped::Announcement(Rejection::PreviousServerKey));
@@ -72,7 +72,7 @@ impl Keys {
                 let key = PublicKey::from(id);
                 let secret =
                     AnnouncementSecret::of_server(private, &key, member.pre_shared.as_deref());
-                (&member.introduction, secret.map_err(|_| unknown())?)
+                (member.introduction, secret.map_err(|_| unknown())?)
             }
         };
         let rejected = Dropped::Announcement;
@@ -80,18 +80,18 @@ impl Keys {
             .map_err(|error| rejected(Rejection::Proof(error)))?;
         let enrolments = self.store.enrolments();
         let is_known = |key: &PublicKey| {
-            self.server.has(key) || self.roster.members.contains_key(&ClientId::from(*key))
+            self.server.has(key) || self.roster.member(&ClientId::from(*key)).is_some()
         };
         let effect = match announced.sender {
             Sender::Invitation(_) => {
-                enrolments.judge_enrolment(introduction, &opened.key, &opened.pre_shared, is_known)
+                enrolments.judge_enrolment(&introduction, &opened.key, &opened.pre_shared, is_known)
             }
             Sender::Client(_) => {
-                enrolments.judge_rotation(introduction, &opened.key, &opened.pre_shared, is_known)
+                enrolments.judge_rotation(&introduction, &opened.key, &opened.pre_shared, is_known)
             }
         };
         Ok(Proved {
-            introduction: introduction.clone(),
+            introduction,
             key: opened.key,
             pre_shared: Arc::new(opened.pre_shared),
             effect: effect.map_err(rejected)?,
@@ -121,10 +121,10 @@ impl Daemon {
         let name = {
             let judge = self.judge.lock();
             let judged = judge.policy.judge_announcement(&id, announced.source, now.realtime);
-            Arc::clone(judged.map_err(Dropped::Policy)?)
+            judged.map_err(Dropped::Policy)?.to_owned()
         };
         let introduction = self.keys.introduction(&announced.sender);
-        let introduction = introduction.ok_or(Dropped::Policy(Refusal::UnknownClient))?.clone();
+        let introduction = introduction.ok_or(Dropped::Policy(Refusal::UnknownClient))?;
         self.authorizer.take_announcement(announced, &introduction, now)?;
         let proved = self.keys.judge(announced, now.realtime)?;
         if proved.effect == Effect::New {
@@ -180,7 +180,7 @@ impl Daemon {
         let is_pending = matches!(announced.sender, Sender::Client(_));
         let pre_shared = Some(proved.pre_shared);
         let member = Member { introduction: proved.introduction, pre_shared, is_pending };
-        self.keys.roster.members.insert(key.into(), member);
+        self.keys.roster.insert(key.into(), member);
         let event = match announced.sender {
             Sender::Invitation(_) => KeyEvent::Enrolled,
             Sender::Client(id) => KeyEvent::RotationAnnounced { old: id.into() },
@@ -196,8 +196,8 @@ impl Daemon {
         let mut dead = Vec::new();
         for candidate in accepted {
             let id = candidate.knock.client;
-            let pending = self.keys.roster.members.get(&id).filter(|member| member.is_pending);
-            let Some(introduction) = pending.map(|member| member.introduction.clone()) else {
+            let pending = self.keys.roster.member(&id).filter(|member| member.is_pending);
+            let Some(introduction) = pending.map(|member| member.introduction) else {
                 kept.push(candidate);
                 continue;
             };
@@ -227,14 +227,11 @@ impl Daemon {
         candidate: &Candidate,
     ) -> Vec<ClientId> {
         let key = candidate.knock.client;
-        let members = &mut self.keys.roster.members;
-        let old: Vec<ClientId> = members
-            .iter()
-            .filter(|(id, member)| member.introduction == *introduction && **id != key)
-            .map(|(id, _)| *id)
-            .collect();
-        if let Some(member) = members.get_mut(&key) {
-            member.is_pending = false;
+        let roster = &mut self.keys.roster;
+        let mut old = roster.keys_of(introduction);
+        old.retain(|id| *id != key);
+        if let Some(member) = roster.member(&key) {
+            roster.insert(key, Member { is_pending: false, ..member });
         }
         for id in &old {
             self.forget_key(*id);
@@ -257,12 +254,11 @@ impl Daemon {
     /// Drops the key that the client of this name has announced as its next one.
     pub(super) fn withdraw_key(&mut self, name: &str) -> Result<(), String> {
         let ids = self.client_ids(Some(name))?.unwrap_or_default();
-        let members = &self.keys.roster.members;
-        let pending = ids.iter().find(|id| members.get(id).is_some_and(|it| it.is_pending));
-        let Some((id, member)) = pending.and_then(|id| Some((*id, members.get(id)?))) else {
+        let members = ids.iter().filter_map(|id| Some((*id, self.keys.roster.member(id)?)));
+        let Some((id, member)) = members.into_iter().find(|(_, member)| member.is_pending) else {
             return Err(format!("client {name} has announced no key"));
         };
-        let introduction = member.introduction.clone();
+        let introduction = member.introduction;
         let (key, at) = (PublicKey::from(id), Now::read().realtime);
         let record = Record::Withdrawn { introduction, key, at };
         self.keys.store.append(&record).map_err(|error| with_causes(&error))?;
@@ -273,7 +269,7 @@ impl Daemon {
 
     /// Nothing is accepted under this key any more.
     fn forget_key(&mut self, id: ClientId) {
-        self.keys.roster.members.remove(&id);
+        self.keys.roster.remove(&id);
         let mut judge = self.judge.lock();
         judge.receiver.remove_client(id);
         judge.policy = Arc::new(judge.policy.without_key(&id));

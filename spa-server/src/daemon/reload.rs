@@ -134,9 +134,9 @@ impl Daemon {
         let last = orders.iter().rev().find(|(order, _)| *order != Order::Reload);
         let order = last.map_or(Order::Reload, |(order, _)| *order);
         let (outcome, locked_out) = match config {
-            Ok(config) => {
+            Ok(mut config) => {
                 let locked_out = self.locked_out_by(&config.policy());
-                (self.put_in_force(config, order).await, locked_out)
+                (Box::pin(self.put_in_force(&mut config, order)).await, locked_out)
             }
             Err(Refused { why, locked_out }) => (Err(why), locked_out),
         };
@@ -203,7 +203,7 @@ impl Daemon {
     /// First the gate, which can fail; then the policy, which can't.
     async fn put_in_force(
         &mut self,
-        config: Config,
+        config: &mut Config,
         order: Order,
     ) -> Result<(Reloaded, InstallReport), String> {
         self.judge_server_keys(&config.keys)?;
@@ -229,12 +229,12 @@ impl Daemon {
         let now = Now::read();
         {
             let mut judge = self.judge.lock();
-            judge.policy = Arc::new(config.policy());
+            judge.policy = config.policy();
             self.configured = Arc::clone(&judge.policy);
             config.instruct(&mut judge.receiver);
             judge.receiver.roll(now.realtime);
         }
-        self.keys.roster = config.roster();
+        self.keys.roster = config.roster().clone();
         self.keys.server = config.keys.clone();
         self.end_previous_key(now.realtime);
         self.authorizer.set_max_grants(usize::try_from(settings.max_grants).unwrap_or(usize::MAX));
@@ -252,10 +252,10 @@ impl Daemon {
                 Vec::new()
             }
         };
-        self.clients = status::ClientCount::of(&config);
+        self.clients = config.count;
         let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);
         self.settings = settings;
-        let clients = self.clients.total;
+        let clients = u64::try_from(self.clients.total).unwrap_or(u64::MAX);
         Ok((Reloaded { clients, services, revoked, warnings, restart_needed }, report))
     }
 }

@@ -5,7 +5,7 @@ use super::cutter::Cutter;
 use super::prefiltered::Prefiltered;
 use super::standing::{LeftBehind, Restorations, Standing};
 use super::watch::Watch;
-use super::{ANNOUNCEMENTS, Command, Daemon, Inbox, QUEUE, QueueDepth, status};
+use super::{ANNOUNCEMENTS, Command, Daemon, Inbox, QUEUE, QueueDepth};
 use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
@@ -46,7 +46,7 @@ impl Daemon {
         let lock = lock_state(&settings.state_directory)?;
         let store = announce::open_store(&settings.state_directory, now.realtime);
         // Another daemon may have taken keys in before it gave the lock away.
-        let (config, left_out) = if store.enrolments().records == config.enrolment_records {
+        let (mut config, left_out) = if store.enrolments().records == config.enrolment_records {
             (config, left_out)
         } else {
             Config::load_sound_clients(&config.path)?
@@ -72,15 +72,15 @@ impl Daemon {
             config.mask(),
         );
         config.instruct(&mut receiver);
-        let roster = config.roster();
+        let roster = config.roster().clone();
         let replay = load_replay_store(&settings, boot, &mut receiver, now);
         receiver.roll(now.realtime);
 
         let counters = Arc::new(Counters::default());
-        let policy = Arc::new(config.policy());
+        let policy = config.policy();
         let configured = Arc::clone(&policy);
         let snap_length = CaptureSettings::snap_length(settings.packet_length.packet());
-        let prefilter = Prefiltered::load(&settings, snap_length, config.clients.len());
+        let prefilter = Prefiltered::load(&settings, snap_length, config.count.total);
         let judge = Judge::new(receiver, policy, settings.freshness, now);
         let judge = match prefilter.told() {
             Some(told) => SharedJudge::telling(judge, told),
@@ -187,7 +187,7 @@ impl Daemon {
 
         let inbox = Inbox { knocks, announcements, commands, alarms, reading: None, shortcut };
         let daemon = Self {
-            clients: status::ClientCount::of(&config),
+            clients: config.count,
             config_path: config.path,
             settings,
             keys: Keys { server: config.keys.clone(), roster, store },

@@ -3,7 +3,7 @@
 use super::{Daemon, QUEUE};
 use crate::capture::InterfaceState;
 use crate::clock::Now;
-use crate::config::{Config, Settings};
+use crate::config::Settings;
 use crate::control::{InterfaceStatus, QueueStatus, Status, StatusClients};
 use crate::counters::read;
 use crate::gate::{Mode, Refusal};
@@ -11,20 +11,6 @@ use crate::grants::client_of_digits;
 use spa_proto::{ClientId, DropReason};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-
-/// How many clients there are.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ClientCount {
-    pub(super) total: u64,
-    enabled: u64,
-}
-
-impl ClientCount {
-    pub(super) fn of(config: &Config) -> Self {
-        let enabled = config.clients.iter().filter(|client| client.settings.rules.enabled);
-        Self { total: count(config.clients.len()), enabled: count(enabled.count()) }
-    }
-}
 
 fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
@@ -93,7 +79,10 @@ impl Daemon {
             restored: self.restored.count,
             last_restored: self.restored.last,
             replay_store: store.into(),
-            clients: StatusClients { total: self.clients.total, enabled: self.clients.enabled },
+            clients: StatusClients {
+                total: count(self.clients.total),
+                enabled: count(self.clients.enabled),
+            },
             grants: count(self.authorizer.count(boottime)),
             received: read(&self.counters.received)
                 .saturating_add(in_kernel.unknown_tag)
@@ -128,11 +117,11 @@ impl Daemon {
             format!("there is no client {name:?}; `spa-server client list` shows all")
         })?;
         // What came in under a key before is the same client's.
-        let members = &self.keys.roster.members;
+        let roster = &self.keys.roster;
         let introductions: BTreeSet<_> =
-            ids.iter().filter_map(|id| Some(&members.get(id)?.introduction)).collect();
+            ids.iter().filter_map(|id| Some(roster.member(id)?.introduction)).collect();
         let enrolments = self.keys.store.enrolments();
-        let former = introductions.into_iter().filter_map(|it| enrolments.of(it));
+        let former = introductions.iter().filter_map(|it| enrolments.of(it));
         let former: Vec<ClientId> =
             former.flat_map(|keys| keys.former.iter().map(|key| (*key).into())).collect();
         ids.extend(former);

@@ -111,9 +111,7 @@ impl Scene {
                 senders.extend(pair.map(|pair| (Sender::Client(key.into()), pair)));
             }
             let introduction = Introduction::Key(key);
-            roster
-                .members
-                .insert(key.into(), Member { introduction, pre_shared, is_pending: false });
+            roster.insert(key.into(), Member { introduction, pre_shared, is_pending: false });
         }
         for invitation in &v.invitations {
             let secret = InvitationSecret::from_bytes(Zeroizing::new(array(&invitation.secret)));
@@ -192,7 +190,7 @@ impl Scene {
             pre_shared: Some(Arc::clone(&pre_shared)),
             is_pending,
         };
-        self.keys.roster.members.insert(key.into(), member);
+        self.keys.roster.insert(key.into(), member);
         let record = if is_pending {
             Record::Announced { introduction, key, pre_shared, at }
         } else {
@@ -203,15 +201,12 @@ impl Scene {
 
     /// What the first knock under a pending key does, as in the daemon.
     fn replace(&mut self, id: ClientId, at: UnixMicros) {
-        let members = &mut self.keys.roster.members;
-        let Some(member) = members.get_mut(&id).filter(|member| member.is_pending) else { return };
-        member.is_pending = false;
+        let roster = &mut self.keys.roster;
+        let Some(member) = roster.member(&id).filter(|member| member.is_pending) else { return };
         let introduction = member.introduction.clone();
-        let olds = members
-            .iter()
-            .filter(|(one, member)| member.introduction == introduction && **one != id);
-        for old in olds.map(|(old, _)| *old).collect::<Vec<_>>() {
-            members.remove(&old);
+        roster.insert(id, Member { is_pending: false, ..member });
+        for old in roster.keys_of(&introduction).into_iter().filter(|old| *old != id) {
+            roster.remove(&old);
             self.receiver.remove_client(old);
         }
         let record = Record::Replaced { introduction, key: id.into(), at };
