@@ -39,6 +39,7 @@ mod encrypted;
 mod file;
 mod identity;
 mod invitation;
+mod kept;
 mod passphrase;
 mod pre_shared_key;
 mod stored;
@@ -61,6 +62,7 @@ pub use identity::{PrivateKey, PublicKey};
 pub use invitation::{
     Invitation, InvitationKeys, InvitationSecret, InvitationTextError, InvitedService,
 };
+pub use kept::{KeepingKey, KeptError, KeptId, KeptSecrets};
 pub use passphrase::{Cost, DecryptError, Passphrase, PassphraseError};
 pub use pre_shared_key::{AllZero, PreSharedKey};
 pub use stored::{ClientKeys, StoredKeys, StoredKeysError, StoredPreSharedKey, StoredPrivateKey};

@@ -17,6 +17,11 @@ impl PairSecret {
     pub const fn new(tag: [u8; 32], enc: [u8; 32], mac: [u8; 32]) -> Self {
         Self { tag, enc, mac }
     }
+
+    /// The three keys, in this order: for whoever keeps them.
+    pub const fn keys(&self) -> [&[u8; 32]; 3] {
+        [&self.tag, &self.enc, &self.mac]
+    }
 }
 
 impl fmt::Debug for PairSecret {

@@ -1,6 +1,7 @@
 //! A small file in the state directory: written all at once or not at all, for nobody else to
 //! read, and kept over a power failure. It knows nothing of what the file says.
 
+use crate::large_list::with_room_for;
 use nix::fcntl::OFlag;
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
@@ -9,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// A longer one is not ours.
-const MAX_BYTES: u64 = 1024 * 1024;
+const MAX_BYTES: usize = 1024 * 1024;
 
 /// See the module's text.
 #[derive(Debug, Clone)]
@@ -46,6 +47,12 @@ impl StateFile {
     /// What it says; `None` if it isn't there. Never through a link, and never waiting for a
     /// writer of a pipe.
     pub fn read(&self) -> io::Result<Option<String>> {
+        let bytes = self.read_bytes(MAX_BYTES)?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// The same of a file that is no text, and may have so many bytes.
+    pub fn read_bytes(&self, most: usize) -> io::Result<Option<Vec<u8>>> {
         let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(self.path());
         let file = match opened {
@@ -53,16 +60,34 @@ impl StateFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        if !file.metadata()?.is_file() {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
             return Err(io::Error::other("it is not a regular file"));
         }
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+        // One more, to find the end.
+        let length = usize::try_from(metadata.len()).unwrap_or(most).min(most).saturating_add(1);
+        let mut bytes = with_room_for(length);
+        file.take(u64::try_from(most).unwrap_or(u64::MAX)).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
     }
 
     /// Has it say this; a power failure changes nothing of it.
     pub fn write(&self, text: &str) -> Result<(), StateFileError> {
+        self.put(text.as_bytes(), File::sync_all)?;
+        self.sync()
+    }
+
+    /// Has it say this, in one step, but without waiting for the disk: for what a power failure may
+    /// damage, since whoever reads it sees that.
+    pub fn replace(&self, bytes: &[u8]) -> Result<(), StateFileError> {
+        self.put(bytes, |_| Ok(()))
+    }
+
+    fn put(
+        &self,
+        bytes: &[u8],
+        sync: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), StateFileError> {
         let (path, new) = (self.path(), self.directory.join(format!("{}.new", self.name)));
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -76,10 +101,9 @@ impl StateFile {
             .mode(0o600)
             .custom_flags(OFlag::O_NOFOLLOW.bits())
             .open(&new)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+            .and_then(|mut file| file.write_all(bytes).and_then(|()| sync(&file)));
         written.map_err(at("write", &new))?;
-        fs::rename(&new, &path).map_err(at("replace", &path))?;
-        self.sync()
+        fs::rename(&new, &path).map_err(at("replace", &path))
     }
 
     /// Has it say this, as a line of JSON.

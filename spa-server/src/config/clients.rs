@@ -7,6 +7,7 @@
 use super::client::{ClientSettings, Introduced, Surroundings};
 use super::clients_d::{SUFFIX, client_file_names, clients_directory};
 use super::error::{Fault, Problem, ValueError};
+use super::kept::{Kept, Source};
 use super::keys::{PairSecrets, ServerKeys};
 use crate::enrolment::{ClientKey, ClientKeys, Enrolments, Introduction, Invited, Member, Roster};
 use crate::large_list::with_room_for;
@@ -50,6 +51,7 @@ impl Senders {
 /// What all clients' files come to.
 #[derive(Debug, Default)]
 pub(super) struct Everybody {
+    pub(super) kept: Kept,
     pub(super) count: ClientCount,
     /// What they may do, by the keys and invitations that they have now.
     pub(super) clients: Clients,
@@ -66,6 +68,7 @@ pub(super) struct Everybody {
 pub(super) struct Known<'a> {
     pub(super) server: &'a ServerKeys,
     pub(super) enrolments: &'a Enrolments,
+    pub(super) state_directory: &'a Path,
 }
 
 /// Reads all clients and derives their secrets; without the server's key they are only read, and
@@ -90,17 +93,20 @@ pub(super) fn load(
     let twice = read.same_keys(&directory);
     let Read { files, mut problems, .. } = read;
     let mut parts = Parts::default();
-    if let Some(Known { server, .. }) = known {
-        let maker = Maker { server, directory: &directory };
+    let mut kept = Kept::default();
+    if let Some(Known { server, state_directory, .. }) = known {
+        let source = Source::of(state_directory, server, files.len());
+        let maker = Maker { server, source: &source, directory: &directory };
         parts = maker.nothing(files.len());
         for part in in_parallel(files, |files| maker.parts(files)) {
             parts.append(part);
         }
+        kept = source.done();
     }
     problems.append(&mut parts.problems);
     problems.sort_by(|one, other| one.path.cmp(&other.path));
     problems.extend(twice);
-    Ok((parts.into(), problems))
+    Ok((Everybody { kept, ..parts.into() }, problems))
 }
 
 /// Does `work` with each part of `all`, on as many processors as there are.
@@ -363,6 +369,7 @@ struct Parts {
 /// Gives clients their secrets.
 struct Maker<'a> {
     server: &'a ServerKeys,
+    source: &'a Source,
     directory: &'a Path,
 }
 
@@ -424,7 +431,7 @@ impl Maker<'_> {
     }
 
     fn secrets(&self, known: &KnownKey) -> Result<PairSecrets, DeriveError> {
-        self.server.pair_secrets(&known.key, known.pre_shared.as_deref())
+        self.source.secrets(self.server, &known.key, known.pre_shared.as_deref())
     }
 }
 
@@ -510,6 +517,7 @@ impl From<Parts> for Everybody {
         let clients = Clients::new(known, invited);
         let invitations = parts.invitations.into_iter().collect();
         let roster = Roster::new(Arc::clone(clients.keys()), members, invitations);
-        Self { count, clients, senders, roster, kin: parts.kin, keyless: parts.keyless }
+        let (kin, keyless) = (parts.kin, parts.keyless);
+        Self { kept: Kept::default(), count, clients, senders, roster, kin, keyless }
     }
 }

@@ -57,12 +57,16 @@ impl ServerKeys {
         client: &PublicKey,
         pre_shared: Option<&PreSharedKey>,
     ) -> Result<PairSecrets, spa_keys::DeriveError> {
-        let present = pair_secret_for_server(&self.present, client, pre_shared)?;
-        let previous = self
-            .previous
-            .as_ref()
-            .map(|(private, _)| pair_secret_for_server(private, client, pre_shared))
-            .transpose()?;
+        self.each(|private| pair_secret_for_server(private, client, pre_shared))
+    }
+
+    /// The secrets that `derive` gives for the private key of each of the identities.
+    pub(super) fn each<E>(
+        &self,
+        derive: impl Fn(&PrivateKey) -> Result<PairSecret, E>,
+    ) -> Result<PairSecrets, E> {
+        let present = derive(&self.present)?;
+        let previous = self.previous.as_ref().map(|(private, _)| derive(private)).transpose()?;
         Ok(PairSecrets { present, previous })
     }
 }

@@ -9,6 +9,7 @@ mod clients;
 mod clients_d;
 mod error;
 mod file;
+mod kept;
 mod keys;
 mod raw;
 mod settings;
@@ -19,6 +20,7 @@ pub use clients::ClientCount;
 pub use clients_d::{client_file, client_files, clients_directory, locked_out};
 pub use error::{ConfigError, Fault, Problem, ValueError};
 pub(crate) use file::{judge_directory, judge_program, read as read_judged};
+pub use kept::{KeepError, Kept};
 pub use keys::{PairSecrets, ServerKeys};
 pub use settings::{GateSettings, Prefiltering, PreviousKey, Settings};
 pub use spa_proto::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
@@ -29,7 +31,7 @@ use crate::enrolment::{EnrolmentStore, Enrolments, Roster};
 use crate::policy::{ClientRules, Policy};
 use clients::{Everybody, Known, Senders};
 use spa_keys::{PrivateKey, PublicKey};
-use spa_proto::{ClientId, MaskKey, Receiver};
+use spa_proto::{ClientId, MaskKey, Receiver, Sender, ServerKey};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,6 +50,8 @@ pub struct Config {
     pub keys: ServerKeys,
     /// How many clients there are.
     pub count: ClientCount,
+    /// What the file of kept pair secrets was good for.
+    pub kept: Kept,
     policy: Arc<Policy>,
     senders: Senders,
     roster: Roster,
@@ -109,8 +113,13 @@ impl Config {
         let services = settings.as_ref().map(|settings| &settings.services);
         let default_lifetime = settings.as_ref().map(|settings| settings.default_lifetime);
         let surroundings = client::Surroundings { services, default_lifetime };
-        let known = keys.as_ref().zip(enrolments.as_ref());
-        let known = known.map(|(server, enrolments)| Known { server, enrolments });
+        let state_directory = state_directory.or(settings.as_ref().map(|it| &*it.state_directory));
+        let known = match (&keys, &enrolments, state_directory) {
+            (Some(server), Some(enrolments), Some(state_directory)) => {
+                Some(Known { server, enrolments, state_directory })
+            }
+            _ => None,
+        };
         let everybody = clients::load(path, &surroundings, known);
         let everybody = keep(everybody.map_err(|problem| vec![problem]), &mut problems);
         let everybody = everybody.map(|(everybody, wrong)| {
@@ -121,7 +130,7 @@ impl Config {
             return (None, problems);
         };
         let enrolment_records = enrolments.map_or(0, |enrolments| enrolments.records);
-        let Everybody { count, clients, senders, roster, kin, keyless } = everybody;
+        let Everybody { kept, count, clients, senders, roster, kin, keyless } = everybody;
         let policy = Arc::new(Policy::of_clients(settings.services.clone(), clients));
         let path = path.into();
         (
@@ -130,6 +139,7 @@ impl Config {
                 settings,
                 keys,
                 count,
+                kept,
                 policy,
                 senders,
                 roster,
@@ -171,6 +181,27 @@ impl Config {
             receiver.set_senders(which, mask, std::mem::take(self.senders.to(which)));
         }
         receiver.set_kin(std::mem::take(&mut self.kin));
+    }
+
+    /// Keeps the pair secrets for the next start, where there are many. To be called by the daemon
+    /// alone, and before [`instruct`](Self::instruct).
+    pub fn keep_secrets(&self, state_directory: &Path) -> Result<(), KeepError> {
+        let senders = [
+            (ServerKey::Present, &self.senders.present),
+            (ServerKey::Previous, &self.senders.previous),
+        ];
+        let count = senders.iter().map(|(_, senders)| senders.len()).sum();
+        let of_clients = senders.into_iter().flat_map(|(which, senders)| {
+            let server = self.keys.private(which).map(PrivateKey::public);
+            senders.iter().filter_map(move |(sender, secret)| match sender {
+                Sender::Client(id) => {
+                    let pre_shared = self.roster.member(id).and_then(|member| member.pre_shared);
+                    Some((server?, ((*id).into(), pre_shared, secret)))
+                }
+                Sender::Invitation(_) => None,
+            })
+        });
+        self.kept.keep(state_directory, &self.keys, of_clients, count)
     }
 
     /// All who can announce keys.

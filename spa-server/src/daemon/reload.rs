@@ -226,6 +226,7 @@ impl Daemon {
             ..config.settings.clone()
         };
         let report = self.put_up(&settings, order).await?;
+        start::keep_secrets(config, &settings.state_directory);
         let now = Now::read();
         {
             let mut judge = self.judge.lock();

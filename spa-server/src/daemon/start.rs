@@ -71,6 +71,7 @@ impl Daemon {
             },
             config.mask(),
         );
+        keep_secrets(&config, &settings.state_directory);
         config.instruct(&mut receiver);
         let roster = config.roster().clone();
         let replay = load_replay_store(&settings, boot, &mut receiver, now);
@@ -236,6 +237,19 @@ pub(super) fn tell(report: &InstallReport) {
 pub(super) fn warnings(report: &InstallReport) -> Vec<String> {
     let busy = report.busy_knock_ports.iter().map(ToString::to_string);
     busy.chain(report.warnings.iter().cloned()).collect()
+}
+
+/// The next start is quicker by it, and nothing depends on it.
+pub(super) fn keep_secrets(config: &Config, state_directory: &Path) {
+    if let Some(why) = &config.kept.unusable {
+        tracing::warn!(
+            "the pair secrets of the last run can't be used, and were derived anew: {why}"
+        );
+    }
+    if let Err(error) = config.keep_secrets(state_directory) {
+        let error = with_causes(&error);
+        tracing::warn!("pair secrets can't be kept, so that the next start takes longer: {error}");
+    }
 }
 
 /// Two servers on one state directory would forget each other's knocks.
