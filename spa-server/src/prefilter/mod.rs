@@ -16,7 +16,7 @@ pub use settings::Shape;
 use crate::capture::KernelFilter;
 use crate::clock::BootMicros;
 use aya::maps::{Array, MapData, PerCpuArray};
-use aya::programs::SocketFilter;
+use aya::programs::{ProgramError, SocketFilter};
 use aya::{Ebpf, EbpfLoader};
 use bloom::{Page, Size};
 use settings::{MAX_IDENTITIES, Settings};
@@ -175,7 +175,13 @@ impl Kernel {
         let tags = map("TAGS")?.try_into().map_err(refused)?;
         let dropped = map("DROPPED")?.try_into().map_err(refused)?;
         let mut kernel = Self { ebpf, settings, tags, dropped, generation: 0 };
-        kernel.program()?.load().map_err(refused)?;
+        kernel.program()?.load().map_err(|error| match error {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                tracing::debug!("the kernel's verifier on the prefilter: {verifier_log}");
+                refused(io_error)
+            }
+            error => refused(error),
+        })?;
         Ok(kernel)
     }
 
@@ -205,7 +211,7 @@ impl Kernel {
     }
 }
 
-/// What aya says, with what the kernel has said to it.
+/// What was said, and what the kernel has said to that.
 fn refused(error: impl std::error::Error) -> PrefilterError {
     PrefilterError::Refused(crate::causes::with_causes(&error))
 }

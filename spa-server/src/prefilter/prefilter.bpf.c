@@ -53,9 +53,8 @@ struct settings {
     __u32 snap_length;
     __u32 identities;
     __u32 masks[MAX_IDENTITIES][8];
-    __u32 ports_used;
+    // Those that are one too many repeat another.
     __u16 ports[MAX_PORTS];
-    __u32 padding;
 };
 
 struct {
@@ -197,9 +196,13 @@ int prefilter(struct __sk_buff *skb) {
     if (!at || skb_load_bytes_relative(skb, at, udp, 8, BPF_HDR_START_NET))
         return 0;
     __u32 port = big_endian16(udp + 2);
-    int is_ours = 0;
-    for (__u32 n = 0; n < MAX_PORTS && n < settings->ports_used; n++)
-        is_ours |= settings->ports[n] == port;
+    // Who may not read the kernel's memory (CAP_PERFMON) may not reach into a map by a number that
+    // counts: this loop and the next are laid out. Branches would cost the verifier half a second;
+    // of a difference of 0 alone, less 1, the first bit is 1.
+    __u32 is_ours = 0;
+#pragma clang loop unroll(full)
+    for (__u32 n = 0; n < MAX_PORTS; n++)
+        is_ours |= ((settings->ports[n] ^ port) - 1) >> 31;
     if (!is_ours)
         return 0;
     if (big_endian16(udp + 4) != settings->udp_length)
@@ -208,8 +211,9 @@ int prefilter(struct __sk_buff *skb) {
     if (ktime_get_boot_ns() >= settings->until ||
         skb_load_bytes_relative(skb, at + 8, &head, sizeof head, BPF_HDR_START_NET))
         return settings->snap_length;
-    for (__u32 identity = 0; identity < MAX_IDENTITIES && identity < settings->identities; identity++)
-        if (may_be_known(settings, &head, identity))
+#pragma clang loop unroll(full)
+    for (__u32 identity = 0; identity < MAX_IDENTITIES; identity++)
+        if (identity < settings->identities && may_be_known(settings, &head, identity))
             return settings->snap_length;
     return drop(0);
 }

@@ -21,7 +21,7 @@ pub struct Shape {
 }
 
 /// Bytes of `struct settings` of the kernel's side.
-pub(super) const LENGTH: usize = 8 + 4 * 4 + 32 * MAX_IDENTITIES + 4 + 2 * MAX_PORTS + 4;
+pub(super) const LENGTH: usize = 8 + 4 * 4 + 32 * MAX_IDENTITIES + 2 * MAX_PORTS;
 
 /// `struct settings` of the kernel's side.
 pub(super) struct Settings<'a> {
@@ -33,7 +33,7 @@ pub(super) struct Settings<'a> {
 }
 
 impl Settings<'_> {
-    /// `None`: there are more ports or identities than there is room for.
+    /// `None`: there are no ports, or more of them, or more identities, than there is room for.
     pub(super) fn bytes(&self) -> Option<[u8; LENGTH]> {
         let Shape { ports, packet_length, snap_length } = self.shape;
         let udp_length = u32::try_from(packet_length.checked_add(UDP_HEADER)?).ok()?;
@@ -47,11 +47,9 @@ impl Settings<'_> {
         let mut masks = self.masks.concat();
         masks.resize(32 * MAX_IDENTITIES, 0);
         bytes.extend(masks);
-        bytes.extend(u32::try_from(ports.len()).ok()?.to_ne_bytes());
-        let mut ports = ports.clone();
-        ports.resize(MAX_PORTS.max(ports.len()), 0);
-        bytes.extend(ports.iter().flat_map(|port| port.to_ne_bytes()));
-        bytes.extend([0; 4]);
+        let spare = ports.first()?;
+        let ports = ports.iter().chain(std::iter::repeat(spare)).take(MAX_PORTS.max(ports.len()));
+        bytes.extend(ports.flat_map(|port| port.to_ne_bytes()));
         bytes.try_into().ok()
     }
 }
