@@ -320,11 +320,16 @@ impl Pipeline {
     /// Whether it is noise, without a question to the judge. Somebody whose key was added a moment
     /// ago is none.
     fn sift(&mut self, payload: &[u8]) -> Result<(), DropReason> {
+        self.renew_sieve();
+        self.sieve.sift(Now::realtime(), payload)
+    }
+
+    /// So that it is the present one, and a former one's table takes no memory.
+    fn renew_sieve(&mut self) {
         if self.judge.generation.load(Ordering::Acquire) != self.generation {
             let judge = self.judge.lock();
             (self.sieve, self.generation) = (judge.receiver.sieve(), judge.receiver.generation());
         }
-        self.sieve.sift(Now::realtime(), payload)
     }
 
     fn hand_on(&mut self, arrival: Arrival, datagram: &Datagram<'_>) -> Result<(), Dropped> {
@@ -387,6 +392,8 @@ impl Sink for Pipeline {
     }
 
     fn settle(&mut self) {
+        // Where nothing comes, this is called all the same, twice a second.
+        self.renew_sieve();
         let Some(candidate) = std::mem::take(&mut self.together).lone else { return };
         // What came before it is carried out before it.
         let is_first = self.queue.capacity() == self.queue.max_capacity();
@@ -769,5 +776,9 @@ mod tests {
         shared.lock().receiver.remove_client(CLIENT);
         assert!(!knocks(3));
         assert_eq!(counters.dropped()["unknown-tag"], 2);
+        // It holds on to no former table, also when nothing comes.
+        shared.lock().receiver.add_client(CLIENT, ServerKey::Present, secret());
+        pipeline.settle();
+        assert_eq!(pipeline.generation, shared.lock().receiver.generation());
     }
 }

@@ -106,7 +106,8 @@ pub trait Sink: Send {
     /// A frame passed the kernel's filter, and there is no datagram in it.
     fn malformed(&mut self, error: FrameError);
 
-    /// What had come was handed over; what comes next is waited for, or comes right away.
+    /// What had come was handed over; what comes next is waited for, or comes right away. At least
+    /// twice a second, also when nothing comes.
     fn settle(&mut self);
 
     /// The kernel has dropped frames because this thread did not keep up: so many since the start.
