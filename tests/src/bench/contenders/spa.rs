@@ -84,6 +84,18 @@ impl SpaServer {
         self.started_in
     }
 
+    /// Stops it, and starts it again; says how long that took until it answered.
+    pub(in crate::bench) fn start_again(&mut self) -> Result<Duration> {
+        let server = self.server_mut()?;
+        server.stop()?;
+        let start = Instant::now();
+        server.start_within(START)?;
+        let took = start.elapsed();
+        let log = server.directory().join("server.log");
+        self.audit = Some(Tail::of(&log, "event=opened ")?);
+        Ok(took)
+    }
+
     /// How many datagrams it has judged since its start.
     pub(in crate::bench) fn judged(&self) -> Result<u64> {
         let status = self.server()?.status()?;

@@ -25,10 +25,15 @@ pub(super) fn measure(lab: &Lab, extent: &FireExtent) -> Result<Vec<Crowd>> {
         let mut target =
             Target::server(Site::with_files_in(lab, directory.path())?, server, extent)?;
         let (site, server) = target.running()?;
+        let start_seconds = server.started_in().as_secs_f64();
+        let first = Processes::of(&site.host)?.resident()?;
+        let start_again_seconds = server.start_again()?.as_secs_f64();
+        site.leave_a_processor()?;
         crowds.push(Crowd {
             clients: *clients,
-            start_seconds: server.started_in().as_secs_f64(),
-            resident: Processes::of(&site.host)?.resident()?,
+            start_seconds,
+            start_again_seconds,
+            resident: Processes::of(&site.host)?.resident()?.max(first),
             latency: Latency::default(),
             noise_ns: 0.0,
         });

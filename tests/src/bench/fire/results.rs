@@ -160,9 +160,12 @@ pub struct Rate {
 pub struct Crowd {
     /// How many.
     pub clients: usize,
-    /// Seconds from the start of the process until it answered.
+    /// Seconds from the first start of the process, with nothing kept, until it answered.
     pub start_seconds: f64,
-    /// Resident memory when it had started, KiB.
+    /// The same of the second start.
+    #[serde(default)]
+    pub start_again_seconds: f64,
+    /// Resident memory when it had started, KiB: the more of the two times.
     pub resident: u64,
     /// One knock on its own.
     pub latency: Latency,
