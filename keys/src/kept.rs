@@ -10,7 +10,7 @@
 //!
 //! So a record is found by just what its secret was derived from: a secret can't be taken for that of
 //! another key, or of the same one with another pre-shared key. And the file tells nothing to whoever
-//! has not the server's private key; who has it could derive all that is in it.
+//! has not the server's private key; who has it could derive all that is in it, with the pre-shared keys.
 
 use crate::derive::hkdf_sha256;
 use crate::{NoRandomness, PreSharedKey, PrivateKey, PublicKey, fill};
@@ -19,7 +19,7 @@ use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305};
 use ring::hmac;
 use ring::rand::SecureRandom;
 use spa_proto::PairSecret;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// The label in the info of HKDF.
 const LABEL: &[u8] = b"kept pair secrets";
@@ -46,7 +46,14 @@ pub struct KeptId([u8; ID]);
 /// Pair secrets, by what they were derived from. Wiped from memory when dropped.
 pub struct KeptSecrets {
     /// Magic, nonce, and records, in the order of their ids.
-    bytes: Zeroizing<Vec<u8>>,
+    bytes: Vec<u8>,
+}
+
+impl Drop for KeptSecrets {
+    /// What is in the list: it may have very much room beside that, which nobody has ever touched.
+    fn drop(&mut self) {
+        self.bytes.as_mut_slice().zeroize();
+    }
 }
 
 /// Why a file of kept secrets is good for nothing.
@@ -56,7 +63,9 @@ pub enum KeptError {
     #[error("it was not written by this version of the program")]
     Version,
     /// It was changed, or sealed by somebody else.
-    #[error("it is damaged, or was written under another private key of the server")]
+    #[error(
+        "it was written under another private key of the server, as it is after a change of keys, or is damaged"
+    )]
     Sealed,
 }
 
@@ -104,7 +113,8 @@ impl KeptSecrets {
         secrets: impl IntoIterator<Item = (KeptId, &'a PairSecret)>,
         room: Vec<u8>,
     ) -> Self {
-        let mut bytes = Zeroizing::new(room);
+        let mut kept = Self { bytes: room };
+        let bytes = &mut kept.bytes;
         bytes.clear();
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&[0; NONCE]);
@@ -115,12 +125,13 @@ impl KeptSecrets {
         if let Some((_, records)) = bytes.split_at_mut_checked(FRONT) {
             records.as_chunks_mut::<RECORD>().0.sort_unstable();
         }
-        Self { bytes }
+        kept
     }
 
     /// Reads a file that [`seal`](Self::seal) has made.
     pub fn open(file: Vec<u8>, key: &KeepingKey) -> Result<Self, KeptError> {
-        let mut bytes = Zeroizing::new(file);
+        let mut kept = Self { bytes: file };
+        let bytes = &mut kept.bytes;
         let (magic, rest) = bytes.split_first_chunk_mut::<16>().ok_or(KeptError::Version)?;
         if *magic != MAGIC {
             return Err(KeptError::Version);
@@ -132,7 +143,7 @@ impl KeptSecrets {
             .map_err(|_| KeptError::Sealed)?;
         let length = bytes.len().saturating_sub(TAG);
         bytes.truncate(length);
-        Ok(Self { bytes })
+        Ok(kept)
     }
 
     /// The file that keeps them.
@@ -155,7 +166,7 @@ impl KeptSecrets {
             tag = sealed.map_err(|_| NoRandomness)?.into();
         }
         self.bytes.extend_from_slice(&tag);
-        Ok(std::mem::take(&mut *self.bytes))
+        Ok(std::mem::take(&mut self.bytes))
     }
 
     /// The secret that was derived from this.

@@ -36,7 +36,8 @@ pub(crate) fn for_owner_only(options: &mut OpenOptions) {
 
 /// Whether it is a file that only its owner can read, and has no other name.
 pub(crate) fn is_for_owner_only(file: &Metadata) -> bool {
-    file.is_file() && file.mode() & 0o077 == 0 && file.nlink() == 1
+    let others_may = file.mode() & 0o077;
+    file.is_file() && others_may == 0 && file.nlink() == 1
 }
 
 /// Has two files change places, in one step.

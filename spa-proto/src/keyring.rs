@@ -51,6 +51,12 @@ impl Sieve {
         self.tags.iter().any(|(_, tags)| tags.is_late(now))
     }
 
+    /// The instant from which on it is late.
+    pub fn late_from(&self) -> UnixMicros {
+        let all = self.tags.iter().map(|(_, tags)| tags.late_from());
+        all.min().unwrap_or_default()
+    }
+
     /// The mask key of each identity of the server.
     pub fn masks(&self) -> impl Iterator<Item = &[u8; 32]> {
         self.tags.iter().map(|(MaskKey(key), _)| key)

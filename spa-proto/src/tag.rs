@@ -165,6 +165,14 @@ impl TagTable {
         self.epochs.as_ref().is_none_or(|held| held.start().abs_diff(*wanted.start()) > 1)
     }
 
+    /// The instant from which on it is late: the end of the epoch beside the one around which it lies.
+    pub(crate) fn late_from(&self) -> UnixMicros {
+        let start = self.epochs.as_ref().map(|held| held.start().saturating_add(EPOCHS_BEHIND + 2));
+        start.map_or_else(UnixMicros::default, |epoch| {
+            UnixMicros::from_secs(epoch.saturating_mul(EPOCH_SECONDS))
+        })
+    }
+
     /// Whether `now` lies in the epoch around which the table lies.
     pub(crate) fn is_around(&self, now: UnixMicros) -> bool {
         self.epochs.as_ref() == Some(&around(Epoch::of(now)))
@@ -433,6 +441,9 @@ mod tests {
         }
         assert!(!table.is_late(at(90)) && !table.is_late(at(91)) && !table.is_late(at(89)));
         assert!(table.is_late(at(92)) && table.is_late(at(88)));
+        let late_from = table.late_from();
+        assert!(table.is_late(late_from));
+        assert!(!table.is_late(UnixMicros(late_from.0 - 1)));
     }
 
     #[test]

@@ -133,7 +133,7 @@ struct Inbox {
     commands: mpsc::Receiver<Command>,
     alarms: mpsc::Receiver<Alarm>,
     reading: Option<Reading>,
-    shortcut: Shortcut,
+    shortcut: Arc<Shortcut>,
 }
 
 /// What the server is to do next.
@@ -181,7 +181,11 @@ impl Inbox {
                 break;
             }
             let step = self.step(&mut daemon, next, &mut batch);
-            telling(FEED_EVERY, FEEDS, || tell_watchdog(&pulse), step).await?;
+            if let Err(error) = telling(FEED_EVERY, FEEDS, || tell_watchdog(&pulse), step).await {
+                // Before the daemon goes, which no capture thread is to be the last one to have.
+                daemon.lock().await.capture.stop();
+                return Err(error);
+            }
         }
         daemon.lock().await.finish(&mut self.knocks, batch).await;
         Ok(())
@@ -201,7 +205,9 @@ impl Inbox {
         let waiting = self.knocks.len();
         let deepest = daemon.queue.deepest.max(waiting.saturating_add(batch.len()));
         daemon.queue = QueueDepth { waiting, deepest };
+        let knocks = batch.len();
         daemon.step(next, batch).await?;
+        self.shortcut.caught_up(knocks.saturating_sub(batch.len()));
         if let Some(reading) = daemon.reading.take() {
             self.reading = Some(reading);
         }

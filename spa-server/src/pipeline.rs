@@ -19,7 +19,7 @@ use spa_proto::{
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -69,6 +69,8 @@ pub struct Judge {
     steps: StepWatch,
     /// A jump of the clock that the log has not told yet.
     step: Option<Step>,
+    /// One after which what is noise has not been told anew.
+    is_told_late: bool,
     freshness: Freshness,
 }
 
@@ -146,7 +148,9 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         let present = self.judge.receiver.generation();
-        if self.generation.swap(present, Ordering::Release) != present && self.news.told.is_some() {
+        let is_late = std::mem::take(&mut self.judge.is_told_late);
+        let has_changed = self.generation.swap(present, Ordering::Release) != present;
+        if (has_changed || is_late) && self.news.told.is_some() {
             self.news.sieve = Some((self.judge.receiver.sieve(), present));
         }
     }
@@ -163,6 +167,7 @@ impl Judge {
             waiting: Waiting::default(),
             steps: StepWatch::new(now),
             step: None,
+            is_told_late: false,
             freshness,
         }
     }
@@ -185,6 +190,7 @@ impl Judge {
             }
             None => {}
         }
+        self.is_told_late |= step.is_some();
         self.step = step.or(self.step);
     }
 
@@ -256,9 +262,43 @@ impl Judge {
     }
 }
 
+/// The short way past the queue, of all capture threads. It is closed until the daemon has started.
+#[derive(Default)]
+pub struct Shortcut {
+    /// Knocks that are in the queue, or were taken from it and are not carried out yet.
+    backlog: AtomicUsize,
+    carry_out: OnceLock<Box<CarryOut>>,
+}
+
 /// Has a knock carried out on the thread that calls, at once; hands it back where somebody else is
-/// at the authorizer. There is none until the daemon has started.
-pub type Shortcut = Arc<OnceLock<Box<dyn Fn(Candidate) -> Option<Candidate> + Send + Sync>>>;
+/// at the authorizer.
+pub type CarryOut = dyn Fn(Candidate) -> Option<Candidate> + Send + Sync;
+
+impl Shortcut {
+    /// From now on knocks take it, once and for all.
+    pub fn open(&self, carry_out: Box<CarryOut>) {
+        // Whoever comes second changes nothing.
+        let _ = self.carry_out.set(carry_out);
+    }
+
+    /// Whether some came before, and are not carried out yet: nobody may overtake them. For who has
+    /// the authorizer for himself.
+    pub fn is_busy(&self) -> bool {
+        self.backlog.load(Ordering::Acquire) > 0
+    }
+
+    /// So many of the queue were carried out.
+    pub fn caught_up(&self, knocks: usize) {
+        self.backlog.fetch_sub(knocks, Ordering::AcqRel);
+    }
+
+    fn take(&self, candidate: Candidate) -> Option<Candidate> {
+        match self.carry_out.get().filter(|_| !self.is_busy()) {
+            Some(carry_out) => carry_out(candidate),
+            None => Some(candidate),
+        }
+    }
+}
 
 /// The knocks among what is read together.
 #[derive(Debug, Default)]
@@ -284,7 +324,7 @@ pub struct Pipeline {
     counters: Arc<Counters>,
     queue: mpsc::Sender<Candidate>,
     announcements: mpsc::Sender<Announced>,
-    shortcut: Shortcut,
+    shortcut: Arc<Shortcut>,
     together: Together,
     /// The kernel's count of this handle at the last look.
     kernel_drops: u64,
@@ -298,7 +338,7 @@ impl Pipeline {
         counters: Arc<Counters>,
         queue: mpsc::Sender<Candidate>,
         announcements: mpsc::Sender<Announced>,
-        shortcut: Shortcut,
+        shortcut: Arc<Shortcut>,
     ) -> Self {
         let (sieve, generation) = {
             let judge = judge.lock();
@@ -365,7 +405,9 @@ impl Pipeline {
 
     /// No room: the client's next knock, a fresh one, will find some.
     fn queue_up(&self, candidate: Candidate) {
+        self.shortcut.backlog.fetch_add(1, Ordering::AcqRel);
         if let Err(unsent) = self.queue.try_send(candidate) {
+            self.shortcut.caught_up(1);
             let Candidate { knock, .. } = unsent.into_inner();
             self.judge.lock().taken(&knock.client);
             self.dropped(&Dropped::Overloaded, knock.source, None);
@@ -395,13 +437,7 @@ impl Sink for Pipeline {
         // Where nothing comes, this is called all the same, twice a second.
         self.renew_sieve();
         let Some(candidate) = std::mem::take(&mut self.together).lone else { return };
-        // What came before it is carried out before it.
-        let is_first = self.queue.capacity() == self.queue.max_capacity();
-        let unsent = match self.shortcut.get().filter(|_| is_first) {
-            Some(carry_out) => carry_out(candidate),
-            None => Some(candidate),
-        };
-        if let Some(candidate) = unsent {
+        if let Some(candidate) = self.shortcut.take(candidate) {
             self.queue_up(candidate);
         }
     }
@@ -607,7 +643,7 @@ mod tests {
         queue: mpsc::Sender<Candidate>,
     ) -> Pipeline {
         let (announcements, _) = mpsc::channel(1);
-        Pipeline::new(judge, Arc::clone(counters), queue, announcements, Shortcut::default())
+        Pipeline::new(judge, Arc::clone(counters), queue, announcements, Arc::default())
     }
 
     impl Pipeline {
@@ -646,7 +682,8 @@ mod tests {
         // Before the daemon has started.
         pipeline.read([knock_now(1)]);
         assert_eq!(queued(), [1]);
-        assert!(pipeline.shortcut.set(Box::new(carry_out)).is_ok());
+        pipeline.shortcut.caught_up(1);
+        pipeline.shortcut.open(Box::new(carry_out));
         pipeline.read([vec![0x5a; 216], knock_now(2), vec![0x5a; 216]]);
         assert_eq!(
             (queued(), std::mem::take(&mut *carried_out.lock().unwrap())),
@@ -654,11 +691,17 @@ mod tests {
         );
         pipeline.read([3, 4, 5].map(knock_now));
         assert_eq!(queued(), [3, 4, 5]);
+        // They were taken from the queue, and not carried out yet.
+        pipeline.shortcut.caught_up(2);
+        pipeline.read([knock_now(9)]);
+        assert_eq!(queued(), [9]);
+        pipeline.shortcut.caught_up(2);
         is_free.store(false, Ordering::Relaxed);
         pipeline.read([knock_now(6)]);
         is_free.store(true, Ordering::Relaxed);
         pipeline.read([knock_now(7)]);
         assert_eq!(queued(), [6, 7]);
+        pipeline.shortcut.caught_up(2);
         pipeline.read([knock_now(8)]);
         assert_eq!(
             (queued(), std::mem::take(&mut *carried_out.lock().unwrap())),

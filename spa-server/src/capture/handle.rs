@@ -82,7 +82,7 @@ fn set_filter(
         tracing::warn!(%interface, %error, "the kernel refused the better capture filter");
     }
     if let Some(filter) = &settings.kernel_filter
-        && let Err(error) = filter.attach(pcap.as_fd())
+        && let Err(error) = filter.attach(pcap.as_fd(), link)
     {
         tracing::warn!(%interface, %error, "noise is not kept in the kernel: it refused the prefilter");
     }

@@ -11,7 +11,7 @@ mod thread;
 
 pub use health::{InterfaceHealth, InterfaceState, Pulse};
 
-use crate::frame::{Datagram, FrameError, UnsupportedLink};
+use crate::frame::{Datagram, FrameError, LinkType, UnsupportedLink};
 use handle::Handle;
 use health::Shared;
 use interface::Interface;
@@ -40,12 +40,13 @@ pub struct CaptureSettings {
 
 /// A program of the kernel's that lets through a part of what the capture filter does.
 pub trait KernelFilter: fmt::Debug + Send + Sync {
-    /// Filters the frames of this packet socket, in place of what has filtered them before.
+    /// Filters the frames of this packet socket, in place of what has filtered them before. The link
+    /// type says what they begin with.
     ///
     /// # Errors
     ///
     /// Those of before are still filtered as they were.
-    fn attach(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
+    fn attach(&self, socket: BorrowedFd<'_>, link: LinkType) -> io::Result<()>;
 }
 
 impl CaptureSettings {

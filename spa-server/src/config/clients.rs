@@ -9,6 +9,7 @@ use super::clients_d::{SUFFIX, client_file_names, clients_directory};
 use super::error::{Fault, Problem, ValueError};
 use super::kept::{Kept, Source};
 use super::keys::{PairSecrets, ServerKeys};
+use super::lies_in_the_state;
 use crate::enrolment::{ClientKey, ClientKeys, Enrolments, Introduction, Invited, Member, Roster};
 use crate::large_list::with_room_for;
 use crate::policy::{ClientRules, Clients, Entry};
@@ -411,7 +412,7 @@ impl Maker<'_> {
         match keys {
             Keys::One(key, pre_shared) => {
                 let known = KnownKey { key, pre_shared, is_pending: false };
-                match self.secrets(&known) {
+                match self.secrets(&known, false) {
                     Ok(secrets) => {
                         parts.add_key(known, secrets, Entry { introduction: None, name, rules });
                     }
@@ -419,8 +420,9 @@ impl Maker<'_> {
                 }
             }
             Keys::Others(others) => {
-                let secrets: Result<Vec<_>, _> =
-                    others.keys.iter().map(|known| self.secrets(known)).collect();
+                let lies_in_the_state = lies_in_the_state(&others.introduction);
+                let secrets = others.keys.iter().map(|it| self.secrets(it, lies_in_the_state));
+                let secrets: Result<Vec<_>, _> = secrets.collect();
                 match secrets {
                     Ok(secrets) => parts.add_others(name, rules, *others, secrets, self.server),
                     Err(error) => return Err((name, error)),
@@ -430,8 +432,14 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn secrets(&self, known: &KnownKey) -> Result<PairSecrets, DeriveError> {
-        self.source.secrets(self.server, &known.key, known.pre_shared.as_deref())
+    /// `lies_in_the_state`: its pre-shared key does, if it has one.
+    fn secrets(
+        &self,
+        KnownKey { key, pre_shared, .. }: &KnownKey,
+        lies_in_the_state: bool,
+    ) -> Result<PairSecrets, DeriveError> {
+        let may_keep = lies_in_the_state || pre_shared.is_none();
+        self.source.secrets(self.server, key, pre_shared.as_deref(), may_keep)
     }
 }
 

@@ -1,6 +1,10 @@
 //! The pair secrets of the last run, which a start would else derive anew (`spa_keys::KeptSecrets`).
 //!
 //! Nothing depends on the file: what is not in it is derived. Only the daemon writes it.
+//!
+//! It holds what whoever has the server's key and the state directory could derive, and nothing else: nothing
+//! under an identity of the server whose end has come or is near, and nothing that follows from a
+//! pre-shared key that lies elsewhere. To destroy those keys so destroys what they have protected.
 
 use super::keys::{PairSecrets, ServerKeys};
 use crate::causes::with_causes;
@@ -36,7 +40,7 @@ pub(super) struct Source {
 pub struct Kept {
     /// Why it was good for nothing, if it was there.
     pub unusable: Option<String>,
-    /// How many agreements of keys had to be made.
+    /// How many agreements of keys had to be made of those that are kept.
     pub derived: usize,
     /// What is in it is just what would be written.
     is_current: bool,
@@ -83,21 +87,27 @@ impl Source {
         source
     }
 
-    /// What a client's knocks are sealed with, to each of the server's identities.
+    /// What a client's knocks are sealed with, to each of the server's identities. `may_keep`: the
+    /// pre-shared key, if there is one, lies in the state directory as well.
     pub(super) fn secrets(
         &self,
         server: &ServerKeys,
         client: &PublicKey,
         pre_shared: Option<&PreSharedKey>,
+        may_keep: bool,
     ) -> Result<PairSecrets, DeriveError> {
+        let present = server.present.public();
         server.each(|private| {
-            if let (Some(key), Some(kept)) = (&self.key, &self.kept)
-                && let Some(secret) = kept.get(&key.id(&private.public(), client, pre_shared))
-            {
-                self.found.fetch_add(1, Ordering::Relaxed);
-                return Ok(secret);
+            let public = private.public();
+            if may_keep && public == present {
+                if let (Some(key), Some(kept)) = (&self.key, &self.kept)
+                    && let Some(secret) = kept.get(&key.id(&public, client, pre_shared))
+                {
+                    self.found.fetch_add(1, Ordering::Relaxed);
+                    return Ok(secret);
+                }
+                self.derived.fetch_add(1, Ordering::Relaxed);
             }
-            self.derived.fetch_add(1, Ordering::Relaxed);
             pair_secret_for_server(private, client, pre_shared)
         })
     }
@@ -116,13 +126,13 @@ impl Source {
 }
 
 impl Kept {
-    /// Has the file hold these, and nothing else: who is no client any more is not in it. `secrets`
-    /// are those with an identity of the server, by its public key.
+    /// Has the file hold these, and nothing else: who is no client any more is not in it. They are
+    /// those with the server's present identity.
     pub(super) fn keep<'a>(
         &self,
         state_directory: &Path,
         server: &ServerKeys,
-        secrets: impl Iterator<Item = (PublicKey, Secret<'a>)>,
+        secrets: impl Iterator<Item = Secret<'a>>,
         count: usize,
     ) -> Result<(), KeepError> {
         let file = StateFile::new(state_directory, FILE);
@@ -133,8 +143,9 @@ impl Kept {
             return Ok(());
         }
         let key = KeepingKey::of(&server.present);
-        let records = secrets.map(|(server, (client, pre_shared, secret))| {
-            (key.id(&server, &client, pre_shared.as_deref()), secret)
+        let present = server.present.public();
+        let records = secrets.map(|(client, pre_shared, secret)| {
+            (key.id(&present, &client, pre_shared.as_deref()), secret)
         });
         let room = with_room_for(KeptSecrets::length_of(count));
         let sealed = KeptSecrets::of(records, room).seal(&key, &SystemRandom::new())?;

@@ -27,11 +27,11 @@ pub use spa_proto::{DurationError, format_duration, parse_duration, parse_durati
 pub use time::{TimestampError, format_timestamp, parse_timestamp};
 
 use crate::causes::with_causes;
-use crate::enrolment::{EnrolmentStore, Enrolments, Roster};
+use crate::enrolment::{EnrolmentStore, Enrolments, Introduction, Roster};
 use crate::policy::{ClientRules, Policy};
 use clients::{Everybody, Known, Senders};
 use spa_keys::{PrivateKey, PublicKey};
-use spa_proto::{ClientId, MaskKey, Receiver, Sender, ServerKey};
+use spa_proto::{ClientId, MaskKey, Receiver, Sender};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -186,28 +186,31 @@ impl Config {
     /// Keeps the pair secrets for the next start, where there are many. To be called by the daemon
     /// alone, and before [`instruct`](Self::instruct).
     pub fn keep_secrets(&self, state_directory: &Path) -> Result<(), KeepError> {
-        let senders = [
-            (ServerKey::Present, &self.senders.present),
-            (ServerKey::Previous, &self.senders.previous),
-        ];
-        let count = senders.iter().map(|(_, senders)| senders.len()).sum();
-        let of_clients = senders.into_iter().flat_map(|(which, senders)| {
-            let server = self.keys.private(which).map(PrivateKey::public);
-            senders.iter().filter_map(move |(sender, secret)| match sender {
-                Sender::Client(id) => {
-                    let pre_shared = self.roster.member(id).and_then(|member| member.pre_shared);
-                    Some((server?, ((*id).into(), pre_shared, secret)))
-                }
-                Sender::Invitation(_) => None,
-            })
+        let senders = &self.senders.present;
+        let of_clients = senders.iter().filter_map(|(sender, secret)| match sender {
+            Sender::Client(id) => {
+                let member = self.roster.member(id);
+                let may_keep = member.as_ref().is_none_or(|member| {
+                    member.pre_shared.is_none() || lies_in_the_state(&member.introduction)
+                });
+                let pre_shared = member.and_then(|member| member.pre_shared);
+                may_keep.then(|| ((*id).into(), pre_shared, secret))
+            }
+            Sender::Invitation(_) => None,
         });
-        self.kept.keep(state_directory, &self.keys, of_clients, count)
+        self.kept.keep(state_directory, &self.keys, of_clients, senders.len())
     }
 
     /// All who can announce keys.
     pub fn roster(&self) -> &Roster {
         &self.roster
     }
+}
+
+/// Whether the pre-shared keys of a client that was introduced like this are all among the records of
+/// keys that clients have brought. One in a file is wherever its administrator wants it.
+const fn lies_in_the_state(introduction: &Introduction) -> bool {
+    matches!(introduction, Introduction::Invitation(_))
 }
 
 /// Reads the server's private key.

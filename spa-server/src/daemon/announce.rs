@@ -189,6 +189,11 @@ impl Daemon {
         Ok(())
     }
 
+    /// Whether this is a key that was announced and has not been used.
+    pub(super) fn is_pending(&self, client: &ClientId) -> bool {
+        self.keys.roster.member(client).is_some_and(|member| member.is_pending)
+    }
+
     /// Of these accepted knocks, takes those under a key that is pending: the first one makes it
     /// the client's key, before anything opens. Hands back those that may open something.
     pub(super) async fn replace_keys(&mut self, accepted: Vec<Candidate>) -> Vec<Candidate> {

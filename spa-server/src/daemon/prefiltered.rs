@@ -74,6 +74,9 @@ impl Prefiltered {
             Ok(loaded) if loaded.fails.load(Ordering::Relaxed) => {
                 "in the kernel, which was not told what is noise: see the log".to_owned()
             }
+            Ok(loaded) if !loaded.prefilter.is_everywhere() => {
+                "in the kernel, but not on every interface: see the log".to_owned()
+            }
             Ok(_) => "in the kernel".to_owned(),
             Err(why) => why.clone(),
         }

@@ -2,8 +2,8 @@
 //! nobody else is at it. It is spared the time that another thread takes to wake up, which is most
 //! of what a knock needs.
 //!
-//! A capture thread waits for nobody. Where a step can't go on (it needs a tool of the system, say),
-//! what is left of it goes to the runtime.
+//! A capture thread waits for nothing but the write of the store and the kernel's answer. Where a step
+//! can't go on (it needs a tool of the system, say), what is left of it goes to the runtime.
 
 use super::Daemon;
 use crate::pipeline::{Candidate, Shortcut};
@@ -54,28 +54,47 @@ impl<T: Send + 'static> Shared<T> {
 
 impl Shared<Daemon> {
     /// From now on capture threads may carry out what they read.
-    pub(super) fn open_shortcut(&self, shortcut: &Shortcut) {
+    pub(super) fn open_shortcut(&self, shortcut: &Arc<Shortcut>) {
         let (daemon, leave) = (Arc::downgrade(&self.owner), self.leave.clone());
+        let queue = Arc::downgrade(shortcut);
         let runtime = Handle::current();
         let carry_out = move |candidate: Candidate| {
             let Some(daemon) = daemon.upgrade() else { return Some(candidate) };
             let Ok(mut daemon) = daemon.try_lock_owned() else { return Some(candidate) };
+            // Who has been taken from the queue meanwhile goes first. And a first knock under a new
+            // key waits for the disk.
+            let is_overtaking = queue.upgrade().is_none_or(|queue| queue.is_busy());
+            if is_overtaking || daemon.is_pending(&candidate.knock.client) {
+                return Some(candidate);
+            }
             let step = async move { daemon.admit(vec![candidate]).await };
             begin(Box::pin(step), &runtime, &leave);
             None
         };
-        // It is opened once.
-        let _ = shortcut.set(Box::new(carry_out));
+        shortcut.open(Box::new(carry_out));
     }
 }
 
 /// Does of a step what needs no waiting, and leaves the rest.
 fn begin(mut step: Unfinished, runtime: &Handle, leave: &mpsc::Sender<Unfinished>) {
+    let _whole_or_not_at_all = EndsWithAPanic;
     // For what it has to wait for.
     let _entered = runtime.enter();
     if step.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
         // There is room, and whoever takes it has the other end for as long as the daemon lives.
         let _ = leave.try_send(step);
+    }
+}
+
+/// A panic in the middle of a step ends the process, as one in the runtime's thread does: nobody goes
+/// on with what it has left.
+struct EndsWithAPanic;
+
+impl Drop for EndsWithAPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 

@@ -97,7 +97,7 @@ impl Daemon {
             buffer_bytes: CaptureSettings::BUFFER_BYTES,
             kernel_filter: prefilter.filter(),
         };
-        let shortcut = Shortcut::default();
+        let shortcut = Arc::<Shortcut>::default();
         let capture = Capture::start(&capture_settings, |_| {
             let (judge, counters) = (judge.clone(), Arc::clone(&counters));
             Pipeline::new(judge, counters, queue.clone(), announced.clone(), Arc::clone(&shortcut))

@@ -15,6 +15,7 @@ pub use settings::Shape;
 
 use crate::capture::KernelFilter;
 use crate::clock::BootMicros;
+use crate::frame::LinkType;
 use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{ProgramError, SocketFilter};
 use aya::{Ebpf, EbpfLoader};
@@ -33,6 +34,11 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("prefilter.bpf.o");
 #[cfg(not(target_endian = "little"))]
 static OBJECT: &[u8] = &[];
 
+/// Its programs.
+const ON_ETHERNET: &str = "on_ethernet";
+const ON_IP: &str = "on_ip";
+/// Where the kernel says that it would not compile, but interpret programs.
+const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
 /// Of each sender there are so many: the table reaches over as many epochs.
 const TAGS_OF_A_SENDER: usize = 8;
 
@@ -43,6 +49,9 @@ pub enum PrefilterError {
     /// It is not there for this machine.
     #[error("there is none for this kind of processor")]
     Processor,
+    /// The kernel would interpret it, which takes longer than to wake this process.
+    #[error("the kernel would not compile it; `sysctl net.core.bpf_jit_enable=1` has it do so")]
+    Interpreted,
     /// The kernel does not take it.
     #[error(
         "the kernel does not take it ({0}); it takes root or the capability CAP_BPF, and Linux 5.8"
@@ -64,6 +73,8 @@ struct Kernel {
     dropped: PerCpuArray<MapData, u64>,
     /// Of the tags that it was told last.
     generation: u64,
+    /// No socket has refused it.
+    is_everywhere: bool,
 }
 
 impl fmt::Debug for Prefilter {
@@ -96,6 +107,10 @@ impl Prefilter {
         if OBJECT.is_empty() {
             return Err(PrefilterError::Processor);
         }
+        // In most network namespaces the file is not there, which says nothing.
+        if std::fs::read_to_string(JIT).is_ok_and(|said| said.trim() == "0") {
+            return Err(PrefilterError::Interpreted);
+        }
         let size = Size::for_tags(senders.saturating_mul(2 * TAGS_OF_A_SENDER));
         // Nothing in it depends on how the kernel was built.
         let mut loader = EbpfLoader::new();
@@ -106,10 +121,9 @@ impl Prefilter {
         Ok(prefilter)
     }
 
-    /// From now on, and for this long, what nobody of these has sent is noise; nothing is, if it
-    /// takes the sieve for late. Of an older generation than it knows already, nothing is taken.
-    ///
-    /// What is known before and after passes at every moment between.
+    /// From now on, and for this long, what nobody of these has sent is noise; nothing is from the
+    /// moment on at which the sieve is late. Of an older generation than it knows already, nothing is
+    /// taken. While it is being told, everything passes.
     ///
     /// # Errors
     ///
@@ -128,15 +142,23 @@ impl Prefilter {
             return Ok(());
         }
         kernel.generation = generation;
-        if sieve.is_late(now) {
-            return kernel.tell(self, Duration::ZERO, Vec::new());
+        kernel.tell(self, Duration::ZERO, Vec::new())?;
+        let late_from = sieve.late_from();
+        if sieve.is_late(now) || late_from <= now {
+            return Ok(());
         }
+        let holds = holds.min(late_from.distance(now));
         let until = BootMicros::now().since_boot().saturating_add(holds);
         let told = kernel.tell_tags(&pages).and_then(|()| kernel.tell(self, until, masks));
         if told.is_err() {
             kernel.tell(self, Duration::ZERO, Vec::new())?;
         }
         told
+    }
+
+    /// Whether all captures have it that were opened.
+    pub fn is_everywhere(&self) -> bool {
+        self.lock().is_everywhere
     }
 
     /// What it has dropped.
@@ -159,10 +181,18 @@ impl Prefilter {
 }
 
 impl KernelFilter for Prefilter {
-    fn attach(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+    fn attach(&self, socket: BorrowedFd<'_>, link: LinkType) -> io::Result<()> {
+        let name = match link {
+            LinkType::Ethernet => ON_ETHERNET,
+            // Cooked captures have a header that libpcap makes up, behind the filter.
+            LinkType::RawIp | LinkType::LinuxSll | LinkType::LinuxSll2 => ON_IP,
+            LinkType::Null | LinkType::Loop => return Err(io::ErrorKind::Unsupported.into()),
+        };
         let mut kernel = self.lock();
-        let program = kernel.program().map_err(io::Error::other)?;
-        program.attach(socket).map_err(io::Error::other)
+        let program = kernel.program(name).map_err(io::Error::other);
+        let attached = program.and_then(|program| program.attach(socket).map_err(io::Error::other));
+        kernel.is_everywhere &= attached.is_ok();
+        attached
     }
 }
 
@@ -174,20 +204,23 @@ impl Kernel {
         let settings = map("SETTINGS")?.try_into().map_err(refused)?;
         let tags = map("TAGS")?.try_into().map_err(refused)?;
         let dropped = map("DROPPED")?.try_into().map_err(refused)?;
-        let mut kernel = Self { ebpf, settings, tags, dropped, generation: 0 };
-        kernel.program()?.load().map_err(|error| match error {
-            ProgramError::LoadError { io_error, verifier_log } => {
-                tracing::debug!("the kernel's verifier on the prefilter: {verifier_log}");
-                refused(io_error)
-            }
-            error => refused(error),
-        })?;
+        let mut kernel = Self { ebpf, settings, tags, dropped, generation: 0, is_everywhere: true };
+        for name in [ON_ETHERNET, ON_IP] {
+            kernel.program(name)?.load().map_err(|error| match error {
+                ProgramError::LoadError { io_error, verifier_log } => {
+                    tracing::debug!("the kernel's verifier on the prefilter: {verifier_log}");
+                    refused(io_error)
+                }
+                error => refused(error),
+            })?;
+        }
         Ok(kernel)
     }
 
-    fn program(&mut self) -> Result<&mut SocketFilter, PrefilterError> {
-        let program = self.ebpf.program_mut("prefilter");
-        let program = program.ok_or_else(|| PrefilterError::Refused("no program".to_owned()))?;
+    fn program(&mut self, name: &str) -> Result<&mut SocketFilter, PrefilterError> {
+        let program = self.ebpf.program_mut(name);
+        let program =
+            program.ok_or_else(|| PrefilterError::Refused(format!("no program {name}")))?;
         program.try_into().map_err(refused)
     }
 

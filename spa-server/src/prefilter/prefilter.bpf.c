@@ -6,8 +6,8 @@
 //
 // `make prefilter` makes prefilter.bpf.o of it.
 //
-// Offsets are counted from the network header, which the kernel has found: so the program is the same
-// for every link type, and for cooked captures. The outermost VLAN tag is out of the frame then.
+// There is one program for sockets that see Ethernet frames, and one for those that see IP packets, as
+// cooked captures do. The outermost VLAN tag is out of the frame then.
 
 #include <linux/types.h>
 #include <linux/bpf.h>
@@ -18,8 +18,9 @@
 #define always_inline inline __attribute__((always_inline))
 
 static void *(*const map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
-static long (*const skb_load_bytes_relative)(const void *skb, __u32 offset, void *to, __u32 length,
-                                             __u32 start) = (void *)BPF_FUNC_skb_load_bytes_relative;
+// Reads what is in fragments, too: of some network cards not even all headers are in the linear part.
+static long (*const skb_load_bytes)(const void *skb, __u32 offset, void *to,
+                                    __u32 length) = (void *)BPF_FUNC_skb_load_bytes;
 static __u64 (*const ktime_get_boot_ns)(void) = (void *)BPF_FUNC_ktime_get_boot_ns;
 
 // if_packet.h
@@ -29,6 +30,8 @@ static __u64 (*const ktime_get_boot_ns)(void) = (void *)BPF_FUNC_ktime_get_boot_
 #define ETH_P_IPV6 0x86dd
 #define ETH_P_8021Q 0x8100
 #define ETH_P_8021AD 0x88a8
+#define ETH_P_QINQ1 0x9100
+#define ETH_HLEN 14
 // IANA protocol numbers
 #define HOP_BY_HOP 0
 #define UDP 17
@@ -144,26 +147,25 @@ static always_inline int may_be_known(const struct settings *settings, const str
 }
 
 // Where the UDP header is; 0 if there is none that is followed: it is never the first header.
-static always_inline __u32 find_udp(struct __sk_buff *skb) {
+static always_inline __u32 find_udp(struct __sk_buff *skb, __u32 at) {
     __u8 header[40];
-    __u32 at = 0;
     __u32 protocol = __builtin_bswap16(skb->protocol);
     for (int tags = 0; tags < 2; tags++) {
-        if (protocol != ETH_P_8021Q && protocol != ETH_P_8021AD)
+        if (protocol != ETH_P_8021Q && protocol != ETH_P_8021AD && protocol != ETH_P_QINQ1)
             break;
-        if (skb_load_bytes_relative(skb, at, header, 4, BPF_HDR_START_NET))
+        if (skb_load_bytes(skb, at, header, 4))
             return 0;
         protocol = big_endian16(header + 2);
         at += 4;
     }
     if (protocol == ETH_P_IP) {
-        if (skb_load_bytes_relative(skb, at, header, 20, BPF_HDR_START_NET))
+        if (skb_load_bytes(skb, at, header, 20))
             return 0;
         if (header[9] != UDP || big_endian16(header + 6) & 0x3fff)
             return 0;
         return at + (header[0] & 15) * 4;
     }
-    if (protocol != ETH_P_IPV6 || skb_load_bytes_relative(skb, at, header, 40, BPF_HDR_START_NET))
+    if (protocol != ETH_P_IPV6 || skb_load_bytes(skb, at, header, 40))
         return 0;
     __u32 next = header[6];
     at += 40;
@@ -171,7 +173,7 @@ static always_inline __u32 find_udp(struct __sk_buff *skb) {
         if (next != HOP_BY_HOP && next != ROUTING && next != FRAGMENT && next != AUTHENTICATION &&
             next != DESTINATION_OPTIONS)
             break;
-        if (skb_load_bytes_relative(skb, at, header, 8, BPF_HDR_START_NET))
+        if (skb_load_bytes(skb, at, header, 8))
             return 0;
         if (next == FRAGMENT) {
             if (big_endian16(header + 2) & 0xfff9)
@@ -185,15 +187,15 @@ static always_inline __u32 find_udp(struct __sk_buff *skb) {
     return next == UDP ? at : 0;
 }
 
-SEC("socket")
-int prefilter(struct __sk_buff *skb) {
+// `network`: where the network header is.
+static always_inline int filter(struct __sk_buff *skb, __u32 network) {
     __u32 zero = 0;
     struct settings *settings = map_lookup_elem(&SETTINGS, &zero);
     if (!settings || skb->pkt_type == PACKET_OUTGOING)
         return 0;
-    __u32 at = find_udp(skb);
+    __u32 at = find_udp(skb, network);
     __u8 udp[8];
-    if (!at || skb_load_bytes_relative(skb, at, udp, 8, BPF_HDR_START_NET))
+    if (!at || skb_load_bytes(skb, at, udp, 8))
         return 0;
     __u32 port = big_endian16(udp + 2);
     // Who may not read the kernel's memory (CAP_PERFMON) may not reach into a map by a number that
@@ -209,7 +211,7 @@ int prefilter(struct __sk_buff *skb) {
         return drop(1);
     struct head head;
     if (ktime_get_boot_ns() >= settings->until ||
-        skb_load_bytes_relative(skb, at + 8, &head, sizeof head, BPF_HDR_START_NET))
+        skb_load_bytes(skb, at + 8, &head, sizeof head))
         return settings->snap_length;
 #pragma clang loop unroll(full)
     for (__u32 identity = 0; identity < MAX_IDENTITIES; identity++)
@@ -217,5 +219,11 @@ int prefilter(struct __sk_buff *skb) {
             return settings->snap_length;
     return drop(0);
 }
+
+SEC("socket")
+int on_ethernet(struct __sk_buff *skb) { return filter(skb, ETH_HLEN); }
+
+SEC("socket")
+int on_ip(struct __sk_buff *skb) { return filter(skb, 0); }
 
 const char LICENSE[] SEC("license") = "MIT OR Apache-2.0";

@@ -105,18 +105,34 @@ pub(crate) struct Tun {
 /// Attaching to /dev/net/tun takes an ioctl, which Rust can't make without `unsafe`.
 const TUN: &str = r#"
 import fcntl, os, struct, sys
+name, flags, linear = sys.argv[1].encode(), int(sys.argv[2], 16), int(sys.argv[3])
 tun = os.open("/dev/net/tun", os.O_RDWR)
-fcntl.ioctl(tun, 0x400454ca, struct.pack("16sH22x", sys.argv[1].encode(), 0x1001))
+fcntl.ioctl(tun, 0x400454ca, struct.pack("16sH22x", name, flags))
 print("ready", flush=True)
 for line in sys.stdin:
-    os.write(tun, bytes.fromhex(line))
+    data = bytes.fromhex(line)
+    os.writev(tun, [part for part in [data[:linear], data[linear:]] if part])
 "#;
+/// `IFF_TUN` and `IFF_NO_PI` of if_tun.h.
+const RAW_IP: &str = "1001";
+/// `IFF_TAP`, `IFF_NAPI`, `IFF_NAPI_FRAGS` and `IFF_NO_PI`.
+const IN_FRAGMENTS: &str = "1032";
 
 impl Tun {
     /// Makes the interface in this thread's namespace.
     pub(crate) fn new(name: &str) -> Self {
+        Self::with(name, RAW_IP, 0)
+    }
+
+    /// One that receives Ethernet frames as some network cards do: so many bytes in the linear part
+    /// of the kernel's buffer, the others in a fragment.
+    pub(crate) fn in_fragments(name: &str, linear: usize) -> Self {
+        Self::with(name, IN_FRAGMENTS, linear)
+    }
+
+    fn with(name: &str, flags: &str, linear: usize) -> Self {
         let mut child = Command::new("python3")
-            .args(["-c", TUN, name])
+            .args(["-c", TUN, name, flags, &linear.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -89,6 +89,7 @@ fn only_knocks_pass(
     let prefilter = prefilter();
     prefilter.know(&receiver([1]).sieve(), 1, NOW, Prefilter::HOLDS).unwrap();
     let (capture, events) = start(interfaces, &prefilter);
+    assert!(prefilter.is_everywhere());
     let (knock, noise) = (knock_of_one(), noise());
     let mut sent = 0;
     for tags in wrappings {
@@ -136,6 +137,24 @@ fn only_knocks_pass_on_tun() {
         namespace.ip("link set tun0 up");
         only_knocks_pass(named("tun0"), &[&[]], |_, packet| tun.receive(packet));
     });
+}
+
+/// Of some network cards not even all headers are in the linear part of the kernel's buffer, where
+/// nothing has pulled them there.
+#[test]
+fn only_knocks_pass_in_fragments_of_the_kernel_s_buffer() {
+    for linear in [14, 34, 42, 60] {
+        let namespace = Namespace::new();
+        namespace.inside(|| {
+            let mut tap = Tun::in_fragments("tap0", linear);
+            namespace.ip("link set tap0 up");
+            let gro = ["-K", "tap0", "gro", "off"];
+            assert!(std::process::Command::new("ethtool").args(gro).status().unwrap().success());
+            only_knocks_pass(named("tap0"), &[&[]], |tags, packet| {
+                tap.receive(&ethernet(tags, ethertype(packet), packet));
+            });
+        });
+    }
 }
 
 /// The kernel takes the mask off as [`seal`] has put it on, whatever the nonce, and knows the tags of

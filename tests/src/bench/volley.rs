@@ -94,18 +94,18 @@ fn last_processor() -> usize {
 /// Processor time: of this thread, and of the kernel's thread that takes over what arrives on its
 /// processor when there is much of it. Whatever else the machine does is not in it.
 #[derive(Clone, Copy)]
-struct Spent {
+pub(super) struct Spent {
     thread: Duration,
     kernel: Duration,
 }
 
 impl Spent {
-    fn now() -> Result<Self> {
+    pub(super) fn now() -> Result<Self> {
         let thread = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
         Ok(Self { thread: Duration::from(thread), kernel: kernel_thread().unwrap_or_default() })
     }
 
-    fn since(self, start: Self) -> Duration {
+    pub(super) fn since(self, start: Self) -> Duration {
         self.thread.saturating_sub(start.thread) + self.kernel.saturating_sub(start.kernel)
     }
 }

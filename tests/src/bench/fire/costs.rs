@@ -8,11 +8,11 @@ use super::{FireExtent, Site};
 use crate::bench::contenders::{Contender as _, SpaServer, ours_under_fire, random_noise};
 use crate::bench::figures::median;
 use crate::bench::station::KNOCK_PORT;
+use crate::bench::volley::Spent;
 use crate::frames::Frame;
 use crate::lab::Lab;
 use crate::wait::eventually;
 use anyhow::{Result, bail};
-use nix::time::{ClockId, clock_gettime};
 use spa_proto::PacketLength;
 use spa_server::capture::filter;
 use spa_server::frame::LinkType;
@@ -22,8 +22,8 @@ use std::time::Duration;
 /// A program that does not count more than before for this long has nothing left to count.
 const STILL: Duration = Duration::from_millis(150);
 
-/// Less is not told from nothing.
-const LEAST_NS: f64 = 1.0;
+/// Less is not told from nothing: rounds in which nobody reads differ by more.
+const LEAST_NS: f64 = 10.0;
 
 /// One of those that are compared.
 enum Reader {
@@ -42,9 +42,11 @@ struct Sample {
 
 impl Sample {
     /// What it cost to read: its own time, and by how much the sender's time is longer than where
-    /// nobody reads, for there the kernel filters, copies and wakes.
-    fn ns(&self, nobody: &Self) -> f64 {
-        (self.own_ns + self.sender_ns - nobody.sender_ns).max(LEAST_NS)
+    /// nobody reads, for there the kernel filters, copies and wakes. A sender that keeps to a rate
+    /// waits for the rest of its time, so that nothing is told by that.
+    fn ns(&self, nobody: &Self, rate: Option<u64>) -> f64 {
+        let for_it = if rate.is_some() { 0.0 } else { self.sender_ns - nobody.sender_ns };
+        (self.own_ns + for_it).max(LEAST_NS)
     }
 }
 
@@ -100,7 +102,7 @@ pub(super) fn at_rate(
         median(&samples.iter().map(figure).collect::<Vec<_>>()).unwrap_or_default()
     };
     let all_ns = |samples: &[Sample]| -> Vec<f64> {
-        samples.iter().zip(&of_nobody).map(|(sample, nobody)| sample.ns(nobody)).collect()
+        samples.iter().zip(&of_nobody).map(|(sample, nobody)| sample.ns(nobody, rate)).collect()
     };
     let ratio = |own: &[Sample], at: usize| {
         let by = all_ns(samples.get(at).map(Vec::as_slice).unwrap_or_default());
@@ -171,10 +173,9 @@ impl<'a> Target<'a> {
         let (cpu_before, arrived_before) = (processes.cpu(), self.site.arrived()?);
         let (sent, took, spent) = self.site.on_the_wire(|wire| {
             let mut barrage = wire.barrage(&self.frames);
-            let before = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?);
+            let before = Spent::now()?;
             let took = barrage.last(duration, rate)?;
-            let after = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?);
-            Ok((barrage.sent(), took, after.saturating_sub(before)))
+            Ok((barrage.sent(), took, Spent::now()?.since(before)))
         })?;
         let arrived = self.site.arrived()?.saturating_sub(arrived_before);
         let cpu = at_rest(&processes)?.saturating_sub(cpu_before);

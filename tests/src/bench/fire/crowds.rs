@@ -46,7 +46,7 @@ pub(super) fn measure(lab: &Lab, extent: &FireExtent) -> Result<Vec<Crowd>> {
             latencies.extend(knock(site, server, number)?);
         }
     }
-    let costs = at_rate(lab, &mut targets, Some(extent.moderate), extent)?;
+    let costs = at_rate(lab, &mut targets, None, extent)?;
     for ((crowd, latencies), cost) in crowds.iter_mut().zip(latencies).zip(costs) {
         crowd.latency = Latency::of(&latencies);
         crowd.noise_ns = cost.ns;

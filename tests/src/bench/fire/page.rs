@@ -66,7 +66,7 @@ accepted. *Stale*: its knocks that are two minutes old. *Log* and *state* are th
 
 const COSTS: &str = "\
 Processor time that the reading program costs for each datagram of random noise that it has seen, from the scheduler's nanoseconds; medians of rounds in turns: that *of its own*, in user space and in the kernel, and by how much
-the sender's time is longer than where nobody reads, for there the receiving kernel filters (which is where noise ends by the prefilter), copies and wakes. *Seen* is which
+the sender's time is longer than where nobody reads (less than 10 ns are told as 10), for there, or in its own thread for what arrives on that processor, the receiving kernel filters (which is where noise ends by the prefilter), copies and wakes. A sender that keeps to a rate waits for the rest of its time: there only a program's own time is told. *Seen* is which
 part of what came it has seen, or its filter has counted: what a full buffer has dropped costs it nothing, and is not counted. The counter reads through libpcap with the filter, snap length and buffer of our server and adds one; *immediate* delivery, as the
 server has it, lets a knock wait for nobody, and *gathered* delivery is libpcap's other way, which would make a knock wait for up to a tenth of a second. *By immediate* and *by gathered* are the cost by that of either counter; the bar is judged by the immediate one. *Sender* is what the sender has paid for each: sending, and what
 the receiving kernel does in the sender's time (the filter, the copy, the firewall). *Without the prefilter*, noise reaches our server: what the prefilter gains is the difference.
@@ -82,7 +82,7 @@ and of 2 of one address, are out of the way likewise. Both daemons of letmein an
 const CROWDS: &str = "\
 Our server (its first back-end) with so many clients in `clients.d`, each in a file of its own. *Start* is from the start of the process until it answers on its control socket: *first* with an empty state directory, where all pair secrets
 have to be derived, and *again* with those that were kept. *Memory* is resident after either, whichever is more, and *bytes a client* are the difference to the smallest.
-*Open* is the median of knocks on their own, and *noise* the processor time for a random datagram at a moderate rate, all of them measured in turns.
+*Open* is the median of knocks on their own, and *noise* the processor time for a random datagram, as above, as fast as the sender can, all of them measured in turns.
 ";
 
 const AGAIN: &str = "
