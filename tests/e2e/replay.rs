@@ -21,7 +21,18 @@ const WINDOW: Duration = Duration::from_secs(15);
 /// A running server that has accepted one knock, which was closed again, and what an
 /// eavesdropper has of it.
 fn after_one_knock(prepare: impl FnOnce(&mut Scene) -> Result<()>) -> Result<(Scene, Vec<u8>)> {
-    let mut scene = Scene::prepared(|configuration| configuration.freshness = "15s".into())?;
+    // For a moment after its clock was set, the kernel would take for noise what the daemon is to judge.
+    after_one_knock_with("off", prepare)
+}
+
+fn after_one_knock_with(
+    prefilter: &str,
+    prepare: impl FnOnce(&mut Scene) -> Result<()>,
+) -> Result<(Scene, Vec<u8>)> {
+    let mut scene = Scene::prepared(|configuration| {
+        configuration.freshness = "15s".into();
+        configuration.prefilter = prefilter.into();
+    })?;
     prepare(&mut scene)?;
     scene.server.start()?;
     let wire = Capture::on(scene.lab.server(), "udp port 62201")?;
@@ -34,8 +45,12 @@ fn after_one_knock(prepare: impl FnOnce(&mut Scene) -> Result<()>) -> Result<(Sc
 
 /// The same with a clock of the server's own.
 fn after_one_knock_with_clock() -> Result<(Scene, Vec<u8>, Clock)> {
+    after_one_knock_with_clock_and("off")
+}
+
+fn after_one_knock_with_clock_and(prefilter: &str) -> Result<(Scene, Vec<u8>, Clock)> {
     let mut clock = None;
-    let (scene, stolen) = after_one_knock(|scene| {
+    let (scene, stolen) = after_one_knock_with(prefilter, |scene| {
         clock = Some(scene.server.with_clock()?);
         Ok(())
     })?;
@@ -385,6 +400,28 @@ fn a_clock_that_steps_forward_puts_up_a_barrier_that_ends() -> Result<()> {
     let until = scene.server.status()?.barrier_until.context("status tells of no barrier")?;
     ensure!(until > ahead.now(), "the barrier lies in the past");
     await_owner_gets_in(&scene, &ahead)
+}
+
+/// What the kernel holds of tags is of another hour then.
+#[test]
+fn a_clock_that_was_set_is_noticed_where_noise_ends_in_the_kernel() -> Result<()> {
+    let (scene, stolen, clock) = after_one_knock_with_clock_and("auto")?;
+    for seconds in [3_600, -3_600] {
+        clock.set(seconds)?;
+        let device = scene.laptop.with_clock_ahead(seconds);
+        let judged = || -> Result<u64> {
+            let status = scene.server.status()?;
+            Ok(status.accepted + status.dropped.values().sum::<u64>()
+                - status.dropped["unknown-tag"])
+        };
+        let before = judged()?;
+        eventually("a knock by the new time is to reach the daemon", || {
+            scene.knock(scene.lab.owner(), Family::V4, &device.open("ssh").seal()?)?;
+            Ok((judged()? > before).then_some(()))
+        })?;
+        ensure_dropped(&scene, &stolen)?;
+    }
+    Ok(())
 }
 
 /// The hard case. While the clock is an hour ahead, the owner's knocks push the floor up, and
