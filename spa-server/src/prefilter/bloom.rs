@@ -1,5 +1,7 @@
 //! Which tags there may be: a Bloom filter, as the kernel's side reads it. Pure.
 
+use crate::large_list::with_room_for;
+
 /// Words of a page: an element of the kernel's map, 4 KiB.
 pub(super) const WORDS: usize = 512;
 const BITS_OF_A_PAGE_LOG2: u32 = 15;
@@ -40,7 +42,8 @@ impl Size {
 /// The pages for tags that begin with these words.
 pub(super) fn pages(size: Size, tags: impl Iterator<Item = u32>) -> Vec<Page> {
     let count = usize::try_from(size.pages()).unwrap_or_default();
-    let mut pages = vec![[0; WORDS]; count];
+    let mut pages = with_room_for(count);
+    pages.resize(count, [0; WORDS]);
     for tag in tags {
         for factor in FACTORS {
             let bit = tag.wrapping_mul(factor) >> size.shift();
