@@ -180,8 +180,8 @@ fn a_quick_run_under_fire_measures_ours_and_the_floor_in_every_way() -> Result<(
             ensure!(kind.state_bytes == 0, "noise was remembered: {kind:?}");
         }
     }
-    // Two counters and two back-ends, at two rates.
-    ensure!(fire.costs.len() == 8, "{:?}", fire.costs);
+    // Two counters, two back-ends, and one of them without the prefilter, at two rates.
+    ensure!(fire.costs.len() == 10, "{:?}", fire.costs);
     for cost in &fire.costs {
         ensure!(cost.ns > 0.0 && cost.seen > 0.0 && cost.seen < 1.01, "{cost:?}");
     }
