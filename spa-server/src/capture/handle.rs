@@ -84,7 +84,7 @@ fn set_filter(
     if let Some(filter) = &settings.kernel_filter
         && let Err(error) = filter.attach(pcap.as_fd(), link)
     {
-        tracing::warn!(%interface, %error, "noise is not kept in the kernel: it refused the prefilter");
+        tracing::warn!(%interface, %error, "noise reaches this process: the kernel refused the prefilter here, and the capture filter remains; nobody is kept out by that");
     }
     tracing::debug!(%interface, ?link, filter = inbound, "capture opened");
     Ok(())

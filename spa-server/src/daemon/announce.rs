@@ -189,11 +189,6 @@ impl Daemon {
         Ok(())
     }
 
-    /// Whether this is a key that was announced and has not been used.
-    pub(super) fn is_pending(&self, client: &ClientId) -> bool {
-        self.keys.roster.member(client).is_some_and(|member| member.is_pending)
-    }
-
     /// Of these accepted knocks, takes those under a key that is pending: the first one makes it
     /// the client's key, before anything opens. Hands back those that may open something.
     pub(super) async fn replace_keys(&mut self, accepted: Vec<Candidate>) -> Vec<Candidate> {
@@ -201,8 +196,8 @@ impl Daemon {
         let mut dead = Vec::new();
         for candidate in accepted {
             let id = candidate.knock.client;
-            let pending = self.keys.roster.member(&id).filter(|member| member.is_pending);
-            let Some(introduction) = pending.map(|member| member.introduction) else {
+            let pending = self.keys.roster.pending(&id).cloned();
+            let Some(introduction) = pending else {
                 kept.push(candidate);
                 continue;
             };

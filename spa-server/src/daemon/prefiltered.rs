@@ -31,7 +31,9 @@ impl Prefiltered {
         match &loaded {
             Ok(_) => tracing::info!("noise ends in the kernel"),
             Err(why) => {
-                tracing::info!("noise does not end in the kernel, but in this process: {why}");
+                tracing::info!(
+                    "noise does not end in the kernel, but in this process, which works as well: {why}"
+                );
             }
         }
         Self(
@@ -57,7 +59,7 @@ impl Prefiltered {
                 && !failed
             {
                 tracing::warn!(
-                    "noise reaches this process until the next minute at least: {error}"
+                    "noise reaches this process, until the next minute at least; nobody is kept out by that: {error}"
                 );
             }
         }))

@@ -71,6 +71,12 @@ impl Roster {
         }
     }
 
+    /// Whose this key is, if the first knock with it makes it the client's key. Asked for each knock.
+    pub fn pending(&self, id: &ClientId) -> Option<&Introduction> {
+        let other = self.others.get(id)?.as_ref()?;
+        other.is_pending.then_some(&other.introduction)
+    }
+
     /// Adds a key, or changes what is known of one.
     pub fn insert(&mut self, id: ClientId, member: Member) {
         self.others.insert(id, Some(member));
@@ -120,6 +126,8 @@ mod tests {
         assert_eq!(known(&roster, 1), Some((introduction(1), false)));
         assert_eq!(known(&roster, 3), Some((introduction(1), true)));
         assert_eq!(known(&roster, 4), None);
+        let pending = [1, 3, 4].map(|n| roster.pending(&id(n)).cloned());
+        assert_eq!(pending, [None, Some(introduction(1)), None]);
         assert_eq!(roster.keys_of(&introduction(1)), [id(3), id(1)]);
         assert_eq!(roster.keys_of(&introduction(3)), []);
         roster.insert(id(4), Member { is_pending: false, ..roster.member(&id(3)).unwrap() });

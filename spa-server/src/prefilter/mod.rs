@@ -135,25 +135,21 @@ impl Prefilter {
         now: UnixMicros,
         holds: Duration,
     ) -> Result<(), PrefilterError> {
-        let masks: Vec<[u8; 32]> = sieve.masks().copied().collect();
-        let pages = bloom::pages(self.size, sieve.tag_heads());
         let mut kernel = self.lock();
         if generation < kernel.generation {
             return Ok(());
         }
         kernel.generation = generation;
         kernel.tell(self, Duration::ZERO, Vec::new())?;
+        // A sieve that has no tags yet is late, too.
         let late_from = sieve.late_from();
         if sieve.is_late(now) || late_from <= now {
             return Ok(());
         }
-        let holds = holds.min(late_from.distance(now));
-        let until = BootMicros::now().since_boot().saturating_add(holds);
-        let told = kernel.tell_tags(&pages).and_then(|()| kernel.tell(self, until, masks));
-        if told.is_err() {
-            kernel.tell(self, Duration::ZERO, Vec::new())?;
-        }
-        told
+        let until =
+            BootMicros::now().since_boot().saturating_add(holds.min(late_from.distance(now)));
+        kernel.tell_tags(&bloom::pages(self.size, sieve.tag_heads()))?;
+        kernel.tell(self, until, sieve.masks().copied().collect())
     }
 
     /// Whether all captures have it that were opened.
