@@ -229,6 +229,37 @@ fn a_command_that_fails_or_hangs_opens_nothing_and_keeps_nobody_out() -> Result<
     place.scene.server.ensure_unharmed()
 }
 
+/// The thread that has read the knock doesn't wait for the command: it goes on reading. And whoever
+/// floods meanwhile takes a quarter of the queue.
+#[test]
+fn while_a_command_hangs_knocks_are_read_and_nobody_takes_all_the_room() -> Result<()> {
+    const FLOOD: usize = 1_500;
+    const SHARE: usize = 1_024;
+    let mut place = Place::new()?;
+    let (_, second) = place.scene.add_client("second", |_| {})?;
+    place.scene.server.restart()?;
+    let (owner, other) = (place.scene.lab.owner().clone(), place.scene.lab.other().clone());
+    // The next one does not hang.
+    let once = "if [ $1 = open ]; then rm \"$0.trouble\"; touch \"$0.hangs\"; sleep 600; fi\n";
+    fs::write(place.beside(".trouble"), once)?;
+    place.open(Family::V4, "ssh", 600)?;
+    eventually("the command is to hang", || Ok(place.beside(".hangs").exists().then_some(())))?;
+    // What has not been carried out yet is no replay.
+    let knock = place.scene.laptop.open("ssh").lifetime(600).seal()?;
+    owner.send_udp_all(place.scene.door(Family::V4), &vec![knock; FLOOD])?;
+    place.scene.knock(&other, Family::V4, &second.open("ssh").lifetime(600).seal()?)?;
+    ensure!(place.scene.server.audit("failed")?.is_empty(), "it did not hang for long enough");
+
+    place.scene.await_open(&other, Family::V4, SSH_PORT)?;
+    place.scene.await_open(&owner, Family::V4, SSH_PORT)?;
+    let status = place.scene.server.status()?;
+    let expected = u64::try_from(FLOOD - SHARE)?;
+    ensure!(status.dropped["overloaded"] == expected, "{}", place.scene.server.account());
+    ensure!(status.queue.deepest == u64::try_from(SHARE + 1)?, "{:?}", status.queue);
+    ensure!((status.accepted, status.opened, status.failed) == (3, 2, 1), "{status:?}");
+    place.scene.server.ensure_unharmed()
+}
+
 #[test]
 fn a_command_that_others_could_have_written_is_never_run() -> Result<()> {
     let mut place = Place::new()?;
