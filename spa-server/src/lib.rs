@@ -12,7 +12,6 @@
 
 pub mod audit;
 pub mod authorizer;
-mod background;
 pub mod capture;
 pub mod causes;
 pub mod cli;
@@ -36,6 +35,7 @@ pub mod origin;
 pub mod pipeline;
 pub mod policy;
 pub mod prefilter;
+mod priority;
 pub mod process;
 pub mod replay_store;
 pub mod service;

@@ -3,6 +3,7 @@
 //!
 //! It knows no tool in particular; what to run and what an answer means is the caller's business.
 
+use crate::priority::unhurried;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::io;
@@ -151,7 +152,8 @@ impl<'a> Run<'a> {
         if !self.path.is_absolute() {
             return Err(ProcessError::NotAbsolute(self.path.into()));
         }
-        let mut child = Command::new(self.path)
+        let mut command = Command::new(self.path);
+        command
             .args(&self.args)
             .env_clear()
             .env("LC_ALL", "C")
@@ -160,8 +162,8 @@ impl<'a> Run<'a> {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
+            .kill_on_drop(true);
+        let mut child = unhurried(|| command.spawn())
             .map_err(|source| ProcessError::Start { path: self.path.into(), source })?;
         let mut group = Group::of(&child);
         let (stdin, stdout, stderr) =

@@ -5,6 +5,7 @@ use spa_tests::{
     Capture, Family, Lab, Laptop, Listener, Machine, PortState, SSH_PORT, Sshd, WEB_PORT, Watch,
     eventually, eventually_within,
 };
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
@@ -244,6 +245,24 @@ fn the_daemon_has_three_capabilities_and_no_way_to_more() -> Result<()> {
     // The control: systemd itself has more than that.
     let systemd = machine.sh("cat /proc/1/status")?;
     ensure!(!systemd.contains(&format!("CapEff:\t{CAPABILITIES}")), "{systemd}");
+    Ok(())
+}
+
+#[test]
+fn the_thread_that_reads_knocks_goes_before_others() -> Result<()> {
+    let installation = Installation::started()?;
+    let (machine, pid) = (&installation.machine, installation.pid()?);
+    let mut niceness = BTreeMap::new();
+    for thread in machine.sh(&format!("ls /proc/{pid}/task"))?.split_whitespace() {
+        // See proc_pid_stat(5): the name may hold anything, and the niceness is the 17th behind it.
+        let Ok(stat) = machine.read(&format!("/proc/{pid}/task/{thread}/stat")) else { continue };
+        let (name, fields) = stat.rsplit_once(") ").context("stat has no name")?;
+        let name = name.split_once('(').context("stat has no name")?.1.to_owned();
+        let nice = fields.split_whitespace().nth(16).context("stat is short")?.to_owned();
+        niceness.insert(name, nice);
+    }
+    let of = |name: &str| niceness.get(name).map(String::as_str);
+    ensure!(of("spa-server") == Some("0") && of("capture-eth0") == Some("-5"), "{niceness:?}");
     Ok(())
 }
 

@@ -2,12 +2,12 @@
 
 use super::{Authorizer, keys_of, uptime};
 use crate::audit;
-use crate::background;
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now, Step};
 use crate::config::format_timestamp;
 use crate::gate::Gate;
 use crate::grants::GrantStore;
+use crate::priority::in_background;
 use crate::replay_store::{Mark, ReplayStore, Snapshot};
 use spa_proto::{ClientId, UnixMicros};
 
@@ -49,7 +49,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let begun = self.judge.lock().receiver.begin_roll(now);
         let Some(begun) = begun else { return };
         let judge = self.judge.clone();
-        let rolling = background::begin("tags", move || {
+        let rolling = in_background("tags", move || {
             let computed = begun.compute();
             judge.lock().receiver.end_roll(computed);
         });

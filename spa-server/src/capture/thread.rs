@@ -6,6 +6,7 @@ use super::health::{InterfaceState, Shared};
 use super::interface::Interface;
 use super::{Arrival, CaptureError, CaptureSettings, Sink};
 use crate::frame;
+use crate::priority::hurry;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use spa_proto::UnixMicros;
@@ -47,6 +48,7 @@ impl<S: Sink> Worker<S> {
     /// Runs until it is told to stop. `opened` is the first attempt's outcome.
     pub(super) fn run(mut self, mut opened: Result<Handle, CaptureError>) {
         let _ended = StoppedOnDrop(Arc::clone(&self.shared));
+        hurry();
         let mut events = Events::with_capacity(4);
         let mut backoff = MIN_BACKOFF;
         while !self.shared.is_stopping() {

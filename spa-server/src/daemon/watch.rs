@@ -5,11 +5,11 @@
 //! again when that has mended it. While the gate is away on purpose it rests.
 
 use crate::authorizer::Needed;
-use crate::background;
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::connections::{Connections, ConnectionsError, Inventory};
 use crate::gate::{Backend, Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
+use crate::priority::in_background;
 use nix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -443,7 +443,7 @@ async fn list_behind(
     let list = move || connections.list(&guarded).map(|found| (found, spent_by_this_thread()));
     // A priority can't be raised again: no thread of the runtime's may lower its own.
     let listed = tokio::task::spawn_blocking(|| {
-        let thread = background::begin("connections", list).map_err(ConnectionsError::Thread)?;
+        let thread = in_background("connections", list).map_err(ConnectionsError::Thread)?;
         thread.join().map_err(|_| ConnectionsError::Died)?
     });
     listed.await.map_err(|_| ConnectionsError::Died)?

@@ -5,6 +5,7 @@
 //! waited for; and what it prints is nobody's business unless it fails.
 
 use super::command::{CommandLine, Occasion, environment};
+use crate::priority::unhurried;
 use crate::process::{Group, ProcessError};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -105,7 +106,8 @@ pub(super) async fn run(
         let words = std::iter::once(line.program().display().to_string());
         words.chain(arguments.iter().cloned()).collect::<Vec<_>>().join(" ")
     };
-    let mut child = Command::new(line.program())
+    let mut child = Command::new(line.program());
+    child
         .args(&arguments)
         .env_clear()
         .envs(environment(occasion))
@@ -114,8 +116,8 @@ pub(super) async fn run(
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
+        .kill_on_drop(true);
+    let mut child = unhurried(|| child.spawn())
         .map_err(|source| ProcessError::Start { path: line.program().into(), source })?;
     let mut group = Group::of(&child);
     if let Some(running) = Running::of(&child) {
