@@ -198,6 +198,11 @@ impl GrantTable {
         !self.single.is_empty()
     }
 
+    /// From how many sources a client may have live grants at the most; costs nothing.
+    pub fn at_most_sources_of(&self, client: &ClientId) -> usize {
+        self.clients.get(client).map_or(0, BTreeMap::len)
+    }
+
     /// The sources from which a client has live grants.
     pub fn sources_of(&self, client: ClientId, now: BootMicros) -> BTreeSet<Source> {
         let Some(sources) = self.clients.get(&client) else { return BTreeSet::new() };

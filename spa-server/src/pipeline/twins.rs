@@ -15,7 +15,8 @@ impl Twins {
     const TOGETHER: Duration = Duration::from_millis(100);
 
     pub(super) fn saw(&mut self, nonce: Nonce, interface: u32, now: BootMicros) {
-        if self.0.len() >= Self::REMEMBERED {
+        let is_over = |(_, _, at): &(_, _, BootMicros)| now.since(*at) > Self::TOGETHER;
+        while self.0.len() >= Self::REMEMBERED || self.0.front().is_some_and(is_over) {
             self.0.pop_front();
         }
         self.0.push_back((nonce, interface, now));
