@@ -4,7 +4,7 @@ use super::{BySocket, Connections, ConnectionsError, Ended, Inventory, guarded_b
 use crate::gate::{Connection, Cut, Guarded};
 use crate::netlink::conntrack::{Conntrack, Filter, Flow, TcpState, Tuple};
 use crate::netlink::sock_diag::{InetSocket, SockDiag, State, States};
-use crate::netlink::{Family, NetlinkError, Reason};
+use crate::netlink::{NetlinkError, Reason};
 use spa_proto::PortRange;
 use spa_proto::Transport::{Tcp, Udp};
 use std::collections::{HashMap, HashSet};
@@ -199,13 +199,11 @@ fn flows(tracking: &mut Conntrack, guarded: &[Guarded]) -> Result<Vec<Flow>, Net
         if ports.is_empty() {
             continue;
         }
-        for family in [Family::V4, Family::V6] {
-            match tracking.dump(family, Filter { transport, ports: Some(&ports) }) {
-                Ok(found) => flows.extend(found),
-                // Nothing is tracked on this host.
-                Err(error) if error.reason() == Some(Reason::Unsupported) => {}
-                Err(error) => return Err(error),
-            }
+        match tracking.dump(Filter { transport, ports: Some(&ports) }) {
+            Ok(found) => flows.extend(found),
+            // Nothing is tracked on this host.
+            Err(error) if error.reason() == Some(Reason::Unsupported) => {}
+            Err(error) => return Err(error),
         }
     }
     flows.retain(|flow| flow.tcp_state.is_none_or(|TcpState(state)| LIVING.contains(&state)));

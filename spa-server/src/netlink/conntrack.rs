@@ -7,7 +7,6 @@ use self::message::{
     CONFIRMED, DELETE, GET, NEW, read_flow, write_filter, write_flow_id, write_new, write_status,
     write_tuple_only,
 };
-use super::Family;
 use super::error::{NetlinkError, Reason};
 use super::socket::{Channel, Doing, Head, Subsystem};
 use super::wire;
@@ -135,17 +134,19 @@ impl Conntrack {
         Ok(Self { channel: Channel::open(Subsystem::Netfilter)? })
     }
 
-    /// The flows of a family that the filter wants.
+    /// The flows that the filter wants, of both families: for each question the kernel walks through its
+    /// whole table, of all network namespaces, and does nothing else on that processor for ten
+    /// milliseconds where the table has room for 262,144.
     ///
     /// Kernels since 5.8 compare the protocol, and the port if it is only one; ranges and older
     /// kernels' answers are compared here.
-    pub fn dump(&mut self, family: Family, filter: Filter<'_>) -> Result<Vec<Flow>, NetlinkError> {
-        let mut found = self.dump_in_kernel(family, Some(filter));
+    pub fn dump(&mut self, filter: Filter<'_>) -> Result<Vec<Flow>, NetlinkError> {
+        let mut found = self.dump_in_kernel(Some(filter));
         // What a kernel says that knows filters, but not this one.
         if let Err(error) = &found
             && error.reason() == Some(Reason::Unsupported)
         {
-            found = self.dump_in_kernel(family, None);
+            found = self.dump_in_kernel(None);
         }
         let mut flows = found?;
         flows.retain(|flow| {
@@ -156,15 +157,11 @@ impl Conntrack {
         Ok(flows)
     }
 
-    fn dump_in_kernel(
-        &mut self,
-        family: Family,
-        filter: Option<Filter<'_>>,
-    ) -> Result<Vec<Flow>, NetlinkError> {
+    fn dump_in_kernel(&mut self, filter: Option<Filter<'_>>) -> Result<Vec<Flow>, NetlinkError> {
         self.channel.dump(
             &Doing("list the tracked connections", None),
             Head(GET, 0),
-            |writer| write_filter(writer, family, filter),
+            |writer| write_filter(writer, filter),
             |message, found| found.extend(read_flow(&message)),
         )
     }

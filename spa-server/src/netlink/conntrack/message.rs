@@ -6,7 +6,7 @@
 
 use super::{Filter, Flow, Status, TcpState, Tuple};
 use crate::netlink::wire::{self, Attributes, Message, Writer};
-use crate::netlink::{Family, NETFILTER_HEADER, protocol_number, transport};
+use crate::netlink::{FAMILY_ANY, Family, NETFILTER_HEADER, protocol_number, transport};
 use spa_proto::Transport;
 use std::net::{IpAddr, SocketAddr};
 
@@ -73,9 +73,9 @@ mod filter {
     pub(super) const DESTINATION_PORT: u32 = 1 << 5;
 }
 
-/// A question about all flows of a family.
-pub(super) fn write_filter(writer: &mut Writer, family: Family, filter: Option<Filter<'_>>) {
-    writer.netfilter_header(family.number(), 0);
+/// A question about all flows of both families.
+pub(super) fn write_filter(writer: &mut Writer, filter: Option<Filter<'_>>) {
+    writer.netfilter_header(FAMILY_ANY, 0);
     let Some(filter) = filter else { return };
     let port = match filter.ports {
         Some([range]) if range.start() == range.end() => Some(*range.start()),
