@@ -13,7 +13,7 @@ pub use judge::{Judge, Locked, SharedJudge, Told};
 pub use shortcut::{CarryOut, Shortcut};
 
 use crate::capture::{Arrival, Sink};
-use crate::clock::Now;
+use crate::clock::{Now, StepWatch};
 use crate::counters::{Counters, Dropped, count};
 use crate::frame::{Datagram, FrameError};
 use crate::policy::Permit;
@@ -74,6 +74,9 @@ pub struct Pipeline {
     announcements: mpsc::Sender<Announced>,
     shortcut: Arc<Shortcut>,
     together: Together,
+    /// So that the kernel, which knows what is noise by the time before, is told of a jump of the clock
+    /// at once, whatever the daemon does meanwhile.
+    steps: StepWatch,
     /// The kernel's count of this handle at the last look.
     kernel_drops: u64,
 }
@@ -101,6 +104,7 @@ impl Pipeline {
             announcements,
             shortcut,
             together: Together::default(),
+            steps: StepWatch::new(Now::read()),
             kernel_drops: 0,
         }
     }
@@ -184,6 +188,9 @@ impl Sink for Pipeline {
     fn settle(&mut self) {
         // Where nothing comes, this is called all the same, twice a second.
         self.renew_sieve();
+        if self.steps.observe(Now::read()).is_some() {
+            self.judge.lock().watch_clock(Now::read());
+        }
         let Some(candidate) = std::mem::take(&mut self.together).lone else { return };
         if let Some(candidate) = self.shortcut.take(candidate) {
             self.queue_up(candidate);

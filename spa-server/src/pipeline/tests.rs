@@ -7,7 +7,7 @@ use spa_proto::{
     ClientId, Freshness, Item, MaskKey, MessageType, Nonce, PacketLength, PairSecret, Receiver,
     Request, ServerKey, Settings, seal,
 };
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -82,6 +82,28 @@ fn later(millis: u64) -> Now {
         realtime: NOW.realtime.saturating_add(passed),
         boottime: NOW.boottime.saturating_add(passed),
     }
+}
+
+#[test]
+fn a_jump_of_the_clock_is_told_although_nothing_comes() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&told);
+    let telling: Told = Arc::new(move |_, _| {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut judge = judge();
+    let now = Now::read();
+    let set_back = Now { realtime: now.realtime.saturating_add(Duration::from_secs(90)), ..now };
+    judge.steps = StepWatch::new(set_back);
+    let mut pipeline =
+        pipeline(SharedJudge::telling(judge, telling), &Arc::default(), mpsc::channel(1).0);
+    pipeline.settle();
+    assert_eq!(told.load(Ordering::Relaxed), 1, "no more than at the beginning");
+    pipeline.steps = StepWatch::new(set_back);
+    pipeline.settle();
+    assert_eq!(told.load(Ordering::Relaxed), 2);
+    pipeline.settle();
+    assert_eq!(told.load(Ordering::Relaxed), 2);
 }
 
 #[test]
