@@ -21,6 +21,10 @@ use std::time::Duration;
 /// The replay store's file in the state directory.
 pub(crate) const REPLAY_STORE: &str = "replay.log";
 
+/// `InaccessiblePaths=-/sys/kernel/btf`, and on with the program.
+const HIDING_TYPES: &str =
+    "[ ! -d /sys/kernel/btf ] || mount -t tmpfs -o ro,mode=0 none /sys/kernel/btf; exec \"$@\"";
+
 /// A server: its configuration, and the process while it runs.
 pub struct Server {
     host: Host,
@@ -28,6 +32,8 @@ pub struct Server {
     configuration: Configuration,
     environment: Vec<(OsString, OsString)>,
     disk: Option<TinyDisk>,
+    /// Whether it sees of the kernel what the unit lets it see.
+    as_in_the_unit: bool,
     child: Option<Child>,
 }
 
@@ -42,6 +48,7 @@ impl Server {
             configuration,
             environment: Vec::new(),
             disk: None,
+            as_in_the_unit: false,
             child: None,
         };
         server.seed_replay_store()?;
@@ -57,6 +64,7 @@ impl Server {
             configuration: Configuration::new(directory),
             environment: Vec::new(),
             disk: None,
+            as_in_the_unit: false,
             child: None,
         }
     }
@@ -82,6 +90,12 @@ impl Server {
         self.set_env("FAKETIME_TIMESTAMP_FILE", &clock.file);
         self.set_env("FAKETIME_NO_CACHE", "1");
         Ok(clock)
+    }
+
+    /// Hides the types of the kernel from the process, as the unit does: what loads the prefilter would
+    /// read all of them.
+    pub(crate) fn as_in_the_unit(&mut self) {
+        self.as_in_the_unit = true;
     }
 
     /// Puts the state directory on a disk of its own of so many KiB, which only the server's
@@ -145,6 +159,12 @@ impl Server {
         let program = our_binary("spa-server")?;
         match &self.disk {
             Some(disk) => disk.command(&self.host, program),
+            None if self.as_in_the_unit => {
+                let mut command = self.host.command("sh")?;
+                // It has a mount namespace of its own by `ip netns exec`.
+                command.arg("-c").arg(HIDING_TYPES).args(["sh".into(), program]);
+                Ok(command)
+            }
             None => self.host.command(program),
         }
     }

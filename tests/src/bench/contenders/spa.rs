@@ -197,6 +197,7 @@ impl Contender for SpaServer {
         }
         let configuration = self.configuration(directory, &clients);
         let mut server = Server::new(host, directory, configuration)?;
+        server.as_in_the_unit();
         let key_file = &server.configuration().private_key_file;
         write_private_key(key_file, key.private(), Overwrite::Replace)?;
         let start = Instant::now();
