@@ -1,18 +1,20 @@
 //! README and manual say what is so: their configurations load, their commands exist, their tables
-//! are complete, their links lead somewhere, and `make install` puts things where they say.
+//! are complete, their links lead somewhere, and `make install` puts things where they say. The tests
+//! that the threat model, and the list of others' holes, name are there.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use spa_client::Config;
 use spa_server::config::{ClientSettings, Settings};
 use spa_server::counters::Counters;
 use spa_tests::{finish, our_binary, program};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const README: &str = include_str!("../../README.md");
 const MANUAL: &str = include_str!("../../docs/manual.md");
+const THREATS: &str = include_str!("../../docs/threat-model.md");
 const MAKEFILE: &str = include_str!("../../Makefile");
 
 const KEY: &str = "spa-public-wMhVlcx9xJF13OjNS9umBc3un8KC_CmV1VONnUazdnferDP3";
@@ -256,7 +258,9 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn links_lead_somewhere() -> Result<()> {
-    for (name, document) in [("README.md", README), ("docs/manual.md", MANUAL)] {
+    for (name, document) in
+        [("README.md", README), ("docs/manual.md", MANUAL), ("docs/threat-model.md", THREATS)]
+    {
         let here = root().join(name);
         let mut links = 0;
         for link in document.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
@@ -273,6 +277,121 @@ fn links_lead_somewhere() -> Result<()> {
             ensure!(heading.is_empty() || is_there, "{name}: nothing is called {link}");
         }
         ensure!(links > 5, "{name}: no links were found");
+    }
+    Ok(())
+}
+
+/// Appends a file of Rust, or all of those in a directory.
+fn read_rust(place: &Path, text: &mut String) -> Result<()> {
+    if place.is_dir() {
+        for entry in fs::read_dir(place)? {
+            read_rust(&entry?.path(), text)?;
+        }
+    } else if place.is_file() && place.extension().is_some_and(|extension| extension == "rs") {
+        text.push_str(&fs::read_to_string(place)?);
+    }
+    Ok(())
+}
+
+/// The sources of `CRATE/FILE`, a test program, or of `CRATE`, what is tested beside the code.
+fn sources(place: &str) -> Result<String> {
+    let (name, file) = place.split_once('/').unwrap_or((place, ""));
+    let (directory, tests) = match name {
+        "spa-proto" | "spa-client" | "spa-server" => (name, "tests"),
+        "spa-keys" => ("keys", "tests"),
+        "spa-tests" => ("tests", "e2e"),
+        _ => bail!("{name} is no crate of ours"),
+    };
+    let directory = root().join(directory);
+    let mut text = String::new();
+    if file.is_empty() {
+        read_rust(&directory.join("src"), &mut text)?;
+    } else {
+        let program = directory.join(tests).join(file);
+        read_rust(&program.with_extension("rs"), &mut text)?;
+        read_rust(&program, &mut text)?;
+    }
+    Ok(text)
+}
+
+/// That each `CRATE/FILE::NAME` and `CRATE::NAME` of a document is a function there; how many
+/// there are.
+fn ensure_tests_are_there(document: &str) -> Result<usize> {
+    let mut read: BTreeMap<String, String> = BTreeMap::new();
+    let mut count = 0;
+    for test in quoted(document) {
+        let Some((place, name)) = test.split_once("::") else { continue };
+        if !place.starts_with("spa-") || test.contains(char::is_whitespace) {
+            continue;
+        }
+        if !read.contains_key(place) {
+            read.insert(place.to_owned(), sources(place)?);
+        }
+        ensure!(read[place].contains(&format!("fn {name}(")), "there is no test {test}");
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// The same for items as `- Shows: NAME, NAME (FILE); NAME (FILE).`, where FILE is a path as that
+/// document shortens it.
+fn ensure_shown_by_tests(document: &str) -> Result<usize> {
+    let mut count = 0;
+    for item in document.split("\n- Shows:").skip(1) {
+        let item = item.split("\n\n").next().unwrap_or_default();
+        let mut names = Vec::new();
+        for word in item.split('`').skip(1).step_by(2) {
+            if !word.ends_with(".rs") {
+                names.push(word);
+                continue;
+            }
+            let (first, rest) = word.split_once('/').with_context(|| format!("{word}: no path"))?;
+            let directory = match first {
+                "e2e" => "tests/e2e",
+                "server" => "spa-server/src",
+                "proto" => "spa-proto",
+                "client" => "spa-client",
+                other => other,
+            };
+            let text =
+                fs::read_to_string(root().join(directory).join(rest)).context(word.to_owned())?;
+            for name in names.drain(..) {
+                ensure!(text.contains(&format!("fn {name}(")), "there is no test {name} in {word}");
+                count += 1;
+            }
+        }
+        ensure!(names.is_empty(), "{names:?}: in which file?");
+    }
+    Ok(count)
+}
+
+#[test]
+fn every_test_that_is_named_is_there() -> Result<()> {
+    ensure!(ensure_tests_are_there(THREATS)? > 200, "no tests were found in the threat model");
+    let holes = root().join("docs/cves.md");
+    if holes.is_file() {
+        let holes = fs::read_to_string(holes)?;
+        ensure!(ensure_shown_by_tests(&holes)? > 20, "no tests were found in the list of holes");
+        ensure_tests_are_there(&holes)?;
+    }
+    // The control: others would be missed, and those that are elsewhere too.
+    for wrong in [
+        "spa-tests/replay::no_such_test",
+        "spa-tests/tampering::replay_at_once_opens_nothing",
+        "spa-server::replay_at_once_opens_nothing",
+        "spa-nothing::replay_at_once_opens_nothing",
+    ] {
+        ensure!(ensure_tests_are_there(&format!("`{wrong}`")).is_err(), "{wrong} is there");
+    }
+    let shows = |names: &str| ensure_shown_by_tests(&format!("\n- Shows: {names}.\n"));
+    ensure!(shows("`replay_at_once_opens_nothing` (`e2e/replay.rs`)")? == 1);
+    for wrong in [
+        "`no_such_test` (`e2e/replay.rs`)",
+        "`replay_at_once_opens_nothing` (`e2e/tampering.rs`)",
+        "`replay_at_once_opens_nothing` (`e2e/no_such_file.rs`)",
+        "`replay_at_once_opens_nothing`",
+    ] {
+        ensure!(shows(wrong).is_err(), "{wrong} is there");
     }
     Ok(())
 }
