@@ -192,20 +192,23 @@ fn is_established(flow: &Flow) -> bool {
 
 /// What is tracked to the guarded ports, and lives.
 fn flows(tracking: &mut Conntrack, guarded: &[Guarded]) -> Result<Vec<Flow>, NetlinkError> {
-    let mut flows = Vec::new();
-    for transport in [Tcp, Udp] {
+    let ports = |transport| -> Vec<_> {
         let of_it = guarded.iter().filter(|guarded| guarded.ports.transport() == transport);
-        let ports: Vec<_> = of_it.map(|guarded| numbers(guarded.ports)).collect();
-        if ports.is_empty() {
-            continue;
-        }
-        match tracking.dump(Filter { transport, ports: Some(&ports) }) {
-            Ok(found) => flows.extend(found),
-            // Nothing is tracked on this host.
-            Err(error) if error.reason() == Some(Reason::Unsupported) => {}
-            Err(error) => return Err(error),
-        }
-    }
+        of_it.map(|guarded| numbers(guarded.ports)).collect()
+    };
+    let (tcp, udp) = (ports(Tcp), ports(Udp));
+    let all = [(Tcp, tcp.as_slice()), (Udp, udp.as_slice())];
+    let filters: Vec<_> = all
+        .into_iter()
+        .filter(|(_, ports)| !ports.is_empty())
+        .map(|(transport, ports)| Filter { transport, ports: Some(ports) })
+        .collect();
+    let mut flows = match tracking.dump(&filters) {
+        Ok(flows) => flows,
+        // Nothing is tracked on this host.
+        Err(error) if error.reason() == Some(Reason::Unsupported) => Vec::new(),
+        Err(error) => return Err(error),
+    };
     flows.retain(|flow| flow.tcp_state.is_none_or(|TcpState(state)| LIVING.contains(&state)));
     Ok(flows)
 }

@@ -4,17 +4,20 @@
 mod message;
 
 use self::message::{
-    CONFIRMED, DELETE, GET, NEW, read_flow, write_filter, write_flow_id, write_new, write_status,
-    write_tuple_only,
+    CONFIRMED, DELETE, GET, GET_STATS, NEW, read_entries, read_flow, write_filter, write_flow_id,
+    write_new, write_status, write_tuple_only,
 };
 use super::error::{NetlinkError, Reason};
 use super::socket::{Channel, Doing, Head, Subsystem};
 use super::wire;
+use super::{FAMILY_ANY, Family};
 use spa_proto::Transport;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
+/// Where no more than these are tracked, all of them are asked for at once.
+const FEW: u32 = 1024;
 /// How often an entry is confirmed that changes meanwhile.
 const ATTEMPTS: usize = 10;
 
@@ -110,6 +113,15 @@ pub struct Filter<'a> {
     pub ports: Option<&'a [RangeInclusive<u16>]>,
 }
 
+impl Filter<'_> {
+    fn wants(&self, flow: &Flow) -> bool {
+        let Tuple { transport, destination, .. } = flow.original;
+        let port = destination.port();
+        transport == self.transport
+            && self.ports.is_none_or(|ports| ports.iter().any(|range| range.contains(&port)))
+    }
+}
+
 /// What came of entering a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Entered {
@@ -134,35 +146,61 @@ impl Conntrack {
         Ok(Self { channel: Channel::open(Subsystem::Netfilter)? })
     }
 
-    /// The flows that the filter wants, of both families: for each question the kernel walks through its
-    /// whole table, of all network namespaces, and does nothing else on that processor for ten
-    /// milliseconds where the table has room for 262,144.
+    /// The flows that one of these filters wants.
     ///
-    /// Kernels since 5.8 compare the protocol, and the port if it is only one; ranges and older
-    /// kernels' answers are compared here.
-    pub fn dump(&mut self, filter: Filter<'_>) -> Result<Vec<Flow>, NetlinkError> {
-        let mut found = self.dump_in_kernel(Some(filter));
-        // What a kernel says that knows filters, but not this one.
-        if let Err(error) = &found
-            && error.reason() == Some(Reason::Unsupported)
-        {
-            found = self.dump_in_kernel(None);
+    /// For each question the kernel walks through its whole table, that of all network namespaces, and
+    /// does nothing else on that processor meanwhile: ten milliseconds where there is room for 262,144.
+    /// So there is one question where few are tracked. Where there are many, copying them all would
+    /// take longer: kernels since 5.8 compare the protocol, and the port if it is only one, for which
+    /// each protocol and family is a question of its own. Ranges and older kernels' answers are compared
+    /// here.
+    pub fn dump(&mut self, filters: &[Filter<'_>]) -> Result<Vec<Flow>, NetlinkError> {
+        let is_wanted = |flow: &Flow| filters.iter().any(|filter| filter.wants(flow));
+        if self.entries()?.is_some_and(|entries| entries <= FEW) {
+            return self.question(None, is_wanted);
         }
-        let mut flows = found?;
-        flows.retain(|flow| {
-            let port = flow.original.destination.port();
-            flow.original.transport == filter.transport
-                && filter.ports.is_none_or(|ports| ports.iter().any(|range| range.contains(&port)))
-        });
+        let mut flows = Vec::new();
+        for filter in filters {
+            for family in [Family::V4, Family::V6] {
+                match self.question(Some((family, *filter)), |flow| filter.wants(flow)) {
+                    Ok(found) => flows.extend(found),
+                    // What a kernel says that knows filters, but not this one.
+                    Err(error) if error.reason() == Some(Reason::Unsupported) => {
+                        return self.question(None, is_wanted);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
         Ok(flows)
     }
 
-    fn dump_in_kernel(&mut self, filter: Option<Filter<'_>>) -> Result<Vec<Flow>, NetlinkError> {
+    /// How many are tracked in this network namespace, if the kernel tells.
+    fn entries(&mut self) -> Result<Option<u32>, NetlinkError> {
+        let mut entries = None;
+        let asked = self.channel.ask(
+            &Doing("count the tracked connections", None),
+            Head(GET_STATS, 0),
+            |writer| writer.netfilter_header(FAMILY_ANY, 0),
+            |message| entries = read_entries(&message),
+        );
+        match asked {
+            Ok(()) => Ok(entries),
+            Err(error) if error.reason() == Some(Reason::Unsupported) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn question(
+        &mut self,
+        filter: Option<(Family, Filter<'_>)>,
+        is_wanted: impl Fn(&Flow) -> bool,
+    ) -> Result<Vec<Flow>, NetlinkError> {
         self.channel.dump(
             &Doing("list the tracked connections", None),
             Head(GET, 0),
             |writer| write_filter(writer, filter),
-            |message, found| found.extend(read_flow(&message)),
+            |message, found| found.extend(read_flow(&message).filter(&is_wanted)),
         )
     }
 
@@ -249,6 +287,25 @@ impl Conntrack {
             Ok(()) => Ok(true),
             Err(error) if error.reason() == Some(Reason::Missing) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where it refused them, each list would be one of all that is tracked, and look the same.
+    #[test]
+    fn this_kernel_takes_the_filters() {
+        let mut conntrack = Conntrack::open().unwrap();
+        for transport in [Transport::Tcp, Transport::Udp] {
+            for ports in [None, Some([22..=22].as_slice()), Some([22..=23].as_slice())] {
+                for family in [Family::V4, Family::V6] {
+                    let filter = Filter { transport, ports };
+                    conntrack.question(Some((family, filter)), |_| true).unwrap();
+                }
+            }
         }
     }
 }

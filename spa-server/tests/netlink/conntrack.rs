@@ -60,9 +60,9 @@ fn a_connection_is_entered_just_as_by_the_tool() {
             let mut conntrack = Conntrack::open().unwrap();
             assert_eq!(conntrack.find(&tuple).unwrap(), None);
             assert_eq!(conntrack.enter(&tuple).unwrap(), Entered::New);
-            conntrack.dump(filter).unwrap()
+            conntrack.dump(&[filter]).unwrap()
         });
-        let tools = theirs.inside(|| Conntrack::open().unwrap().dump(filter).unwrap());
+        let tools = theirs.inside(|| Conntrack::open().unwrap().dump(&[filter]).unwrap());
         let ([made], [tools]) = (made.as_slice(), tools.as_slice()) else {
             panic!("{made:?} {tools:?}");
         };
@@ -132,8 +132,8 @@ fn flows_are_picked_by_protocol_and_port() {
                 }
             }
         }
-        let mut ensure_are = |filter: Filter<'_>, ports: &[u16]| {
-            let flows = conntrack.dump(filter).unwrap();
+        let ensure_are = |conntrack: &mut Conntrack, filter: Filter<'_>, ports: &[u16]| {
+            let flows = conntrack.dump(&[filter]).unwrap();
             assert!(flows.iter().all(|flow| flow.original.transport == filter.transport));
             for family in [Family::V4, Family::V6] {
                 let of_it =
@@ -145,10 +145,23 @@ fn flows_are_picked_by_protocol_and_port() {
             }
         };
         for all in [TCP, UDP] {
-            ensure_are(all, &[22, 80, 443, 8080]);
-            ensure_are(Filter { ports: Some(&[443..=443]), ..all }, &[443]);
-            ensure_are(Filter { ports: Some(&[1..=22, 400..=9000]), ..all }, &[22, 443, 8080]);
-            ensure_are(Filter { ports: Some(&[]), ..all }, &[]);
+            ensure_are(&mut conntrack, all, &[22, 80, 443, 8080]);
+        }
+        // Few are asked for all at once, among many the kernel picks.
+        for many in [false, true] {
+            for port in (0..1100).filter(|_| many) {
+                let source = format!("192.0.2.3:{}", 10_000 + port);
+                let other = tuple(Transport::Tcp, &source, "192.0.2.2:9999");
+                conntrack.create(&other).unwrap();
+            }
+            for all in [TCP, UDP] {
+                let of = |ports| Filter { ports: Some(ports), ..all };
+                ensure_are(&mut conntrack, of(&[443..=443]), &[443]);
+                ensure_are(&mut conntrack, of(&[1..=22, 400..=9000]), &[22, 443, 8080]);
+                ensure_are(&mut conntrack, of(&[]), &[]);
+            }
+            let both = [TCP, UDP].map(|all| Filter { ports: Some(&[22..=22]), ..all });
+            assert_eq!(conntrack.dump(&both).unwrap().len(), 4, "{many}");
         }
     });
 }
@@ -165,7 +178,7 @@ fn deleting_spares_a_successor() {
         assert!(conntrack.delete(&first).unwrap());
         assert!(!conntrack.delete(&first).unwrap());
         assert_eq!(conntrack.find(&tuple).unwrap(), None);
-        assert_eq!(conntrack.dump(TCP).unwrap().len(), 1);
+        assert_eq!(conntrack.dump(&[TCP]).unwrap().len(), 1);
 
         // The id comes from the entry's place in memory: others take the one that is free now.
         let second = (6000..6100)

@@ -15,6 +15,7 @@ const SUBSYSTEM: u16 = 1 << 8;
 pub(super) const NEW: u16 = SUBSYSTEM;
 pub(super) const GET: u16 = SUBSYSTEM | 1;
 pub(super) const DELETE: u16 = SUBSYSTEM | 2;
+pub(super) const GET_STATS: u16 = SUBSYSTEM | 5;
 
 /// `IPS_CONFIRMED`; the kernel sets it itself, and refuses a status that would take it away.
 pub(super) const CONFIRMED: u32 = 1 << 3;
@@ -73,10 +74,11 @@ mod filter {
     pub(super) const DESTINATION_PORT: u32 = 1 << 5;
 }
 
-/// A question about all flows of both families.
-pub(super) fn write_filter(writer: &mut Writer, filter: Option<Filter<'_>>) {
-    writer.netfilter_header(FAMILY_ANY, 0);
-    let Some(filter) = filter else { return };
+/// A question about all flows, or about those of one family that a filter wants: the kernel takes no
+/// filter without a family.
+pub(super) fn write_filter(writer: &mut Writer, filter: Option<(Family, Filter<'_>)>) {
+    writer.netfilter_header(filter.map_or(FAMILY_ANY, |(family, _)| family.number()), 0);
+    let Some((_, filter)) = filter else { return };
     let port = match filter.ports {
         Some([range]) if range.start() == range.end() => Some(*range.start()),
         _ => None,
@@ -166,6 +168,11 @@ fn write_tuple(writer: &mut Writer, kind: u16, tuple: &Tuple) {
 }
 
 /// A flow of TCP or UDP.
+/// `CTA_STATS_GLOBAL_ENTRIES`
+pub(super) fn read_entries(message: &Message<'_>) -> Option<u32> {
+    message.attributes(NETFILTER_HEADER).be32(1)
+}
+
 pub(super) fn read_flow(message: &Message<'_>) -> Option<Flow> {
     let attributes = message.attributes(NETFILTER_HEADER);
     let tcp = || attributes.nested(PROTOCOL_INFO).and_then(|info| info.nested(tcp::TCP));
