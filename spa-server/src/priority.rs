@@ -2,7 +2,8 @@
 //! others, then those for what nobody waits for.
 //!
 //! On Linux a priority is that of the calling thread alone, and whatever it starts inherits it
-//! (setpriority(2)). Raising one takes RLIMIT_NICE or CAP_SYS_NICE; without, all goes on as before,
+//! (setpriority(2)). It counts among the threads of one control group, if processors are shared out by
+//! these, or of one session, if the kernel groups by that (sched(7), autogroup); else among all. Raising one takes RLIMIT_NICE or CAP_SYS_NICE; without, all goes on as before,
 //! and a knock waits its turn, some milliseconds on a busy machine.
 
 use rustix::process::{getpriority_process, setpriority_process};
@@ -11,8 +12,8 @@ use std::io;
 use std::thread::{Builder, JoinHandle};
 
 /// How much nicer than the others a thread is that nobody waits for: on a processor that noise takes
-/// up, it still gets a tenth of it.
-const BACKGROUND: i32 = 10;
+/// up, by a thread that reads it, it still gets a tenth of it.
+const BACKGROUND: i32 = 5;
 /// How much less nice a thread is that reads knocks. It is enough for the kernel to let it go first
 /// when it wakes up; a flood of what only this process can judge leaves others a quarter of a
 /// processor.
@@ -52,11 +53,18 @@ pub(crate) fn hurry() {
 /// Starts something that is not to go before others, whatever this thread does.
 pub(crate) fn unhurried<T>(start: impl FnOnce() -> T) -> T {
     let Some(usual) = USUAL.get() else { return start() };
-    let hurried = get().and_then(|hurried| set(usual).map(|()| hurried));
-    let started = start();
-    // It was allowed before.
-    let _ = hurried.and_then(set);
-    started
+    let _hurried = get().and_then(|hurried| set(usual).map(|()| Hurried(hurried)));
+    start()
+}
+
+/// A niceness that comes back, also after a panic.
+struct Hurried(i32);
+
+impl Drop for Hurried {
+    fn drop(&mut self) {
+        // It was allowed before.
+        let _ = set(self.0);
+    }
 }
 
 fn get() -> io::Result<i32> {

@@ -97,7 +97,7 @@ impl FileStore {
 impl ReplayStore for FileStore {
     fn append(&mut self, accepted: &[Accepted]) -> Result<(), StoreError> {
         // What is written to a file that is not the one of that name is gone after a restart.
-        let Some(mut open) = self.open.take().filter(Open::has_a_name) else {
+        let Some(mut open) = self.open.take().filter(|open| open.has_a_name(&self.path)) else {
             return Err(StoreError::Broken { path: self.path.clone() });
         };
         // Put back only when all went well: a store whose write failed half way stays broken.
@@ -136,11 +136,12 @@ impl Open {
         std::fs::symlink_metadata(path).is_ok_and(|there| id_of(&there) == self.id)
     }
 
-    /// Whether it was not deleted or replaced, which takes less time than [`Self::is_at`]. That it was
-    /// moved is found out by [`ReplayStore::is_broken`]; a restart before would find no file, and
-    /// put up a barrier.
-    fn has_a_name(&self) -> bool {
-        self.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+    /// Whether it was not deleted or replaced, which takes less time than [`Self::is_at`], if the file
+    /// system counts names. That it was moved is found out by [`ReplayStore::is_broken`], within a
+    /// second; a restart before that finds no file and puts up a barrier, unless root has put an older
+    /// one in its place, too.
+    fn has_a_name(&self, path: &Path) -> bool {
+        self.file.metadata().is_ok_and(|metadata| metadata.nlink() > 0) || self.is_at(path)
     }
 
     /// The count goes first, so that a crash between the two writes makes a file that looks cut,

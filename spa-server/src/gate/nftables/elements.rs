@@ -7,6 +7,7 @@ use crate::gate::GateError;
 use crate::gate::types::{Change, LiveElement};
 use crate::netlink::nft::{Element, ElementChange, Nft, SetName, TableFamily};
 use crate::netlink::{NetlinkError, Reason, nft};
+use crate::priority::unhurried;
 use spa_proto::Port;
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
@@ -156,7 +157,8 @@ fn live(shape: Shape, found: &nft::LiveElement) -> Option<LiveElement> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetlinkError> + Send + 'static,
 ) -> Result<T, NetlinkError> {
-    match tokio::task::spawn_blocking(work).await {
+    // A thread that this begins is the runtime's, and stays.
+    match unhurried(|| tokio::task::spawn_blocking(work)).await {
         Ok(done) => done,
         Err(ended) => std::panic::resume_unwind(ended.into_panic()),
     }
