@@ -36,6 +36,7 @@ pub mod pipeline;
 pub mod policy;
 pub mod prefilter;
 mod priority;
+mod privileges;
 pub mod process;
 pub mod replay_store;
 pub mod service;

@@ -341,7 +341,7 @@ fn ensure_shown_by_tests(document: &str) -> Result<usize> {
         let item = item.split("\n\n").next().unwrap_or_default();
         let mut names = Vec::new();
         for word in item.split('`').skip(1).step_by(2) {
-            if !word.ends_with(".rs") {
+            if Path::new(word).extension() != Some("rs".as_ref()) {
                 names.push(word);
                 continue;
             }

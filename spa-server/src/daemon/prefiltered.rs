@@ -5,8 +5,11 @@ use crate::clock::Now;
 use crate::config::{Prefiltering, Settings};
 use crate::pipeline::Told;
 use crate::prefilter::{Dropped, Prefilter, Shape};
+use crate::privileges;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 /// The prefilter, or why there is none.
 pub(super) struct Prefiltered(Result<Loaded, String>);
@@ -18,7 +21,16 @@ struct Loaded {
 }
 
 impl Prefiltered {
+    /// Afterwards nothing else is loaded, by this thread or what it starts.
     pub(super) fn load(settings: &Settings, snap_length: i32, clients: usize) -> Self {
+        let this = Self::try_load(settings, snap_length, clients);
+        if let Err(error) = this.stop_loading() {
+            tracing::warn!("the capability CAP_BPF can't be given up: {error}");
+        }
+        this
+    }
+
+    fn try_load(settings: &Settings, snap_length: i32, clients: usize) -> Self {
         if settings.prefilter == Prefiltering::Off {
             return Self(Err("off, by the configuration".to_owned()));
         }
@@ -40,6 +52,20 @@ impl Prefiltered {
             loaded
                 .map(|prefilter| Loaded { prefilter: Arc::new(prefilter), fails: Arc::default() }),
         )
+    }
+
+    fn stop_loading(&self) -> io::Result<()> {
+        if let Ok(Loaded { prefilter, .. }) = &self.0 {
+            // Before Linux 5.19, whoever may load no program may not talk to one either. A thread tries
+            // it that nobody needs afterwards.
+            let talks = || privileges::give_up_loading().map(|()| prefilter.dropped().is_ok());
+            let talks = thread::scope(|scope| scope.spawn(talks).join().unwrap_or(Ok(false)))?;
+            if !talks {
+                tracing::info!("this kernel has the prefilter keep the capability CAP_BPF");
+                return Ok(());
+            }
+        }
+        privileges::give_up_loading()
     }
 
     /// What captures filter with.

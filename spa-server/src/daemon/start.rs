@@ -54,6 +54,9 @@ impl Daemon {
         let settings =
             Settings { state_directory: settings.state_directory, ..config.settings.clone() };
         let boot = BootId::read().with_context(|| format!("cannot read {}", BootId::SOURCE))?;
+        // First of all that has threads, which must not keep what it takes.
+        let snap_length = CaptureSettings::snap_length(settings.packet_length.packet());
+        let prefilter = Prefiltered::load(&settings, snap_length, config.count.total);
         let Choice { gate, passed_over } =
             AnyGate::choose(&settings.gate, &settings.gate_plan()).await?;
         let backend = gate.backend();
@@ -80,8 +83,6 @@ impl Daemon {
         let counters = Arc::new(Counters::default());
         let policy = config.policy();
         let configured = Arc::clone(&policy);
-        let snap_length = CaptureSettings::snap_length(settings.packet_length.packet());
-        let prefilter = Prefiltered::load(&settings, snap_length, config.count.total);
         let judge = Judge::new(receiver, policy, settings.freshness, now);
         let judge = match prefilter.told() {
             Some(told) => SharedJudge::telling(judge, told),
