@@ -44,7 +44,7 @@ enum Command {
     /// Run the daemon in the foreground, as the systemd unit does.
     #[command(after_help = "Example:\n  spa-server run --config /etc/spa/server.toml")]
     Run,
-    /// Look for what is wrong with this installation, and say how to mend it.
+    /// Look for what is wrong here, and say how to mend it.
     #[command(after_help = "Example:\n  spa-server check")]
     Check(Output),
     /// Write a configuration and the server's key for this host.
@@ -62,6 +62,10 @@ enum Command {
     /// Show how the running daemon is.
     #[command(after_help = "Example:\n  spa-server status --json")]
     Status(Output),
+    /// Show the audit trail: who opened what, and what was refused.
+    Log(LogArgs),
+    /// Print what `status` shows for Prometheus.
+    Metrics(MetricsArgs),
     /// Show or revoke what is open.
     #[command(after_help = "Example:\n  spa-server grants list")]
     #[command(subcommand)]
@@ -83,6 +87,53 @@ pub(crate) struct ManArgs {
     /// The directory to write the pages to.
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  spa-server log --client laptop --since 1d
+  spa-server log --event refused --since 2027-01-31 --json
+
+TIME is how long ago (90s, 12h, 7d), a date, or date, time and offset.")]
+pub(crate) struct LogArgs {
+    /// Of this client only.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client: Option<ClientName>,
+    /// From this address only.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) source: Option<IpAddr>,
+    /// Only what asked for this service, or protocol/port.
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) service: Option<Item>,
+    /// Only this event: opened, closed, revoked, used, failed, refused, ...
+    #[arg(long, value_name = "EVENT")]
+    pub(crate) event: Option<String>,
+    /// Not before.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Before.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
+    /// Read the log in this file, `-` for standard input, not the journal.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Write JSON, one line for each.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  cd /var/lib/prometheus/node-exporter
+  spa-server metrics > spa.prom.new && mv spa.prom.new spa.prom
+
+Prometheus reads them by HTTP: systemctl enable --now spa-metrics.socket")]
+pub(crate) struct MetricsArgs {
+    /// Answer one HTTP request, from standard input to standard output.
+    #[arg(long)]
+    pub(crate) http: bool,
 }
 
 /// How to write data.
@@ -407,6 +458,8 @@ fn run(cli: Cli) -> u8 {
             ClientCommand::ResetReplay(args) => commands::daemon::reset_replay(&config, args),
         },
         Command::Status(output) => commands::daemon::status(&config, output),
+        Command::Log(args) => commands::log::run(&args),
+        Command::Metrics(args) => commands::metrics::run(&config, args.http),
         Command::Grants(GrantsCommand::List(output)) => {
             commands::daemon::grants_list(&config, output)
         }
@@ -479,7 +532,7 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen_and_shows_an_example() {
         let helps = helps(&built(), "spa-server");
-        assert_eq!(helps.len(), 26, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        assert_eq!(helps.len(), 28, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
         for (names, help) in helps {
             assert!(help.contains("Example"), "{names}: no example\n{help}");
             assert!(help.lines().count() <= 30, "{names}: too long\n{help}");
@@ -498,13 +551,14 @@ mod tests {
 
         Commands:
           run         Run the daemon in the foreground, as the systemd unit does
-          check       Look for what is wrong with this installation, and say how to mend
-                      it
+          check       Look for what is wrong here, and say how to mend it
           init        Write a configuration and the server's key for this host
           invite      Invite a client: it makes its key itself
           client      Add, show and change clients
           rotate-key  Give this server a new key; clients may use the old one for a time
           status      Show how the running daemon is
+          log         Show the audit trail: who opened what, and what was refused
+          metrics     Print what `status` shows for Prometheus
           grants      Show or revoke what is open
           reload      Have the running daemon read its configuration anew
           gate        Install, show or remove the firewall rules without the daemon

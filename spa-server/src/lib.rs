@@ -30,6 +30,7 @@ mod large_list;
 pub mod last_gate;
 pub mod latency;
 pub mod limits;
+pub mod metrics;
 pub mod netlink;
 pub mod origin;
 pub mod pipeline;

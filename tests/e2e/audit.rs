@@ -1,6 +1,6 @@
 //! The audit trail: one line for each accepted knock, from which everything can be told.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use spa_tests::{Family, PortState, SSH_PORT, Scene, eventually};
 use std::collections::BTreeMap;
 
@@ -61,5 +61,30 @@ fn every_accepted_knock_leaves_one_line_that_tells_who_from_where_what_and_until
     let revoked = scene.server.audit("revoked")?;
     ensure!(revoked.len() == 2, "one line for each grant that was left: {revoked:?}");
     ensure!(revoked.iter().all(|line| line.contains("by the administrator")), "{revoked:?}");
+    Ok(())
+}
+
+#[test]
+fn the_trail_in_a_file_is_asked_by_client_and_time() -> Result<()> {
+    let scene = Scene::new()?;
+    let owner = scene.lab.owner();
+    scene.knock(owner, Family::V4, &scene.laptop.open("ssh").seal()?)?;
+    scene.await_open(owner, Family::V4, SSH_PORT)?;
+    let log = scene.server.directory().join("server.log");
+    let log = log.to_str().context("no text")?;
+    let asked =
+        |words: &[&str]| scene.server.admin(&[&["log", "--file", log], words].concat())?.ok();
+    let all = asked(&[])?;
+    let [line] = all.lines().collect::<Vec<_>>()[..] else { anyhow::bail!("{all}") };
+    let written = scene.server.audit("opened")?;
+    let message = written.first().and_then(|line| line.split_once("audit: ")).context("no line")?.1;
+    ensure!(line.ends_with(message), "{line}\n{message}");
+    ensure!(asked(&["--client", "laptop", "--since", "1h"])? == all);
+    ensure!(asked(&["--client", "desktop"])?.is_empty());
+    ensure!(asked(&["--until", "1h"])?.is_empty());
+    let wrong = scene.server.admin(&["log", "--file", log, "--since", "yesterday"])?;
+    ensure!(wrong.status.code() == Some(2) && wrong.stderr.contains("7d"), "{wrong}");
+    let missing = scene.server.admin(&["log", "--file", "/nowhere"])?;
+    ensure!(!missing.success() && missing.stderr.contains("/nowhere"), "{missing}");
     Ok(())
 }

@@ -3,10 +3,12 @@
 use anyhow::{Context, Result, ensure};
 use spa_tests::{
     Capture, Family, Lab, Laptop, Listener, Machine, PortState, SSH_PORT, Sshd, WEB_PORT, Watch,
-    eventually, eventually_within,
+    eventually, eventually_within, finish_reading,
 };
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -275,6 +277,68 @@ fn the_thread_that_reads_knocks_goes_before_others() -> Result<()> {
     ensure!(of("capture-any") == Some(expected), "{niceness:?} by a limit of {limit}");
     let asked = machine.sh("systemctl show --property LimitNICE spa-server")?;
     ensure!(asked == "LimitNICE=25\n", "{asked}");
+    Ok(())
+}
+
+#[test]
+fn the_audit_trail_is_asked_in_the_journal() -> Result<()> {
+    let installation = Installation::started()?;
+    let machine = &installation.machine;
+    let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
+    installation.open("10m")?;
+    // Somebody else's words are none of ours.
+    let forged = "MESSAGE=event=opened client=mallory\nTARGET=audit\n";
+    finish_reading(forged, machine.command("logger")?.arg("--journald"))?.ok()?;
+    eventually("the forged line is in the journal", || {
+        let all = machine.sh("journalctl --output=cat TARGET=audit")?;
+        Ok(all.contains("mallory").then_some(()))
+    })?;
+    let of = |words: &str| machine.sh(&format!("spa-server log {words}"));
+    eventually("the journal has it", || {
+        Ok((of("--client laptop --since 1h")?.lines().count() == 2).then_some(()))
+    })?;
+    let all = of("--json")?;
+    for line in all.lines() {
+        let entry: serde_json::Value = serde_json::from_str(line)?;
+        ensure!(entry["event"] == "opened" && entry["client"] == "laptop", "{all}");
+        ensure!(entry["services"] == "ssh" && entry["time"].as_u64().is_some(), "{all}");
+    }
+    let source = installation.lab.owner().address(Family::V4);
+    ensure!(of(&format!("--source {source} --service ssh"))?.lines().count() == 1);
+    let nothing = machine.run("spa-server log --client laptop --until 1h")?;
+    ensure!(nothing.success() && nothing.stdout.is_empty(), "{nothing}");
+    ensure!(nothing.stderr.contains("nothing of that"), "{nothing}");
+    Ok(())
+}
+
+#[test]
+fn metrics_are_read_by_http_once_the_socket_is_enabled() -> Result<()> {
+    let installation = Installation::started()?;
+    let (machine, server) = (&installation.machine, installation.lab.server());
+    let metrics = || {
+        server.inside(|| {
+            let mut stream = TcpStream::connect(("127.0.0.1", 9463))?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })
+    };
+    ensure!(metrics().is_err(), "it is off by default");
+    machine.sh("systemctl enable --now spa-metrics.socket")?;
+    let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
+    installation.open("10m")?;
+    let answer = metrics()?;
+    ensure!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}\n{}", machine.journal("*")?);
+    ensure!(answer.contains("\nspa_up 1\n"), "{answer}");
+    let grants = machine.grants()?.len();
+    ensure!(answer.contains(&format!("\nspa_grants {grants}\n")), "{answer}");
+    // Nobody has to be root to read it, and nobody gets at more by it.
+    machine.sh("systemctl stop spa-server")?;
+    let answer = metrics()?;
+    ensure!(answer.contains("\nspa_up 0\n"), "{answer}\n{}", machine.journal("*")?);
+    let score = machine.run("systemd-analyze security --threshold=15 spa-metrics@0.service")?;
+    ensure!(score.success(), "{score}");
     Ok(())
 }
 

@@ -63,7 +63,7 @@ pub use measure::{Latencies, report, time_to_open};
 pub use newcomer::Newcomer;
 pub use nmap::{Scan, Scanned};
 pub use probe::{Listener, PortState};
-pub use programs::{fake_clock, interop_python, our_binary, program};
+pub use programs::{fake_clock, interop_python, our_binary, program, workspace};
 pub use ruleset::Ruleset;
 pub use scene::{SSH_PORT, Scene, WEB_PORT};
 pub use server::{Clock, Server};

@@ -35,12 +35,14 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iptables-save", "iptables"),
     ("journalctl", "systemd"),
     ("kill", "procps"),
+    ("logger", "bsdutils"),
     ("mount", "mount"),
     ("nft", "nftables"),
     ("nmap", "nmap"),
     ("nsenter", "util-linux"),
     ("podman", "podman"),
     ("prlimit", "util-linux"),
+    ("promtool", "prometheus"),
     ("python3", "python3"),
     ("rsync", "rsync"),
     ("scp", "openssh-client"),
@@ -185,7 +187,7 @@ pub fn interop_python() -> Result<(PathBuf, PathBuf)> {
 }
 
 /// The root of the workspace.
-pub(crate) fn workspace() -> Result<PathBuf> {
+pub fn workspace() -> Result<PathBuf> {
     let parent = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     Ok(parent.context("the tests lie in no workspace")?.to_owned())
 }

@@ -34,7 +34,7 @@ Requires=multi-user.target
 After=multi-user.target
 UNIT
 install -m 0755 "$1" usr/sbin/spa-server
-install -m 0644 "$2"/spa-*.service usr/lib/systemd/system/
+install -m 0644 "$2"/spa-*.service "$2"/spa-*.socket usr/lib/systemd/system/
 cp -a "$3"/. .
 
 # What belongs to the kernel, and so to everybody, can't be changed from here.
