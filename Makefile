@@ -47,7 +47,7 @@ demo: needs ## Show the main job on real parts: namespaces, firewall, sshd.
 	$(SUDO) $(TARGET)/debug/spa-demo
 
 .PHONY: test
-test: needs build lint interop deny doc ## Everything that decides about a change.
+test: needs build lint interop deny doc fuzz-briefly ## Everything that decides about a change.
 	SPA_TESTS_BUILT=1 cargo test --locked --workspace
 	cargo test --locked -p spa-client --features tokio --test asynchronous
 
@@ -58,6 +58,7 @@ build: needs ## The programs, for development.
 .PHONY: lint
 lint: needs ## Formatting, clippy, and whether the prefilter is what its source says.
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	spa-server/src/prefilter/build $(TARGET)/prefilter.bpf.o
 	cmp $(TARGET)/prefilter.bpf.o spa-server/src/prefilter/prefilter.bpf.o
 	cargo clippy --locked --workspace --all-targets -- -D warnings
@@ -134,6 +135,14 @@ bench-client: needs ## What the client costs: its proxy, its knock beside others
 
 MINUTES ?= 10
 
+.PHONY: fuzz
+fuzz: needs ## What comes from outside, fed by libFuzzer. MINUTES (10) for each target, likewise.
+	fuzz/run --seconds $$(($(MINUTES) * 60)) $(TARGETS)
+
+.PHONY: fuzz-briefly
+fuzz-briefly: needs ## The same for a few seconds each, as a part of `test`.
+	fuzz/run --seconds 4
+
 .PHONY: soak
 soak: needs ## A server under a mixed load; fails if it misses a knock or grows. MINUTES (10), likewise.
 	cargo build --locked --release -p spa-tests -p spa-server --bin spa-soak --bin spa-server
@@ -172,7 +181,11 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	install -D -m 755 $(TARGET)/release/spa-client $(DESTDIR)$(BINDIR)/spa-client
 	install -D -m 644 packaging/spa-server.service $(DESTDIR)$(UNITDIR)/spa-server.service
 	install -D -m 644 packaging/spa-gate.service $(DESTDIR)$(UNITDIR)/spa-gate.service
-	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service)
+	install -D -m 644 packaging/spa-metrics.socket $(DESTDIR)$(UNITDIR)/spa-metrics.socket
+	install -D -m 644 packaging/spa-metrics@.service $(DESTDIR)$(UNITDIR)/spa-metrics@.service
+	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service spa-metrics@.service)
+	install -D -m 644 packaging/prometheus/alerts.yml $(DESTDIR)$(DOCDIR)/examples/prometheus/alerts.yml
+	install -D -m 644 packaging/prometheus/grafana.json $(DESTDIR)$(DOCDIR)/examples/prometheus/grafana.json
 	install -D -m 644 packaging/server.toml $(DESTDIR)$(DOCDIR)/examples/server.toml
 	install -D -m 644 packaging/client.toml $(DESTDIR)$(DOCDIR)/examples/client.toml
 	install -D -m 644 spa-client/config.example.toml $(DESTDIR)$(DOCDIR)/examples/config.toml
@@ -195,13 +208,13 @@ uninstall: ## Remove what `make install` has installed. Configuration and state 
 		exit 1; \
 	fi
 	rm -f $(DESTDIR)$(SBINDIR)/spa-server $(DESTDIR)$(BINDIR)/spa-client
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service)
-	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service spa-metrics.socket spa-metrics@.service)
+	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml prometheus/alerts.yml prometheus/grafana.json)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,manual.md protocol.md)
 	rm -f $(DESTDIR)$(BASHDIR)/spa-client $(DESTDIR)$(ZSHDIR)/_spa-client $(DESTDIR)$(FISHDIR)/spa-client.fish
 	rm -f $(DESTDIR)$(MANDIR)/man1/spa-client.1 $(DESTDIR)$(MANDIR)/man1/spa-client-*.1
 	rm -f $(DESTDIR)$(MANDIR)/man8/spa-server.8 $(DESTDIR)$(MANDIR)/man8/spa-server-*.8
-	@for directory in $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR); do \
+	@for directory in $(DESTDIR)$(DOCDIR)/examples/prometheus $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR); do \
 		[ ! -d $$directory ] || rmdir --ignore-fail-on-non-empty $$directory; \
 	done
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi

@@ -1,0 +1,27 @@
+//! Requests to the gate and its answers, as they cross to a helper process; and what it reads of the
+//! system's tools.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use spa_proto::Transport;
+use spa_server::gate::render::read_held;
+use spa_server::gate::saved::Saved;
+use spa_server::gate::{CommandLine, GateAnswer, GateRequest, sockets};
+
+fuzz_target!(|text: &str| {
+    if let Ok(request) = serde_json::from_str::<GateRequest>(text) {
+        let written = serde_json::to_string(&request).unwrap();
+        assert_eq!(serde_json::from_str::<GateRequest>(&written).unwrap(), request);
+    }
+    if let Ok(answer) = serde_json::from_str::<GateAnswer>(text) {
+        let written = serde_json::to_string(&answer).unwrap();
+        assert_eq!(serde_json::from_str::<GateAnswer>(&written).unwrap(), answer);
+    }
+    let _ = Saved::parse(text);
+    for line in text.lines() {
+        let _ = read_held(line);
+    }
+    let _ = sockets::parse(Transport::Udp, text);
+    let words: Vec<String> = text.split(' ').map(ToOwned::to_owned).collect();
+    let _ = CommandLine::parse(&words);
+});
