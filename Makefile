@@ -8,6 +8,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(TARGET)/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+CARGO_CYCLONEDX := $(TOOLS)/bin/cargo-cyclonedx
+CARGO_CYCLONEDX_VERSION := 0.5.9
 # What `make bench-fire` alone compares with.
 LETMEIN := $(TOOLS)/bin/letmeind $(TOOLS)/bin/letmeinfwd
 LETMEIN_VERSION := 12.6.2
@@ -159,6 +161,22 @@ deny: $(CARGO_DENY) ## Licences, sources and known faults of what we depend on.
 
 $(CARGO_DENY):
 	cargo install --quiet cargo-deny@$(CARGO_DENY_VERSION) --locked --root $(TOOLS)
+
+# What it writes goes beside each Cargo.toml, and tells where that is on this machine; neither is to
+# stay. Of one commit it is always the same.
+.PHONY: sbom
+sbom: $(CARGO_CYCLONEDX) ## What the programs are built from, in the form of CycloneDX, in target/sbom.
+	cargo tree --locked --workspace >/dev/null
+	@mkdir -p $(TARGET)/sbom && trap 'rm -f */*.cdx.json' EXIT && \
+	export SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || date +%s)}" && \
+	PATH="$(abspath $(TOOLS))/bin:$$PATH" cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps && \
+	for program in spa-server spa-client; do \
+		sed 's|file://$(CURDIR)|file://|g' $$program/$$program.cdx.json >$(TARGET)/sbom/$$program.cdx.json && \
+		echo $(TARGET)/sbom/$$program.cdx.json || exit 1; \
+	done
+
+$(CARGO_CYCLONEDX):
+	cargo install --quiet cargo-cyclonedx@$(CARGO_CYCLONEDX_VERSION) --locked --root $(TOOLS)
 
 $(LETMEIN) &:
 	cargo install --quiet --locked --root $(TOOLS) $(addsuffix @$(LETMEIN_VERSION),$(notdir $(LETMEIN)))
