@@ -4,7 +4,7 @@
 //! No client, no address and no service is in it: whoever may read metrics need not know these.
 
 use crate::control::{LatencyStatus, Status};
-use prometheus::{GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
 /// What a response says that its body is.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -120,9 +120,9 @@ impl Families {
     }
 
     fn gauge(&self, name: &str, help: &str, value: f64) -> Result<(), prometheus::Error> {
-        let family = GaugeVec::new(Opts::new(name, help), &[])?;
-        family.with_label_values::<&str>(&[]).set(value);
-        self.0.register(Box::new(family))
+        let gauge = Gauge::new(name, help)?;
+        gauge.set(value);
+        self.0.register(Box::new(gauge))
     }
 
     fn gauges<'a>(
@@ -140,9 +140,9 @@ impl Families {
     }
 
     fn counter(&self, name: &str, help: &str, value: u64) -> Result<(), prometheus::Error> {
-        let family = IntCounterVec::new(Opts::new(name, help), &[])?;
-        family.with_label_values::<&str>(&[]).inc_by(value);
-        self.0.register(Box::new(family))
+        let counter = IntCounter::new(name, help)?;
+        counter.inc_by(value);
+        self.0.register(Box::new(counter))
     }
 
     fn counters<'a>(
