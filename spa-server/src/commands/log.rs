@@ -42,7 +42,9 @@ pub(crate) fn run(args: &LogArgs) -> Done {
         None => from_journal(&wanted, show)?,
     }
     if found == 0 {
-        eprintln!("nothing of that is in the audit trail");
+        let hint = "; it was looked for in the journal of spa-server.service, a log elsewhere is read by --file FILE";
+        let hint = if args.file.is_none() { hint } else { "" };
+        eprintln!("nothing of that is in the audit trail{hint}");
     }
     Ok(())
 }
