@@ -8,6 +8,7 @@ use spa_proto::{
     Accepted, ClientId, DropReason, Item, MaskKey, MessageType, Nonce, PacketLength, PairSecret,
     PortRange, Receiver, Request, ServerKey, Settings, UnixMicros, Verdict, seal,
 };
+use spa_server::replay_store::Snapshot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -260,15 +261,7 @@ impl World {
         let mut new = receiver();
         new.set_clients(self.known.iter().map(|client| (id(*client), pair(*client))));
         if compact {
-            for (client, window) in self.receiver.windows() {
-                new.restore_floor(client, window.floor);
-                for (nonce, stamp) in window.accepted {
-                    new.restore(&Accepted { client, nonce, stamp, closed: Vec::new() });
-                }
-                for closed in window.closed {
-                    new.restore_close(client, closed);
-                }
-            }
+            Snapshot::of(&self.receiver).restore(&mut new);
         } else {
             for entry in &self.store {
                 new.restore(entry);
