@@ -105,6 +105,8 @@ fn two_knocks_spliced_at_any_byte_open_nothing() -> Result<()> {
         .flat_map(|at| {
             [[&first[..at], &second[at..]].concat(), [&second[..at], &first[at..]].concat()]
         })
+        // Where their first or last bytes are the same, by chance, a splice is a whole knock.
+        .filter(|spliced| *spliced != first && *spliced != second)
         .collect();
     send_and_await_drops(&scene, Family::V6, &spliced)?;
     ensure_only_the_untouched_opens(&mut scene, Family::V6, &first)
