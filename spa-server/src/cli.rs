@@ -3,10 +3,11 @@
 use crate::commands::{self, CommandError};
 use crate::config::{ClientName, ConfigError, DEFAULT_PATH};
 use crate::daemon;
+use crate::helper;
 use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand};
 use spa_proto::Item;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Hides ports, and opens them for those who prove who they are with one datagram.
@@ -77,6 +78,9 @@ enum Command {
     #[command(after_help = "Example:\n  spa-server gate show")]
     #[command(subcommand)]
     Gate(GateCommand),
+    /// Serve the daemon that starts it: change the firewall.
+    #[command(hide = true, after_help = "Example:\n  spa-server run, which starts it")]
+    GateHelper,
     /// Write the manual pages.
     #[command(hide = true, after_help = "Example:\n  spa-server man /usr/share/man/man8")]
     Man(ManArgs),
@@ -440,7 +444,8 @@ fn run(cli: Cli) -> u8 {
     // Paths that follow from this one have to hold wherever they are used.
     let config = std::path::absolute(&cli.config).unwrap_or(cli.config);
     let done = match cli.command {
-        Command::Run => return run_daemon(&config),
+        Command::Run => return run_daemon(daemon::run(&config)),
+        Command::GateHelper => return run_daemon(helper::run(&config)),
         Command::Check(output) => commands::check::run(&config, output),
         Command::Init(args) => commands::init::run(&config, args),
         Command::Invite(args) => commands::invite::run(&config, &args),
@@ -489,8 +494,8 @@ fn run(cli: Cli) -> u8 {
     }
 }
 
-fn run_daemon(config: &Path) -> u8 {
-    let Err(error) = daemon::run(config) else { return 0 };
+fn run_daemon(ended: anyhow::Result<()>) -> u8 {
+    let Err(error) = ended else { return 0 };
     eprintln!("spa-server: {error:#}");
     let mut causes = error.chain();
     if causes.any(<dyn std::error::Error>::is::<ConfigError>) {

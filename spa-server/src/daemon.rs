@@ -19,8 +19,9 @@ use crate::clock::{BootMicros, Now};
 use crate::config::{ClientCount, Config, Settings};
 use crate::control::{ControlRequest, ControlResponse};
 use crate::counters::Counters;
-use crate::gate::{AnyGate, Backend};
+use crate::gate::Backend;
 use crate::grants::FileGrantStore;
+use crate::helper::{Gone, RemoteGate};
 use crate::last_gate::LastGateFile;
 use crate::pipeline::{Candidate, SharedJudge, Shortcut};
 use crate::policy::Policy;
@@ -59,9 +60,14 @@ const FEED_EVERY: Duration = Duration::from_secs(5);
 /// So often; a step that takes longer than the time limits of all its tools hangs.
 const FEEDS: u32 = 60;
 
+/// Begins to log: that of the daemon, and that of its helper.
+pub(crate) fn start_log() -> anyhow::Result<()> {
+    log::start()
+}
+
 /// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
-    log::start()?;
+    start_log()?;
     let (config, left_out) = Config::load_sound_clients(config_path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -87,10 +93,12 @@ struct Daemon {
     /// The policy of the last configuration that was put in force.
     configured: Arc<Policy>,
     counters: Arc<Counters>,
-    authorizer: Authorizer<Arc<AnyGate>, FileStore, FileGrantStore>,
+    authorizer: Authorizer<Arc<RemoteGate>, FileStore, FileGrantStore>,
     backend: Backend,
     prefilter: Prefiltered,
-    watch: Watch<Arc<AnyGate>>,
+    /// The one that the authorizer has.
+    gate: Arc<RemoteGate>,
+    watch: Watch<Arc<RemoteGate>>,
     cutter: Cutter,
     standing: Standing,
     /// What is left of a gate that was to be taken away, if anything.
@@ -133,6 +141,7 @@ struct Inbox {
     commands: mpsc::Receiver<Command>,
     alarms: mpsc::Receiver<Alarm>,
     reading: Option<Reading>,
+    helper_gone: Gone,
     shortcut: Arc<Shortcut>,
 }
 
@@ -146,6 +155,7 @@ enum Next {
     Tick,
     ReadAnew,
     Finish(Unfinished),
+    HelperGone,
     Stop(&'static str),
 }
 
@@ -174,6 +184,7 @@ impl Inbox {
                 config = reload::reading(&mut self.reading) => Next::Reloaded(Box::new(config)),
                 _ = tick.tick() => Next::Tick,
                 unfinished = daemon.unfinished() => Next::Finish(unfinished),
+                _ = &mut self.helper_gone => Next::HelperGone,
                 next = stop.next() => next,
             };
             if let Next::Stop(signal) = next {
@@ -225,6 +236,9 @@ impl Daemon {
             Next::Reloaded(config) => self.reloaded(*config).await,
             Next::Tick => self.tick().await?,
             Next::ReadAnew => self.read_anew(Order::Reload, None),
+            Next::HelperGone => anyhow::bail!(
+                "the gate helper has ended, and without it nothing opens; the gate and what is open stay"
+            ),
             Next::Finish(_) | Next::Stop(_) => {}
         }
         Ok(())

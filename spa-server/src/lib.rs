@@ -26,6 +26,7 @@ pub mod enrolment;
 pub mod frame;
 pub mod gate;
 pub mod grants;
+pub mod helper;
 mod large_list;
 pub mod last_gate;
 pub mod latency;

@@ -446,6 +446,14 @@ fn stands(rules: &ClientRules, source: IpAddr, now: UnixMicros) -> Result<(), Re
     Ok(())
 }
 
+/// Whether a client with these rules may have this admitted, at some time.
+pub(crate) fn may_have(rules: &ClientRules, source: Source) -> bool {
+    let address = source.address();
+    let may_knock =
+        rules.sources.is_empty() || rules.sources.iter().any(|net| net.contains(&address));
+    may_knock && admitted(rules, address).covers(source)
+}
+
 /// What is admitted for a knock from `address`: never more than the client may knock from.
 fn admitted(rules: &ClientRules, address: IpAddr) -> Source {
     let address = address.to_canonical();

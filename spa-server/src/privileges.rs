@@ -4,7 +4,7 @@
 //! (capabilities(7)). So they are given up before there is another thread that stays. A program that root
 //! executes gets them back, unless the unit says `NoNewPrivileges`, as ours does.
 
-use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities, set_no_new_privs};
 use std::io;
 
 /// This thread loads no programs into the kernel any more. What is loaded works on.
@@ -12,6 +12,27 @@ pub(crate) fn give_up_loading() -> io::Result<()> {
     let mut sets = capabilities(None)?;
     for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
         set.remove(CapabilitySet::BPF);
+    }
+    Ok(set_capabilities(None, sets)?)
+}
+
+/// This thread keeps what changes the firewall, and no program that it executes gets more. The legacy
+/// variant of iptables reads its rules over a raw socket.
+pub(crate) fn keep_to_the_gate() -> io::Result<()> {
+    keep(CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE)
+}
+
+/// This thread keeps what captures, and no program that it executes gets more. The prefilter may need
+/// its own (see [`give_up_loading`]).
+pub(crate) fn keep_to_the_capture() -> io::Result<()> {
+    keep(CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE | CapabilitySet::BPF)
+}
+
+fn keep(those: CapabilitySet) -> io::Result<()> {
+    set_no_new_privs(true)?;
+    let mut sets = capabilities(None)?;
+    for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+        *set &= those;
     }
     Ok(set_capabilities(None, sets)?)
 }

@@ -12,6 +12,7 @@ use crate::control::{ControlRequest, ControlResponse, call};
 use crate::gate::{
     AnyGate, Backend, Choice, Gate as _, GateError, InstallReport, LiveElement, Plan,
 };
+use crate::helper::{OrderFile, Ordered};
 use crate::trial::Trial;
 use serde::Serialize;
 use std::path::Path;
@@ -49,18 +50,28 @@ pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
     }
     let length = args.trial.as_deref().map(trial::length).transpose()?;
     let request = ControlRequest::GateInstall { trial: length.map(|length| length.as_secs()) };
-    let (report, runs) =
-        match order::give(&settings.control_socket, &settings.state_directory, &request)? {
-            Carrier::Daemon(ControlResponse::GateInstalled { report, reloaded }) => {
-                eprint!("{}", daemon::render_reloaded(&reloaded));
-                (report, true)
-            }
-            Carrier::Daemon(other) => return Err(daemon::unexpected(&other)),
-            Carrier::Command(_lock) => {
-                let trial = length.map(|length| Trial::of(length, BootMicros::now()));
-                (trial::put_up(&settings, trial)?, false)
-            }
-        };
+    let (state, orders) = (&settings.state_directory, OrderFile::of(&settings.state_directory));
+    let until = length.map(|length| BootMicros::now().saturating_add(length));
+    let before = orders.say(state, until.map(|until| Ordered::Trial { until }));
+    let given = order::give(&settings.control_socket, state, &request);
+    if !matches!(
+        given,
+        Ok(Carrier::Daemon(ControlResponse::GateInstalled { .. }) | Carrier::Command(_))
+    ) {
+        // The gate is as it was.
+        orders.say(state, before);
+    }
+    let (report, runs) = match given? {
+        Carrier::Daemon(ControlResponse::GateInstalled { report, reloaded }) => {
+            eprint!("{}", daemon::render_reloaded(&reloaded));
+            (report, true)
+        }
+        Carrier::Daemon(other) => return Err(daemon::unexpected(&other)),
+        Carrier::Command(_lock) => {
+            let trial = length.map(|length| Trial::of(length, BootMicros::now()));
+            (trial::put_up(&settings, trial)?, false)
+        }
+    };
     tell(&report, args.output)?;
     if let Some(length) = length {
         eprintln!("{}", trial::what_to_do(length));
@@ -175,6 +186,7 @@ pub(super) async fn look(settings: &Settings) -> Result<Shown, CommandError> {
 pub(crate) fn remove(config: &Path) -> Done {
     let (socket, state) =
         (Settings::control_socket_of(config), Settings::state_directory_of(config));
+    OrderFile::of(&state).say(&state, Some(Ordered::Removed { at: BootMicros::now() }));
     let given = order::give(&socket, &state, &ControlRequest::GateRemove);
     let by_daemon = matches!(given, Ok(Carrier::Daemon(ControlResponse::Done)));
     // Whatever is wrong with the daemon, the gate has to go.

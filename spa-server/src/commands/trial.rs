@@ -9,6 +9,7 @@ use crate::clock::BootMicros;
 use crate::config::{Settings, format_duration};
 use crate::control::{ControlRequest, ControlResponse};
 use crate::gate::{InstallReport, Plan};
+use crate::helper::OrderFile;
 use crate::last_gate::LastGateFile;
 use crate::origin::Origin;
 use crate::replay_store::BootId;
@@ -44,6 +45,7 @@ pub(crate) fn confirm(config: &Path, from_console: bool) -> Done {
             }
         }
     }
+    OrderFile::of(&settings.state_directory).say(&settings.state_directory, None);
     eprintln!("the gate is confirmed, and stands for good");
     Ok(())
 }

@@ -110,6 +110,19 @@ pub(super) fn load(
     Ok((Everybody { kept, ..parts.into() }, problems))
 }
 
+/// What the clients may do whose files are sound: of those who may do the same, once.
+pub(super) fn rules(
+    server_toml: &Path,
+    surroundings: &Surroundings<'_>,
+) -> Result<Vec<Arc<ClientRules>>, Problem> {
+    let directory = clients_directory(server_toml);
+    let rules = Mutex::default();
+    let reader = Reader { directory: &directory, surroundings, enrolments: None, rules };
+    in_parallel(client_file_names(server_toml)?, |files| drop(reader.read(files)));
+    let rules = reader.rules.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(rules.into_iter().collect())
+}
+
 /// Does `work` with each part of `all`, on as many processors as there are.
 fn in_parallel<T: Send, R: Send>(mut all: Vec<T>, work: impl Fn(Vec<T>) -> R + Sync) -> Vec<R> {
     let available = std::thread::available_parallelism().map_or(1, usize::from);
@@ -238,8 +251,8 @@ impl Reader<'_> {
                 mark(Mark::Secret(secret_file.as_path().into()));
             }
         }
-        let enrolments = self.enrolments?;
         let rules = self.shared(&settings.rules);
+        let enrolments = self.enrolments?;
         let mut wrong = |key: &str, error: ValueError| {
             read.problems.push(Problem { path: path.into(), fault: Fault::value(key, error) });
         };

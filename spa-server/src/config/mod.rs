@@ -213,6 +213,15 @@ const fn lies_in_the_state(introduction: &Introduction) -> bool {
     matches!(introduction, Introduction::Invitation(_))
 }
 
+/// What the clients may do whose files are sound, without a secret being read: of those who may do the
+/// same, once.
+pub(crate) fn client_rules(
+    path: &Path,
+    settings: &Settings,
+) -> Result<Vec<Arc<ClientRules>>, Problem> {
+    clients::rules(path, &client::Surroundings::of(settings))
+}
+
 /// Reads the server's private key.
 pub fn read_private_key(path: &Path, settings: &Settings) -> Result<PrivateKey, Problem> {
     spa_keys::read_private_key(&settings.private_key_file).map_err(|error| Problem {

@@ -8,13 +8,17 @@ mod kernel;
 pub use kernel::KernelConnections;
 
 use crate::gate::{Connection, Cut, Guarded};
+use crate::helper::HelperError;
 use crate::netlink::NetlinkError;
 use crate::service::Target;
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use spa_proto::{Port, PortRange, Transport};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 /// Connections, each as the peer addresses it: before any translation.
 pub type Inventory = HashSet<Connection>;
@@ -24,6 +28,13 @@ pub trait Connections: Send + Sync + 'static {
     /// The connections of others to these ports, whoever answers there: a program of this host, a
     /// container, or another host. Those of this host with itself are none of them.
     fn list(&self, guarded: &[Guarded]) -> Result<Inventory, ConnectionsError>;
+
+    /// The same for whoever can wait, and the processor time that it took.
+    fn list_behind(&self, guarded: &[Guarded]) -> Result<(Inventory, Duration), ConnectionsError> {
+        let before = spent_by_this_thread();
+        let found = self.list(guarded)?;
+        Ok((found, spent_by_this_thread().saturating_sub(before)))
+    }
 
     /// Those of these connections that are established, each with the end that answers; those that
     /// no socket of this host belongs to come first, since nothing ends them but refusing their
@@ -52,7 +63,8 @@ pub trait Connections: Send + Sync + 'static {
 }
 
 /// What came of ending connections.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Ended {
     /// Those of which nothing is left, neither an entry nor a socket.
     pub gone: Inventory,
@@ -68,6 +80,9 @@ pub enum ConnectionsError {
     /// The kernel could not be asked.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// What the gate helper said, or did not.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
     /// The addresses of this host are not known.
     #[error("cannot list the addresses of this host")]
     Addresses(#[source] io::Error),
@@ -77,6 +92,11 @@ pub enum ConnectionsError {
     /// There is no thread to ask.
     #[error("cannot start a thread that lists the connections")]
     Thread(#[source] io::Error),
+}
+
+/// The processor time of this thread so far; nothing, where the system does not tell.
+pub(crate) fn spent_by_this_thread() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
 /// The port that a connection was made to.

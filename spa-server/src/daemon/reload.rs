@@ -253,6 +253,8 @@ impl Daemon {
                 Vec::new()
             }
         };
+        // Only now: what it admits no more is withdrawn. It reads by itself who has come.
+        self.gate.reread().await;
         self.clients = config.count;
         let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);
         self.settings = settings;

@@ -11,11 +11,12 @@ use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
 use crate::config::{Config, Problem, Settings, judge_directory};
-use crate::connections::{Connections, KernelConnections};
+use crate::connections::Connections;
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
-use crate::gate::{AnyGate, Choice, Gate as _, InstallReport};
+use crate::gate::{Gate as _, InstallReport};
 use crate::grants::{FileGrantStore, Grant};
+use crate::helper::Helper;
 use crate::last_gate::LastGateFile;
 use crate::pipeline::{Judge, Pipeline, SharedJudge, Shortcut};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
@@ -57,8 +58,7 @@ impl Daemon {
         // First of all that has threads, which must not keep what it takes.
         let snap_length = CaptureSettings::snap_length(settings.packet_length.packet());
         let prefilter = Prefiltered::load(&settings, snap_length, config.count.total);
-        let Choice { gate, passed_over } =
-            AnyGate::choose(&settings.gate, &settings.gate_plan()).await?;
+        let Helper { gate, connections, passed_over, gone } = Helper::start(&config.path)?;
         let backend = gate.backend();
         for one in passed_over {
             tracing::info!("this back-end of the gate is passed over: {one}");
@@ -163,16 +163,16 @@ impl Daemon {
         authorizer.resume(grants, Now::read()).await.context("what is open can't be taken over")?;
 
         // Only now: what is admitted by the new gate too is admitted without a gap.
-        let left = gate.remove_others(&settings.gate).await;
+        let left = gate.remove_others().await;
         for complaint in left.into_iter().chain(settings.abandoned_hook()) {
             tracing::warn!("{complaint}");
         }
 
-        let connections: Arc<dyn Connections> = Arc::new(KernelConnections);
+        let connections: Arc<dyn Connections> = Arc::new(connections);
         let (watch, alarms) =
             Watch::start(Arc::clone(&gate), authorizer.needed(), Arc::clone(&connections), &plan);
         watch.rest(standing.absence().is_some());
-        let cutter = Cutter::start(gate, connections, standing.absence().is_none());
+        let cutter = Cutter::start(Arc::clone(&gate), connections, standing.absence().is_none());
 
         let (commands_in, commands) = mpsc::channel::<Command>(16);
         let control = tokio::spawn(control::serve(listener, move |request| {
@@ -187,7 +187,15 @@ impl Daemon {
             }
         }));
 
-        let inbox = Inbox { knocks, announcements, commands, alarms, reading: None, shortcut };
+        let inbox = Inbox {
+            knocks,
+            announcements,
+            commands,
+            alarms,
+            reading: None,
+            helper_gone: gone,
+            shortcut,
+        };
         let daemon = Self {
             clients: config.count,
             config_path: config.path,
@@ -205,6 +213,7 @@ impl Daemon {
             control,
             reload: None,
             reading: None,
+            gate,
             watch,
             cutter,
             standing,

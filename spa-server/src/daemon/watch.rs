@@ -10,7 +10,6 @@ use crate::clock::BootMicros;
 use crate::connections::{Connections, ConnectionsError, Inventory};
 use crate::gate::{Backend, Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
 use crate::priority::in_background;
-use nix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -440,18 +439,13 @@ async fn list_behind(
     guarded: Arc<[Guarded]>,
 ) -> Result<(Inventory, Duration), ConnectionsError> {
     let connections = Arc::clone(connections);
-    let list = move || connections.list(&guarded).map(|found| (found, spent_by_this_thread()));
+    let list = move || connections.list_behind(&guarded);
     // A priority can't be raised again: no thread of the runtime's may lower its own.
     let listed = tokio::task::spawn_blocking(|| {
         let thread = in_background("connections", list).map_err(ConnectionsError::Thread)?;
         thread.join().map_err(|_| ConnectionsError::Died)?
     });
     listed.await.map_err(|_| ConnectionsError::Died)?
-}
-
-/// The processor time of this thread so far; nothing, where the system does not tell.
-fn spent_by_this_thread() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
 /// What a gate keeps closed itself: in open mode, and where commands open, others do.

@@ -5,6 +5,7 @@ use super::hook::LedgerError;
 use super::tools::MissingTool;
 use super::types::{Backend, Element, Family, MAX_ELEMENT_SECONDS};
 use crate::config::Problem;
+use crate::helper::HelperError;
 use crate::netlink::NetlinkError;
 use crate::process::ProcessError;
 use std::io;
@@ -211,6 +212,9 @@ pub enum GateError {
     /// The kernel's answer over netlink.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// What the gate helper said, or did not.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
 }
 
 fn list(passed_over: &[PassedOver]) -> String {

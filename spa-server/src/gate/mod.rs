@@ -195,7 +195,10 @@ pub async fn answer<G: Gate>(gate: &G, request: GateRequest) -> GateAnswer {
         GateRequest::Lift => gate.lift().await.map(|()| GateAnswer::Lifted),
         GateRequest::Remove => gate.remove().await.map(|()| GateAnswer::Removed),
     };
-    answer.unwrap_or_else(|error| GateAnswer::Failed(with_causes(&error)))
+    answer.unwrap_or_else(|error| match error {
+        GateError::NotInstalled => GateAnswer::NotInstalled,
+        error => GateAnswer::Failed(with_causes(&error)),
+    })
 }
 
 #[cfg(test)]

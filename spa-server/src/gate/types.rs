@@ -388,6 +388,8 @@ pub enum GateAnswer {
     Lifted,
     /// To [`GateRequest::Remove`].
     Removed,
+    /// To any: there is no gate.
+    NotInstalled,
     /// To any: it did not happen, and this is why, with all causes.
     Failed(String),
 }

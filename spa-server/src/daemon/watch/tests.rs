@@ -1,7 +1,7 @@
 //! A watch over a gate that tests take apart.
 
 use super::*;
-use crate::connections::Ended;
+use crate::connections::{Ended, spent_by_this_thread};
 use crate::gate::{Change, Connection, Cut, InstallReport, LiveElement, Plan, Refusal};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;

@@ -1,0 +1,269 @@
+//! The gate as the worker has it: at the other end of the lines.
+
+use super::line::Line;
+use super::{HelperAnswer, HelperError, HelperRequest};
+use crate::gate::{
+    Backend, Change, Cut, Doubt, Gate, GateAnswer, GateError, GateRequest, InstallReport,
+    LiveElement, Look, Plan,
+};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// How long a thread that reads knocks waits itself: the kernel takes a grant in a tenth of a
+/// millisecond. Whoever waits longer leaves the thread to others.
+const AT_ONCE: Duration = Duration::from_millis(5);
+/// A helper that is so long about what takes no tool is frozen.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Several tools, one after another, each with its own time limit.
+const PATIENCE_WITH_TOOLS: Duration = Duration::from_secs(300);
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct RemoteGate {
+    backend: Backend,
+    /// For what changes something, and has to be in order.
+    orders: Arc<Asked>,
+    /// For looks, which hold up no order.
+    looks: Arc<Asked>,
+    doubts: Doubts,
+}
+
+/// A line over which one question is asked at a time.
+#[derive(Debug)]
+pub(super) struct Asked {
+    line: Line,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Asked {
+    pub(super) fn new(line: Line) -> Arc<Self> {
+        Arc::new(Self { line, turn: Arc::default() })
+    }
+
+    /// Asks, and waits for the answer. Whoever waits no more loses nothing but the answer: it is taken
+    /// from the line all the same.
+    async fn ask(
+        self: &Arc<Self>,
+        request: HelperRequest,
+        at_once: Duration,
+        patience: Duration,
+    ) -> Result<HelperAnswer, HelperError> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let asked = if at_once.is_zero() {
+            Some(request)
+        } else {
+            self.begin(&request)?;
+            if self.line.is_answered_within(at_once) {
+                return self.end(patience);
+            }
+            None
+        };
+        let line = Arc::clone(self);
+        let asking = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            if let Some(request) = asked {
+                line.begin(&request)?;
+            }
+            line.end(patience)
+        });
+        asking.await.unwrap_or_else(|error| Err(HelperError::Silent(io::Error::other(error))))
+    }
+
+    pub(super) fn begin(&self, request: &HelperRequest) -> Result<(), HelperError> {
+        self.line.send(request).map_err(|error| self.broken(error))
+    }
+
+    pub(super) fn end(&self, patience: Duration) -> Result<HelperAnswer, HelperError> {
+        let received = self.line.set_patience(Some(patience)).and_then(|()| self.line.receive());
+        match received {
+            Ok(Some(HelperAnswer::Failed(why))) => Err(HelperError::Refused(why)),
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
+            Err(error) => Err(self.broken(error)),
+        }
+    }
+
+    fn broken(&self, error: io::Error) -> HelperError {
+        self.line.hang_up();
+        HelperError::Silent(error)
+    }
+}
+
+impl RemoteGate {
+    pub(super) fn new(
+        backend: Backend,
+        orders: Arc<Asked>,
+        looks: Arc<Asked>,
+        doubts: Line,
+    ) -> io::Result<Self> {
+        Ok(Self { backend, orders, looks, doubts: Doubts::start(doubts)? })
+    }
+
+    /// Takes away the gates of other back-ends of ours. Says what did not work.
+    pub async fn remove_others(&self) -> Vec<String> {
+        let request = HelperRequest::RemoveOthers;
+        match self.orders.ask(request, Duration::ZERO, PATIENCE_WITH_TOOLS).await {
+            Ok(HelperAnswer::Removed(complaints)) => complaints,
+            Ok(_) => vec![HelperError::Confused.to_string()],
+            Err(error) => vec![crate::causes::with_causes(&error)],
+        }
+    }
+
+    /// Has the helper read the configuration anew: the worker has another one in force.
+    pub async fn reread(&self) {
+        let request = HelperRequest::Reread;
+        if let Err(error) = self.orders.ask(request, Duration::ZERO, PATIENCE_WITH_TOOLS).await {
+            tracing::error!("the gate helper: {}", crate::causes::with_causes(&error));
+        }
+    }
+
+    async fn order(&self, request: GateRequest) -> Result<GateAnswer, GateError> {
+        let (at_once, patience) = match (&request, self.backend) {
+            (GateRequest::Apply(_), Backend::Ipset | Backend::Nftables | Backend::DryRun) => {
+                (AT_ONCE, PATIENCE)
+            }
+            _ => (Duration::ZERO, PATIENCE_WITH_TOOLS),
+        };
+        ask(&self.orders, request, at_once, patience).await
+    }
+}
+
+async fn ask(
+    line: &Arc<Asked>,
+    request: GateRequest,
+    at_once: Duration,
+    patience: Duration,
+) -> Result<GateAnswer, GateError> {
+    match line.ask(HelperRequest::Gate(request), at_once, patience).await? {
+        HelperAnswer::Gate(GateAnswer::Failed(why)) => Err(HelperError::Refused(why).into()),
+        HelperAnswer::Gate(GateAnswer::NotInstalled) => Err(GateError::NotInstalled),
+        HelperAnswer::Gate(answer) => Ok(answer),
+        _ => Err(HelperError::Confused.into()),
+    }
+}
+
+/// Takes the answer that belongs to a question.
+macro_rules! expect {
+    ($answer:expr, $expected:pat => $value:expr) => {
+        match $answer? {
+            $expected => Ok($value),
+            _ => Err(HelperError::Confused.into()),
+        }
+    };
+}
+
+impl Gate for RemoteGate {
+    fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    async fn install(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        let answer = self.order(GateRequest::Install(plan.clone())).await;
+        expect!(answer, GateAnswer::Installed(report) => report)
+    }
+
+    async fn apply(&self, changes: &[Change]) -> Result<(), GateError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let answer = self.order(GateRequest::Apply(changes.to_vec())).await;
+        expect!(answer, GateAnswer::Applied => ())
+    }
+
+    async fn snapshot(&self) -> Result<Vec<LiveElement>, GateError> {
+        let answer = self.order(GateRequest::Snapshot).await;
+        expect!(answer, GateAnswer::Snapshot(live) => live)
+    }
+
+    async fn examine(&self, plan: &Plan) -> Result<InstallReport, GateError> {
+        let answer = self.order(GateRequest::Examine(plan.clone())).await;
+        expect!(answer, GateAnswer::Examined(report) => report)
+    }
+
+    async fn disturbed(&self) -> Doubt {
+        self.doubts.next().await
+    }
+
+    async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
+        let request = GateRequest::Look(doubt);
+        let answer = ask(&self.looks, request, Duration::ZERO, PATIENCE_WITH_TOOLS).await;
+        expect!(answer, GateAnswer::Looked(look) => look)
+    }
+
+    async fn sever(&self, cuts: &[Cut]) -> Result<(), GateError> {
+        let answer = self.order(GateRequest::Sever(cuts.to_vec())).await;
+        expect!(answer, GateAnswer::Severed => ())
+    }
+
+    async fn lift(&self) -> Result<(), GateError> {
+        let answer = self.order(GateRequest::Lift).await;
+        expect!(answer, GateAnswer::Lifted => ())
+    }
+
+    async fn remove(&self) -> Result<(), GateError> {
+        let answer = self.order(GateRequest::Remove).await;
+        expect!(answer, GateAnswer::Removed => ())
+    }
+}
+
+/// What the helper says of disturbances, asked for one after another, and kept until somebody wants
+/// to know.
+#[derive(Debug)]
+struct Doubts {
+    heard: Arc<Heard>,
+    ask: mpsc::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    doubt: Option<Doubt>,
+    is_asked: bool,
+}
+
+impl Heard {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Doubts {
+    fn start(line: Line) -> io::Result<Self> {
+        let heard = Arc::<Heard>::default();
+        let (ask, asked) = mpsc::channel();
+        let hears = Arc::clone(&heard);
+        std::thread::Builder::new().name("doubts".into()).spawn(move || {
+            for () in asked {
+                // As long as it takes. A helper that is gone is told of by its link.
+                let answer = line.send(&HelperRequest::Disturbed).and_then(|()| line.receive());
+                let Ok(Some(HelperAnswer::Disturbed(doubt))) = answer else { return };
+                *hears.state() = State { doubt: Some(doubt), is_asked: false };
+                hears.changed.notify_one();
+            }
+        })?;
+        Ok(Self { heard, ask })
+    }
+
+    async fn next(&self) -> Doubt {
+        loop {
+            {
+                let mut state = self.heard.state();
+                if let Some(doubt) = state.doubt.take() {
+                    return doubt;
+                }
+                if !std::mem::replace(&mut state.is_asked, true) {
+                    // Without the thread nothing is ever heard, and the process ends.
+                    let _ = self.ask.send(());
+                }
+            }
+            self.heard.changed.notified().await;
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The helper's process.
+
+use super::line::{LINES, Line, take_over};
+use super::ordered::OrderFile;
+use super::warden::Warden;
+use super::{HelperAnswer, HelperRequest};
+use crate::causes::with_causes;
+use crate::config::{GateSettings, Settings};
+use crate::connections::{Connections as _, KernelConnections};
+use crate::daemon;
+use crate::gate::{
+    AnyGate, Backend, Choice, Gate as _, GateAnswer, GateError, GateRequest, answer,
+};
+use crate::priority::{hurry, in_background};
+use crate::privileges;
+use anyhow::Context as _;
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+/// Runs the helper at the other end of standard input, until that or a line is closed.
+pub(crate) fn run(config: &Path) -> anyhow::Result<()> {
+    daemon::start_log()?;
+    let link = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from)?;
+    let lines = take_over(&link).context(
+        "the gate helper is started by `spa-server run`, which it serves, and has no use without",
+    )?;
+    let settings = Settings::load(config)?;
+    // Commands of the administrator's may need more than the gate.
+    if settings.gate.backend != Backend::Hook {
+        privileges::keep_to_the_gate().context("cannot give up what the gate does not need")?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(config, settings, link, lines))
+}
+
+async fn serve(
+    config: &Path,
+    settings: Settings,
+    link: UnixStream,
+    lines: [Line; LINES],
+) -> anyhow::Result<()> {
+    let [orders, looks, doubts, lists] = lines;
+    let gate = match AnyGate::choose(&settings.gate, &settings.gate_plan()).await {
+        Ok(Choice { gate, passed_over }) => {
+            let passed_over = passed_over.iter().map(ToString::to_string).collect();
+            orders.send(&HelperAnswer::Chosen { backend: gate.backend(), passed_over })?;
+            Arc::new(gate)
+        }
+        Err(error) => {
+            // The daemon tells it.
+            orders.send(&HelperAnswer::Failed(with_causes(&error)))?;
+            return Ok(());
+        }
+    };
+    let orders_file = OrderFile::of(&settings.state_directory);
+    let gate_settings = settings.gate.clone();
+    let warden = Arc::new(Warden::new(config, settings, orders_file));
+    let (end, mut ended) = mpsc::channel(1);
+    for (name, line) in [("orders", orders), ("looks", looks), ("doubts", doubts), ("lists", lists)]
+    {
+        let server = Server {
+            gate: Arc::clone(&gate),
+            settings: gate_settings.clone(),
+            warden: Arc::clone(&warden),
+            runtime: Handle::current(),
+        };
+        let end = Ends(end.clone());
+        std::thread::Builder::new().name(name.into()).spawn(move || {
+            let _end = end;
+            if name == "orders" {
+                // Somebody waits for his port to open.
+                hurry();
+            }
+            server.serve(&line);
+        })?;
+    }
+    let end = Ends(end);
+    std::thread::Builder::new().name("link".into()).spawn(move || {
+        let _end = end;
+        // Nothing ever comes but the end.
+        let _ = (&link).read(&mut [0]);
+    })?;
+    // The worker is gone, or a thread has died: then it goes as well. Nothing is lost by that.
+    let _ = ended.recv().await;
+    Ok(())
+}
+
+/// Says that its thread has ended, however it did.
+struct Ends(mpsc::Sender<()>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // The first one suffices.
+        let _ = self.0.try_send(());
+    }
+}
+
+/// What serves one line.
+struct Server {
+    gate: Arc<AnyGate>,
+    settings: GateSettings,
+    warden: Arc<Warden>,
+    runtime: Handle,
+}
+
+impl Server {
+    fn serve(&self, line: &Line) {
+        loop {
+            let request = match line.receive() {
+                Ok(Some(request)) => request,
+                Ok(None) => return,
+                Err(error) => {
+                    return tracing::error!(
+                        "the gate helper can't read what the daemon asks: {error}"
+                    );
+                }
+            };
+            if let Err(error) = line.send(&self.answer(request)) {
+                return tracing::debug!("the daemon is gone: {error}");
+            }
+        }
+    }
+
+    fn answer(&self, request: HelperRequest) -> HelperAnswer {
+        let is_removal = matches!(request, HelperRequest::Gate(GateRequest::Remove));
+        match self.warden.judge(request) {
+            Ok(request) => {
+                let answer = self.carry_out(&request);
+                self.warden.note(&request, &answer);
+                answer
+            }
+            // There is nothing to take away, which is what was wanted.
+            Err(_) if is_removal && self.is_gone() => HelperAnswer::Gate(GateAnswer::Removed),
+            Err(why) => {
+                tracing::error!("the gate helper refuses what the daemon asks: {why}");
+                HelperAnswer::Failed(why)
+            }
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        matches!(self.runtime.block_on(self.gate.snapshot()), Err(GateError::NotInstalled))
+    }
+
+    fn carry_out(&self, request: &HelperRequest) -> HelperAnswer {
+        let connections = KernelConnections;
+        let failed = |error: &dyn std::error::Error| HelperAnswer::Failed(with_causes(error));
+        match request {
+            HelperRequest::Gate(request) => {
+                HelperAnswer::Gate(self.runtime.block_on(answer(&*self.gate, request.clone())))
+            }
+            HelperRequest::RemoveOthers => HelperAnswer::Removed(
+                self.runtime.block_on(self.gate.remove_others(&self.settings)),
+            ),
+            HelperRequest::Reread => HelperAnswer::Reread,
+            HelperRequest::Disturbed => {
+                HelperAnswer::Disturbed(self.runtime.block_on(self.gate.disturbed()))
+            }
+            HelperRequest::List { guarded, in_background: false } => {
+                connections.list_behind(guarded).map_or_else(
+                    |error| failed(&error),
+                    |(connections, took)| HelperAnswer::Listed { connections, took },
+                )
+            }
+            HelperRequest::List { guarded, in_background: true } => {
+                let guarded = guarded.clone();
+                // A priority can't be raised again: this thread has others who wait for it.
+                let listed =
+                    in_background("connections", move || connections.list_behind(&guarded));
+                match listed.map(std::thread::JoinHandle::join) {
+                    Ok(Ok(Ok((connections, took)))) => HelperAnswer::Listed { connections, took },
+                    Ok(Ok(Err(error))) => failed(&error),
+                    Ok(Err(_)) => HelperAnswer::Failed("the list has died".into()),
+                    Err(error) => failed(&error),
+                }
+            }
+            HelperRequest::Established { those, guarded } => connections
+                .established(those, guarded)
+                .map_or_else(|error| failed(&error), HelperAnswer::Cuts),
+            HelperRequest::End { those, established, guarded } => connections
+                .end(those, established, guarded)
+                .map_or_else(|error| failed(&error), HelperAnswer::Ended),
+            HelperRequest::TalkedTo(those) => {
+                connections.talked_to(those).map_or_else(|error| failed(&error), HelperAnswer::Cuts)
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! How the worker comes by a helper.
+
+use super::gate::Asked;
+use super::line::{Line, hand_over};
+use super::{HelperAnswer, HelperError, RemoteConnections, RemoteGate};
+use crate::privileges;
+use anyhow::Context as _;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// It tries out which back-end works, with several tools.
+const UNTIL_IT_HAS_CHOSEN: Duration = Duration::from_secs(300);
+
+/// Comes when the helper is gone.
+pub(crate) type Gone = oneshot::Receiver<()>;
+
+/// A helper that runs.
+pub(crate) struct Helper {
+    pub(crate) gate: RemoteGate,
+    pub(crate) connections: RemoteConnections,
+    /// Back-ends that can't be used here, and why not.
+    pub(crate) passed_over: Vec<String>,
+    pub(crate) gone: Gone,
+}
+
+impl Helper {
+    /// Starts this program as the helper, by the same configuration, with the capabilities that this
+    /// thread has now; what changes the firewall this thread then gives up.
+    pub(crate) fn start(config: &Path) -> anyhow::Result<Self> {
+        let (link, theirs) = UnixStream::pair()?;
+        let pairs = [Line::pair()?, Line::pair()?, Line::pair()?, Line::pair()?];
+        let ([orders, looks, doubts, lists], given) = split(pairs);
+        let program = std::env::current_exe().context("cannot tell which program this is")?;
+        let mut command = Command::new(&program);
+        command
+            .arg("--config")
+            .arg(config)
+            .arg("gate-helper")
+            .env_clear()
+            .envs(
+                ["SPA_LOG", "JOURNAL_STREAM"]
+                    .into_iter()
+                    .filter_map(|name| std::env::var_os(name).map(|value| (name, value))),
+            )
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            // What a terminal sends to the worker, which then has things to finish, is not for it.
+            .process_group(0);
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start the gate helper, {}", program.display()))?;
+        drop(command);
+        // Before there is another thread, which would keep what this one gives up.
+        privileges::keep_to_the_capture().context("cannot give up what changes the firewall")?;
+        hand_over(&link, &given).context("cannot talk to the gate helper")?;
+        drop(given);
+
+        let (tell, gone) = oneshot::channel();
+        std::thread::Builder::new().name("helper".into()).spawn(move || {
+            // Nothing ever comes but the end.
+            let _ = (&link).read(&mut [0]);
+            // Nobody may be left to tell.
+            let _ = tell.send(());
+            let _ = child.wait();
+        })?;
+
+        let orders = Asked::new(orders);
+        let chosen = orders.end(UNTIL_IT_HAS_CHOSEN);
+        let (backend, passed_over) = match chosen {
+            Ok(HelperAnswer::Chosen { backend, passed_over }) => (backend, passed_over),
+            Ok(_) => return Err(HelperError::Confused.into()),
+            Err(HelperError::Refused(why)) => anyhow::bail!("{why}"),
+            Err(error) => return Err(error.into()),
+        };
+        let gate = RemoteGate::new(backend, orders, Asked::new(looks), doubts)?;
+        let connections = RemoteConnections::new(Asked::new(lists));
+        Ok(Self { gate, connections, passed_over, gone })
+    }
+}
+
+fn split<const N: usize>(pairs: [(Line, Line); N]) -> ([Line; N], [Line; N]) {
+    let mut theirs = Vec::with_capacity(N);
+    let ours = pairs.map(|(ours, its)| {
+        theirs.push(its);
+        ours
+    });
+    match theirs.try_into() {
+        Ok(theirs) => (ours, theirs),
+        Err(_) => unreachable!("one for each"),
+    }
+}

@@ -1,0 +1,460 @@
+//! Judges what the worker asks of the helper: it may have been taken over.
+//!
+//! What is judged against is the configuration that the helper has read itself, and the last word of
+//! root's. It touches no gate.
+
+use super::ordered::{OrderFile, Ordered};
+use super::permits::Permits;
+use super::{HelperAnswer, HelperRequest};
+use crate::causes::with_causes;
+use crate::clock::BootMicros;
+use crate::config::{Settings, client_rules};
+use crate::connections::port_of;
+use crate::gate::{Change, Connection, Cut, GateAnswer, GateRequest, Guarded, Plan};
+use crate::priority::in_background;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How much later than the administrator the worker may think that a trial ends: it reads the
+/// configuration in between.
+const SLACK: Duration = Duration::from_secs(120);
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Warden {
+    config: PathBuf,
+    /// By the configuration that this process began with: what of it holds until the next start.
+    knock_ports: Vec<u16>,
+    orders: OrderFile,
+    started: BootMicros,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// What the gate is to guard; never on trial.
+    plan: Plan,
+    /// By a configuration that was read since, until it is installed.
+    next: Option<Plan>,
+    /// All that was ever to be guarded: connections to it are ours to end.
+    guarded: HashSet<Guarded>,
+    permits: Reading,
+}
+
+impl State {
+    fn judge_guarded(&self, guarded: &[Guarded]) -> Result<(), Refusal> {
+        match guarded.iter().find(|guarded| !self.guarded.contains(guarded)) {
+            None => Ok(()),
+            Some(stranger) => Err(format!("no service has the ports {}", stranger.ports)),
+        }
+    }
+
+    fn judge_cuts(&self, cuts: &[Cut]) -> Result<(), Refusal> {
+        let is_ours = |connection: &Connection| {
+            port_of(connection)
+                .is_some_and(|port| self.guarded.iter().any(|guarded| guarded.ports.contains(port)))
+        };
+        match cuts.iter().find(|cut| !is_ours(&cut.connection)) {
+            None => Ok(()),
+            Some(cut) => Err(format!("no service is at {}", cut.connection.local)),
+        }
+    }
+}
+
+/// A hundred thousand files take a while.
+#[derive(Debug)]
+enum Reading {
+    On(JoinHandle<Permits>),
+    Done(Permits),
+}
+
+/// Why something is not done.
+type Refusal = String;
+
+impl Warden {
+    pub(super) fn new(config: &Path, settings: Settings, orders: OrderFile) -> Self {
+        let (plan, knock_ports) = (settings.gate_plan(), settings.knock_ports.clone());
+        let path = config.to_path_buf();
+        let permits = in_background("permits", move || permits(&path, &settings))
+            .map_or_else(|_| Reading::Done(Permits::default()), Reading::On);
+        let guarded = plan.guarded.iter().copied().collect();
+        Self {
+            config: config.into(),
+            knock_ports,
+            orders,
+            started: BootMicros::now(),
+            state: Mutex::new(State { plan, next: None, guarded, permits }),
+        }
+    }
+
+    /// Judges a request; what is too much of a time is cut.
+    pub(super) fn judge(&self, request: HelperRequest) -> Result<HelperRequest, Refusal> {
+        match request {
+            HelperRequest::Gate(request) => self.judge_gate(request).map(HelperRequest::Gate),
+            HelperRequest::List { ref guarded, .. }
+            | HelperRequest::Established { ref guarded, .. } => {
+                self.state().judge_guarded(guarded).map(|()| request)
+            }
+            HelperRequest::End { ref guarded, ref established, .. } => {
+                let state = self.state();
+                state.judge_guarded(guarded)?;
+                state.judge_cuts(established).map(|()| request)
+            }
+            HelperRequest::TalkedTo(_) | HelperRequest::RemoveOthers | HelperRequest::Disturbed => {
+                Ok(request)
+            }
+            HelperRequest::Reread => {
+                self.reread();
+                Ok(request)
+            }
+        }
+    }
+
+    /// Notes what came of what was asked.
+    pub(super) fn note(&self, asked: &HelperRequest, answer: &HelperAnswer) {
+        if let (
+            HelperRequest::Gate(GateRequest::Install(plan)),
+            HelperAnswer::Gate(GateAnswer::Installed(_)),
+        ) = (asked, answer)
+        {
+            let mut state = self.state();
+            let plan = for_good(plan);
+            if state.next.as_ref() == Some(&plan) {
+                // Who goes back to the one before would guard less, perhaps.
+                state.plan = plan;
+                state.next = None;
+            }
+        }
+    }
+
+    fn judge_gate(&self, request: GateRequest) -> Result<GateRequest, Refusal> {
+        match request {
+            GateRequest::Install(ref plan) | GateRequest::Examine(ref plan) => {
+                self.judge_plan(plan)?;
+                if let (GateRequest::Install(_), Some(seconds)) = (&request, plan.trial_seconds) {
+                    self.judge_trial(seconds)?;
+                }
+                Ok(request)
+            }
+            GateRequest::Apply(changes) => self.judge_changes(changes).map(GateRequest::Apply),
+            GateRequest::Sever(ref cuts) => self.state().judge_cuts(cuts).map(|()| request),
+            GateRequest::Remove => self.judge_removal().map(|()| request),
+            GateRequest::Snapshot | GateRequest::Look(_) | GateRequest::Lift => Ok(request),
+        }
+    }
+
+    fn judge_plan(&self, plan: &Plan) -> Result<(), Refusal> {
+        let plan = for_good(plan);
+        let is_known = || {
+            let state = self.state();
+            state.plan == plan || state.next.as_ref() == Some(&plan)
+        };
+        if is_known() {
+            return Ok(());
+        }
+        self.reread();
+        if is_known() {
+            return Ok(());
+        }
+        Err(format!(
+            "the gate helper reads another configuration in {} than the daemon did: has it changed meanwhile? Reload again",
+            self.config.display()
+        ))
+    }
+
+    fn judge_trial(&self, seconds: u32) -> Result<(), Refusal> {
+        let ends = BootMicros::now().saturating_add(Duration::from_secs(seconds.into()));
+        match self.orders.read() {
+            Some(Ordered::Trial { until }) if ends <= until.saturating_add(SLACK) => Ok(()),
+            _ => Err("no administrator has ordered a trial of the gate, or not for so long; `spa-server gate install --trial` does".into()),
+        }
+    }
+
+    fn judge_removal(&self) -> Result<(), Refusal> {
+        match self.orders.read() {
+            // One that was given to the daemon before this one was for that one: it is up again.
+            Some(Ordered::Removed { at }) if at >= self.started => Ok(()),
+            Some(Ordered::Trial { until }) if until <= BootMicros::now() => Ok(()),
+            _ => Err("no administrator has ordered the gate to be removed; `spa-server gate remove` does, also without the daemon".into()),
+        }
+    }
+
+    fn judge_changes(&self, mut changes: Vec<Change>) -> Result<Vec<Change>, Refusal> {
+        let mut has_reread = false;
+        for change in &mut changes {
+            let Change::Admit { element, seconds } = change else { continue };
+            let permitted = match self.state().permits.done().seconds(*element, *seconds) {
+                // The worker may know of a client that has come since.
+                None if !has_reread => {
+                    has_reread = true;
+                    self.reread();
+                    self.state().permits.done().seconds(*element, *seconds)
+                }
+                permitted => permitted,
+            };
+            *seconds = permitted.ok_or_else(|| {
+                format!(
+                    "the gate helper admits no {element}: no client of {} may have it",
+                    self.config.display()
+                )
+            })?;
+        }
+        Ok(changes)
+    }
+
+    /// A configuration that can't be read changes nothing.
+    fn reread(&self) {
+        let settings = match Settings::load(&self.config) {
+            Ok(settings) => Settings { knock_ports: self.knock_ports.clone(), ..settings },
+            Err(error) => {
+                return tracing::debug!(
+                    "the gate helper keeps to what it knows: {}",
+                    with_causes(&error)
+                );
+            }
+        };
+        let permits = permits(&self.config, &settings);
+        let plan = settings.gate_plan();
+        let mut state = self.state();
+        state.permits = Reading::Done(permits);
+        state.guarded.extend(plan.guarded.iter().copied());
+        state.next = (plan != state.plan).then_some(plan);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing is ever half done behind it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reading {
+    fn done(&mut self) -> &Permits {
+        if let Self::On(_) = self {
+            let reading = std::mem::replace(self, Self::Done(Permits::default()));
+            if let Self::On(reading) = reading {
+                // Who can read nothing admits nobody, and reads again.
+                *self = Self::Done(reading.join().unwrap_or_default());
+            }
+        }
+        match self {
+            Self::Done(permits) => permits,
+            Self::On(_) => unreachable!("it was waited for"),
+        }
+    }
+}
+
+fn permits(config: &Path, settings: &Settings) -> Permits {
+    match client_rules(config, settings) {
+        Ok(rules) => Permits::new(&settings.services, rules),
+        Err(problem) => {
+            tracing::error!("the gate helper can't read who may open what: {problem}");
+            Permits::default()
+        }
+    }
+}
+
+fn for_good(plan: &Plan) -> Plan {
+    Plan { trial_seconds: None, ..plan.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::{Doubt, Element, InstallReport};
+    use spa_keys::PrivateKey;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const SERVER: &str = "knock-ports = [62201]\n[services.ssh]\nports = [\"tcp/22\"]\n";
+    const WEB: &str = "[services.web]\nports = [\"tcp/443\"]\n";
+
+    /// A directory with a configuration and a place for orders, and a warden over them.
+    struct Host {
+        directory: tempfile::TempDir,
+        warden: Warden,
+        orders: OrderFile,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            fs::create_dir(directory.path().join("clients.d")).unwrap();
+            let orders = OrderFile::within(&directory.path().join("orders"), Path::new("/state"));
+            write(directory.path(), "server.toml", SERVER);
+            client(directory.path(), "laptop", &["ssh"]);
+            let config = directory.path().join("server.toml");
+            let warden = Warden::new(&config, Settings::load(&config).unwrap(), orders.clone());
+            Self { directory, warden, orders }
+        }
+
+        fn plan(&self) -> Plan {
+            Settings::load(&self.directory.path().join("server.toml")).unwrap().gate_plan()
+        }
+
+        fn judge(&self, request: GateRequest) -> Result<HelperRequest, Refusal> {
+            self.warden.judge(HelperRequest::Gate(request))
+        }
+
+        fn installs(&self, plan: &Plan) -> bool {
+            let request = GateRequest::Install(plan.clone());
+            let judged = self.judge(request);
+            if let Ok(asked) = &judged {
+                let report = InstallReport::default();
+                self.warden.note(asked, &HelperAnswer::Gate(GateAnswer::Installed(report)));
+            }
+            judged.is_ok()
+        }
+
+        fn admits(&self, ports: &str) -> bool {
+            let source = "192.0.2.7".parse().unwrap();
+            let element = Element { source, ports: ports.parse().unwrap() };
+            self.judge(GateRequest::Apply(vec![Change::Admit { element, seconds: 30 }])).is_ok()
+        }
+
+        fn order(&self, ordered: Option<Ordered>) {
+            self.orders.set(Path::new("/state"), ordered).unwrap();
+        }
+    }
+
+    fn write(directory: &Path, name: &str, text: &str) {
+        let path = directory.join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+    }
+
+    fn client(directory: &Path, name: &str, allow: &[&str]) {
+        let key = PrivateKey::from_bytes([9; 32].into()).public();
+        let text = format!("public-key = \"{key}\"\nallow = {allow:?}\n");
+        write(directory, &format!("clients.d/{name}.toml"), &text);
+    }
+
+    fn in_a_minute() -> BootMicros {
+        BootMicros::now().saturating_add(Duration::from_secs(60))
+    }
+
+    #[test]
+    fn a_gate_that_guards_less_than_the_configuration_says_is_not_put_up() {
+        let host = Host::new();
+        let plan = host.plan();
+        assert!(host.installs(&plan));
+        for other in [
+            Plan { guarded: Vec::new(), ..plan.clone() },
+            Plan { mode: crate::gate::Mode::Open, ..plan.clone() },
+            Plan { always_admit: vec!["0.0.0.0/0".parse().unwrap()], ..plan.clone() },
+            Plan { knock_ports: Vec::new(), ..plan.clone() },
+        ] {
+            assert!(!host.installs(&other), "{other:?}");
+            assert!(host.judge(GateRequest::Examine(other)).is_err());
+        }
+        assert!(host.installs(&plan));
+    }
+
+    #[test]
+    fn a_new_configuration_is_taken_from_the_file_and_the_former_one_is_over_once_it_stands() {
+        let host = Host::new();
+        let former = host.plan();
+        write(host.directory.path(), "server.toml", &format!("{SERVER}{WEB}"));
+        let next = host.plan();
+        assert!(next != former);
+        // Before it stands, it may fail, and the former one come back.
+        host.warden.judge(HelperRequest::Reread).unwrap();
+        assert!(host.installs(&former) && host.installs(&next));
+        assert!(!host.installs(&former));
+        assert!(!host.admits("tcp/443"), "no client may have it");
+        client(host.directory.path(), "laptop", &["ssh", "web"]);
+        assert!(host.admits("tcp/443"), "who has come is found");
+        fs::remove_file(host.directory.path().join("clients.d/laptop.toml")).unwrap();
+        host.warden.judge(HelperRequest::Reread).unwrap();
+        assert!(!host.admits("tcp/443"));
+        // What can't be read changes nothing.
+        client(host.directory.path(), "laptop", &["ssh"]);
+        assert!(host.admits("tcp/22"));
+        write(host.directory.path(), "server.toml", "nonsense");
+        host.warden.judge(HelperRequest::Reread).unwrap();
+        assert!(host.admits("tcp/22") && host.installs(&next));
+    }
+
+    #[test]
+    fn knock_ports_are_those_of_the_start() {
+        let host = Host::new();
+        let plan = host.plan();
+        write(host.directory.path(), "server.toml", &SERVER.replace("62201", "62202"));
+        assert!(!host.installs(&host.plan()));
+        assert!(host.installs(&plan));
+    }
+
+    #[test]
+    fn only_what_some_client_may_have_is_admitted_and_withdrawn_is_anything() {
+        let host = Host::new();
+        assert!(host.admits("tcp/22"));
+        assert!(!host.admits("tcp/23"));
+        let element =
+            Element { source: "192.0.2.7".parse().unwrap(), ports: "tcp/23".parse().unwrap() };
+        assert!(host.judge(GateRequest::Apply(vec![Change::Withdraw { element }])).is_ok());
+        let both = |ports: &str| {
+            let element = Element { ports: ports.parse().unwrap(), ..element };
+            Change::Admit { element, seconds: 30 }
+        };
+        assert!(host.judge(GateRequest::Apply(vec![both("tcp/22"), both("tcp/23")])).is_err());
+    }
+
+    #[test]
+    fn a_gate_goes_away_only_when_root_has_ordered_it() {
+        let host = Host::new();
+        let plan = host.plan();
+        let trial = |seconds| Plan { trial_seconds: Some(seconds), ..plan.clone() };
+        let removes = || host.judge(GateRequest::Remove).is_ok();
+        assert!(!removes() && !host.installs(&trial(60)));
+        host.order(Some(Ordered::Trial { until: in_a_minute() }));
+        assert!(host.installs(&trial(60)) && host.installs(&trial(1)) && host.installs(&plan));
+        assert!(!host.installs(&trial(3600)), "for longer than was ordered");
+        assert!(!removes(), "its time is not over");
+        host.order(Some(Ordered::Trial { until: BootMicros::now() }));
+        assert!(removes());
+        host.order(Some(Ordered::Removed { at: BootMicros::now() }));
+        assert!(removes() && !host.installs(&trial(60)));
+        let before = BootMicros(host.warden.started.0 - 1);
+        host.order(Some(Ordered::Removed { at: before }));
+        assert!(!removes(), "it was put up again since");
+        host.order(None);
+        assert!(!removes());
+        for harmless in
+            [GateRequest::Snapshot, GateRequest::Look(Doubt::Everything), GateRequest::Lift]
+        {
+            assert!(host.judge(harmless).is_ok());
+        }
+    }
+
+    #[test]
+    fn only_connections_to_what_is_guarded_are_touched() {
+        let host = Host::new();
+        let guarded = |ports: &str| vec![Guarded::plain(ports.parse().unwrap())];
+        let cut = |local: &str| Cut {
+            connection: Connection {
+                transport: spa_proto::Transport::Tcp,
+                peer: "192.0.2.7:50000".parse().unwrap(),
+                local: local.parse().unwrap(),
+            },
+            answered_from: local.parse().unwrap(),
+        };
+        assert!(host.judge(GateRequest::Sever(vec![cut("192.0.2.1:22")])).is_ok());
+        assert!(
+            host.judge(GateRequest::Sever(vec![cut("192.0.2.1:22"), cut("192.0.2.1:80")])).is_err()
+        );
+        let list =
+            |ports: &str| HelperRequest::List { guarded: guarded(ports), in_background: true };
+        assert!(host.warden.judge(list("tcp/22")).is_ok());
+        assert!(host.warden.judge(list("tcp/1-65535")).is_err());
+        let end = |ports: &str, established: &str| HelperRequest::End {
+            those: [cut("192.0.2.1:22").connection].into(),
+            established: vec![cut(established)],
+            guarded: guarded(ports),
+        };
+        assert!(host.warden.judge(end("tcp/22", "192.0.2.1:22")).is_ok());
+        assert!(host.warden.judge(end("tcp/80", "192.0.2.1:22")).is_err());
+        assert!(host.warden.judge(end("tcp/22", "192.0.2.1:80")).is_err());
+    }
+}
