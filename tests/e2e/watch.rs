@@ -404,7 +404,7 @@ fn who_slipped_in_is_cut_also_if_connections_can_not_be_listed_at_first() -> Res
     })
     .with_context(|| scene.server.account())?;
     intruder.ensure_alive()?;
-    let pid = scene.server.pid()?;
+    let pid = scene.server.helper_pid()?;
     scene.server.host().sh(&format!("prlimit --pid {pid} --nofile=1024:"))?;
     intruder.await_cut(Duration::from_secs(20)).context("who slipped in is still in")?;
     early.ensure_alive()?;

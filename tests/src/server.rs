@@ -229,6 +229,17 @@ impl Server {
         Ok(self.child.as_ref().context("spa-server does not run")?.id())
     }
 
+    /// The process id of its gate helper.
+    pub fn helper_pid(&self) -> Result<u32> {
+        let children = format!("/proc/{0}/task/{0}/children", self.pid()?);
+        let children = std::fs::read_to_string(&children).with_context(|| children.clone())?;
+        let helper = children.split_ascii_whitespace().find_map(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            line.split(|byte| *byte == 0).any(|word| word == b"gate-helper").then_some(pid)
+        });
+        Ok(helper.context("spa-server has no gate helper")?.parse()?)
+    }
+
     /// That it is still the same process, and has not complained of itself.
     pub fn ensure_unharmed(&mut self) -> Result<()> {
         if let Some(status) = self.ended()? {

@@ -267,3 +267,64 @@ impl Doubts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_helper_that_does_not_answer_is_given_up() {
+        let (here, there) = Line::pair().unwrap();
+        let asked = Asked::new(here);
+        for at_once in [Duration::ZERO, Duration::from_millis(1)] {
+            let request = HelperRequest::Gate(GateRequest::Snapshot);
+            let answer = asked.ask(request, at_once, Duration::from_millis(20)).await;
+            assert!(matches!(answer, Err(HelperError::Silent(_))), "{answer:?}");
+        }
+        // It finds that nobody is there any more.
+        assert!(there.receive::<HelperRequest>().unwrap().is_some());
+        assert!(there.receive::<HelperRequest>().unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_waits_no_more_leaves_no_answer_to_the_next_one() {
+        let (here, there) = Line::pair().unwrap();
+        let asked = Asked::new(here);
+        let first = HelperRequest::Gate(GateRequest::Snapshot);
+        let asking = asked.ask(first, Duration::from_millis(1), SOON);
+        assert!(tokio::time::timeout(Duration::from_millis(50), asking).await.is_err());
+        let helper = std::thread::spawn(move || {
+            for answer in [HelperAnswer::Reread, HelperAnswer::Removed(vec!["x".into()])] {
+                there.receive::<HelperRequest>().unwrap().unwrap();
+                there.send(&answer).unwrap();
+            }
+        });
+        let answer = asked.ask(HelperRequest::RemoveOthers, Duration::ZERO, SOON).await.unwrap();
+        assert_eq!(answer, HelperAnswer::Removed(vec!["x".into()]));
+        helper.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_disturbance_is_heard_once_whoever_has_waited_for_it() {
+        let (here, there) = Line::pair().unwrap();
+        let doubts = Doubts::start(here).unwrap();
+        // The watch waits for several things at a time, and then begins anew.
+        for _ in 0..3 {
+            let waits = tokio::time::timeout(Duration::from_millis(5), doubts.next());
+            assert!(waits.await.is_err());
+        }
+        let helper = std::thread::spawn(move || {
+            for doubt in [Doubt::Elements, Doubt::Everything] {
+                assert_eq!(there.receive().unwrap(), Some(HelperRequest::Disturbed));
+                there.send(&HelperAnswer::Disturbed(doubt)).unwrap();
+            }
+            there
+        });
+        assert_eq!(doubts.next().await, Doubt::Elements);
+        assert_eq!(doubts.next().await, Doubt::Everything);
+        let there = helper.join().unwrap();
+        assert!(!there.is_answered_within(Duration::from_millis(5)), "nobody has asked again");
+    }
+}

@@ -25,7 +25,7 @@ pub use connections::RemoteConnections;
 pub use gate::RemoteGate;
 pub(crate) use ordered::{OrderFile, Ordered};
 pub(crate) use serve::run;
-pub(crate) use start::{Gone, Helper};
+pub use start::{Gone, Helper};
 
 use crate::connections::{Ended, Inventory};
 use crate::gate::{Backend, Cut, Doubt, GateAnswer, GateRequest, Guarded};

@@ -85,9 +85,10 @@ async fn serve(
         // Nothing ever comes but the end.
         let _ = (&link).read(&mut [0]);
     })?;
-    // The worker is gone, or a thread has died: then it goes as well. Nothing is lost by that.
+    // The worker is gone, or a thread has died: then it goes as well. Nothing is lost by that, and a
+    // command that still runs goes on to its end.
     let _ = ended.recv().await;
-    Ok(())
+    std::process::exit(0)
 }
 
 /// Says that its thread has ended, however it did.

@@ -18,46 +18,55 @@ use tokio::sync::oneshot;
 const UNTIL_IT_HAS_CHOSEN: Duration = Duration::from_secs(300);
 
 /// Comes when the helper is gone.
-pub(crate) type Gone = oneshot::Receiver<()>;
+pub type Gone = oneshot::Receiver<()>;
 
 /// A helper that runs.
-pub(crate) struct Helper {
-    pub(crate) gate: RemoteGate,
-    pub(crate) connections: RemoteConnections,
+#[derive(Debug)]
+pub struct Helper {
+    /// What it does.
+    pub gate: RemoteGate,
+    /// What it lists and ends.
+    pub connections: RemoteConnections,
     /// Back-ends that can't be used here, and why not.
-    pub(crate) passed_over: Vec<String>,
-    pub(crate) gone: Gone,
+    pub passed_over: Vec<String>,
+    /// Comes when it is gone.
+    pub gone: Gone,
 }
 
 impl Helper {
     /// Starts this program as the helper, by the same configuration, with the capabilities that this
     /// thread has now; what changes the firewall this thread then gives up.
     pub(crate) fn start(config: &Path) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot tell which program this is")?;
+        let kept = ["SPA_LOG", "JOURNAL_STREAM"];
+        let kept = kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        let mut command = Command::new(&program);
+        command.arg("--config").arg(config).arg("gate-helper").env_clear().envs(kept);
+        Self::start_by(command, || {
+            privileges::keep_to_the_capture().context("cannot give up what changes the firewall")
+        })
+    }
+
+    /// Starts a helper by this command; `then` is done before there is another thread, which would
+    /// keep what this one gives up.
+    pub fn start_by(
+        mut command: Command,
+        then: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let (link, theirs) = UnixStream::pair()?;
         let pairs = [Line::pair()?, Line::pair()?, Line::pair()?, Line::pair()?];
         let ([orders, looks, doubts, lists], given) = split(pairs);
-        let program = std::env::current_exe().context("cannot tell which program this is")?;
-        let mut command = Command::new(&program);
         command
-            .arg("--config")
-            .arg(config)
-            .arg("gate-helper")
-            .env_clear()
-            .envs(
-                ["SPA_LOG", "JOURNAL_STREAM"]
-                    .into_iter()
-                    .filter_map(|name| std::env::var_os(name).map(|value| (name, value))),
-            )
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             // What a terminal sends to the worker, which then has things to finish, is not for it.
             .process_group(0);
+        let program = command.get_program().to_owned();
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start the gate helper, {}", program.display()))?;
         drop(command);
-        // Before there is another thread, which would keep what this one gives up.
-        privileges::keep_to_the_capture().context("cannot give up what changes the firewall")?;
+        then()?;
         hand_over(&link, &given).context("cannot talk to the gate helper")?;
         drop(given);
 

@@ -186,15 +186,12 @@ impl Warden {
         let mut has_reread = false;
         for change in &mut changes {
             let Change::Admit { element, seconds } = change else { continue };
-            let permitted = match self.state().permits.done().seconds(*element, *seconds) {
+            let mut permitted = self.state().permits.done().seconds(*element, *seconds);
+            if permitted.is_none() && !std::mem::replace(&mut has_reread, true) {
                 // The worker may know of a client that has come since.
-                None if !has_reread => {
-                    has_reread = true;
-                    self.reread();
-                    self.state().permits.done().seconds(*element, *seconds)
-                }
-                permitted => permitted,
-            };
+                self.reread();
+                permitted = self.state().permits.done().seconds(*element, *seconds);
+            }
             *seconds = permitted.ok_or_else(|| {
                 format!(
                     "the gate helper admits no {element}: no client of {} may have it",
