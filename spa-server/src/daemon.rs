@@ -25,6 +25,7 @@ use crate::helper::{Gone, RemoteGate};
 use crate::last_gate::LastGateFile;
 use crate::pipeline::{Candidate, SharedJudge, Shortcut};
 use crate::policy::Policy;
+use crate::privileges;
 use crate::replay_store::FileStore;
 use crate::state_lock::StateLock;
 use crate::trial::{Trial, TrialFile};
@@ -60,14 +61,18 @@ const FEED_EVERY: Duration = Duration::from_secs(5);
 /// So often; a step that takes longer than the time limits of all its tools hangs.
 const FEEDS: u32 = 60;
 
-/// Begins to log: that of the daemon, and that of its helper.
-pub(crate) fn start_log() -> anyhow::Result<()> {
-    log::start()
+/// How the daemon and its helper both begin: with a log, and without a way for keys to a disk.
+pub(crate) fn begin() -> anyhow::Result<()> {
+    log::start()?;
+    if let Err(error) = privileges::leave_no_dumps() {
+        tracing::warn!("a crash may leave keys in a core dump: {error}");
+    }
+    Ok(())
 }
 
 /// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
-    start_log()?;
+    begin()?;
     let (config, left_out) = Config::load_sound_clients(config_path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

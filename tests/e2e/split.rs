@@ -15,6 +15,10 @@ use std::path::Path;
 /// A port of the server that no service names.
 const OTHER_PORT: u16 = 8443;
 
+/// Bits of capabilities(7).
+const NET_ADMIN: u64 = 1 << 12;
+const NET_RAW: u64 = 1 << 13;
+
 fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
@@ -150,20 +154,25 @@ fn a_helper_without_a_daemon_says_what_it_is_for() -> Result<()> {
 #[test]
 fn the_worker_can_not_change_the_firewall_nor_the_helper_capture() -> Result<()> {
     let scene = Scene::new()?;
-    const NET_ADMIN: u64 = 1 << 12;
-    const NET_RAW: u64 = 1 << 13;
     let (worker, helper) = (scene.server.pid()?, scene.server.helper_pid()?);
     for task in tasks(worker)? {
         let permitted = permitted(&task)?;
         ensure!(permitted & NET_ADMIN == 0 && permitted & NET_RAW != 0, "{task}: {permitted:x}");
-        // No program that it executes gets more.
-        ensure!(field(&task, "NoNewPrivs")? == "1", "{task}");
+        ensure_confined(&task)?;
     }
     for task in tasks(helper)? {
         let permitted = permitted(&task)?;
         ensure!(permitted & NET_ADMIN != 0, "{task}: {permitted:x}");
-        ensure!(field(&task, "NoNewPrivs")? == "1", "{task}");
+        ensure_confined(&task)?;
     }
+    for pid in [worker, helper] {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+        let core: Vec<_> = core.context("no limit")?.split_whitespace().collect();
+        ensure!(core == ["0", "0", "bytes"], "{core:?}");
+    }
+    let log = scene.server.log()?;
+    ensure!(!log.contains("not confined"), "{log}");
     // It has no socket but those that it was given, and none that packets come in by.
     let sockets = scene
         .server
@@ -171,6 +180,14 @@ fn the_worker_can_not_change_the_firewall_nor_the_helper_capture() -> Result<()>
         .sh("ss --packet --raw --udp --tcp --all --numeric --processes --no-header")?;
     ensure!(!sockets.contains(&format!("pid={helper},")), "{sockets}");
     ensure!(sockets.contains(&format!("pid={worker},")), "the control: {sockets}");
+    Ok(())
+}
+
+/// No program that it executes gets more, and there is a filter of system calls.
+fn ensure_confined(task: &str) -> Result<()> {
+    for (name, is) in [("NoNewPrivs", "1"), ("Seccomp", "2")] {
+        ensure!(field(task, name)? == is, "{name} of {task}");
+    }
     Ok(())
 }
 

@@ -252,6 +252,8 @@ fn the_worker_can_capture_and_its_helper_change_the_firewall_and_no_more() -> Re
         }
         ensure!(threads >= 2, "each has several threads, and there are {threads} of {pid}");
     }
+    let journal = machine.sh("journalctl --unit spa-server --output cat")?;
+    ensure!(journal.contains("ready") && !journal.contains("confined"), "{journal}");
     // With these they have all that they can do.
     let status = machine.sh("spa-server status")?;
     ensure!(status.contains("prefilter     in the kernel\n"), "{status}");

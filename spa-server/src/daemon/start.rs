@@ -58,7 +58,9 @@ impl Daemon {
         // First of all that has threads, which must not keep what it takes.
         let snap_length = CaptureSettings::snap_length(settings.packet_length.packet());
         let prefilter = Prefiltered::load(&settings, snap_length, config.count.total);
-        let Helper { gate, connections, passed_over, gone } = Helper::start(&config.path)?;
+        let socket_directory = control::prepare_directory(&settings.control_socket)?;
+        let Helper { gate, connections, passed_over, gone } =
+            Helper::start(&config.path, &[&settings.state_directory, socket_directory])?;
         let backend = gate.backend();
         for one in passed_over {
             tracing::info!("this back-end of the gate is passed over: {one}");

@@ -61,8 +61,8 @@ impl OrderFile {
 
     pub(super) fn within(directory: &Path, state_directory: &Path) -> Self {
         let digest = Sha256::digest(state_directory.as_os_str().as_encoded_bytes());
-        let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Self { directory: directory.into(), path: directory.join(format!("{name}.json")) }
+        let number = digest.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+        Self { directory: directory.into(), path: directory.join(format!("{number:016x}.json")) }
     }
 
     /// What it says; nothing that others than root could have written, and nothing of another boot.

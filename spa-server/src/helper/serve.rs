@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 /// Runs the helper at the other end of standard input, until that or a line is closed.
 pub(crate) fn run(config: &Path) -> anyhow::Result<()> {
-    daemon::start_log()?;
+    daemon::begin()?;
     let link = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from)?;
     let lines = take_over(&link).context(
         "the gate helper is started by `spa-server run`, which it serves, and has no use without",
@@ -33,6 +33,7 @@ pub(crate) fn run(config: &Path) -> anyhow::Result<()> {
     // Commands of the administrator's may need more than the gate.
     if settings.gate.backend != Backend::Hook {
         privileges::keep_to_the_gate().context("cannot give up what the gate does not need")?;
+        privileges::confine_the_helper();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(config, settings, link, lines))

@@ -36,14 +36,19 @@ pub struct Helper {
 impl Helper {
     /// Starts this program as the helper, by the same configuration, with the capabilities that this
     /// thread has now; what changes the firewall this thread then gives up.
-    pub(crate) fn start(config: &Path) -> anyhow::Result<Self> {
+    ///
+    /// It then writes only below these directories, and executes nothing.
+    pub(crate) fn start(config: &Path, writable: &[&Path]) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot tell which program this is")?;
         let kept = ["SPA_LOG", "JOURNAL_STREAM"];
         let kept = kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let mut command = Command::new(&program);
         command.arg("--config").arg(config).arg("gate-helper").env_clear().envs(kept);
         Self::start_by(command, || {
-            privileges::keep_to_the_capture().context("cannot give up what changes the firewall")
+            privileges::keep_to_the_capture()
+                .context("cannot give up what changes the firewall")?;
+            privileges::confine_the_worker(writable);
+            Ok(())
         })
     }
 

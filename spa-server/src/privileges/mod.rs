@@ -2,10 +2,18 @@
 //!
 //! On Linux capabilities are those of a thread, and of the threads that it starts from then on
 //! (capabilities(7)). So they are given up before there is another thread that stays. A program that root
-//! executes gets them back, unless the unit says `NoNewPrivileges`, as ours does.
+//! executes gets them back, unless it was given `no_new_privs`.
 
+mod calls;
+mod files;
+
+use files::Held;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities, set_no_new_privs};
 use std::io;
+use std::path::Path;
 
 /// This thread loads no programs into the kernel any more. What is loaded works on.
 pub(crate) fn give_up_loading() -> io::Result<()> {
@@ -14,6 +22,17 @@ pub(crate) fn give_up_loading() -> io::Result<()> {
         set.remove(CapabilitySet::BPF);
     }
     Ok(set_capabilities(None, sets)?)
+}
+
+/// Nothing of this process's memory is written to a disk by a crash, and nobody but root looks into it:
+/// there are keys in it.
+pub(crate) fn leave_no_dumps() -> io::Result<()> {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    // The unit sets it, and lets nobody change limits.
+    if getrlimit(Resource::Core) != none {
+        setrlimit(Resource::Core, none)?;
+    }
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// This thread keeps what changes the firewall, and no program that it executes gets more. The legacy
@@ -26,6 +45,30 @@ pub(crate) fn keep_to_the_gate() -> io::Result<()> {
 /// its own (see [`give_up_loading`]).
 pub(crate) fn keep_to_the_capture() -> io::Result<()> {
     keep(CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE | CapabilitySet::BPF)
+}
+
+/// The same for the worker's other ways out: it executes nothing, writes nothing but its state and its
+/// socket, and speaks no TCP. What this kernel can't keep up is told, and goes on without.
+pub(crate) fn confine_the_worker(writable: &[&Path]) {
+    told("the worker's files", files::confine_to(writable).map_err(|error| error.to_string()));
+    told("the worker's system calls", calls::refuse(true).map(|()| Held::Whole));
+}
+
+/// The same for the helper, which executes the firewall's tools.
+pub(crate) fn confine_the_helper() {
+    told("the helper's connections", files::refuse_tcp().map_err(|error| error.to_string()));
+    told("the helper's system calls", calls::refuse(false).map(|()| Held::Whole));
+}
+
+fn told(what: &str, held: Result<Held, String>) {
+    match held {
+        Ok(Held::Whole) => tracing::debug!("{what} are confined"),
+        Ok(Held::InPart) => tracing::info!("{what} are confined as far as this kernel knows how"),
+        Ok(Held::NotAtAll) => {
+            tracing::warn!("{what} are not confined: this kernel has no Landlock");
+        }
+        Err(why) => tracing::warn!("{what} are not confined: {why}"),
+    }
 }
 
 fn keep(those: CapabilitySet) -> io::Result<()> {
