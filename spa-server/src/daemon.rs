@@ -32,6 +32,7 @@ use crate::trial::{Trial, TrialFile};
 use announce::Keys;
 use anyhow::Context as _;
 use cutter::{Cutter, Which};
+pub(crate) use log::Log;
 use prefiltered::Prefiltered;
 use reload::{Order, Reading, Refused, Reload};
 use sd_notify::NotifyState;
@@ -62,17 +63,17 @@ const FEED_EVERY: Duration = Duration::from_secs(5);
 const FEEDS: u32 = 60;
 
 /// How the daemon and its helper both begin: with a log, and without a way for keys to a disk.
-pub(crate) fn begin() -> anyhow::Result<()> {
-    log::start()?;
+pub(crate) fn begin() -> anyhow::Result<Log> {
+    let log = log::start()?;
     if let Err(error) = privileges::leave_no_dumps() {
         tracing::warn!("a crash may leave keys in a core dump: {error}");
     }
-    Ok(())
+    Ok(log)
 }
 
 /// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
-    begin()?;
+    let log = begin()?;
     let (config, left_out) = Config::load_sound_clients(config_path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -80,7 +81,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let (daemon, inbox) = Daemon::start(config, left_out).await?;
-        Box::pin(inbox.serve(daemon)).await
+        Box::pin(inbox.serve(daemon, &log)).await
     })
 }
 
@@ -165,7 +166,7 @@ enum Next {
 }
 
 impl Inbox {
-    async fn serve(mut self, daemon: Daemon) -> anyhow::Result<()> {
+    async fn serve(mut self, daemon: Daemon, log: &Log) -> anyhow::Result<()> {
         let mut stop = Signals::new()?;
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -196,6 +197,9 @@ impl Inbox {
                 tracing::info!("stopping on {signal}; the gate and what is open stay");
                 break;
             }
+            if let Next::Tick = next {
+                log.tend();
+            }
             let step = self.step(&mut daemon, next, &mut batch);
             if let Err(error) = telling(FEED_EVERY, FEEDS, || tell_watchdog(&pulse), step).await {
                 // Before the daemon goes, which no capture thread is to be the last one to have.
@@ -204,6 +208,7 @@ impl Inbox {
             }
         }
         daemon.lock().await.finish(&mut self.knocks, batch).await;
+        log.tend();
         Ok(())
     }
 

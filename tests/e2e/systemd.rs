@@ -7,9 +7,10 @@ use spa_tests::{
 };
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 const UNIT: &str = "spa-server.service";
@@ -317,6 +318,43 @@ fn the_audit_trail_is_asked_in_the_journal() -> Result<()> {
     let nothing = machine.run("spa-server log --client laptop --until 1h")?;
     ensure!(nothing.success() && nothing.stdout.is_empty(), "{nothing}");
     ensure!(nothing.stderr.contains("nothing of that"), "{nothing}");
+
+    // A journal that goes on in other files has the old lines, and takes new ones.
+    machine.sh("journalctl --rotate")?;
+    installation.open("20m")?;
+    eventually("the journal has both", || {
+        Ok((of("--client laptop --since 1h")?.lines().count() == 4).then_some(()))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_journal_that_hangs_keeps_nobody_out_and_hears_of_it_afterwards() -> Result<()> {
+    let installation = Installation::started()?;
+    let machine = &installation.machine;
+    let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
+    let pid = installation.pid()?;
+    machine.sh("systemctl kill --signal=STOP systemd-journald")?;
+    // Until whoever waits for it would wait for ever.
+    let others = UnixDatagram::unbound()?;
+    others.set_nonblocking(true)?;
+    let socket = machine.path_of("/run/systemd/journal/socket");
+    let full = loop {
+        if let Err(error) = others.send_to(b"PRIORITY=7\nMESSAGE=others\n", &socket) {
+            break error;
+        }
+    };
+    ensure!(full.kind() == ErrorKind::WouldBlock, "{full}");
+    for _ in 0..3 {
+        installation.open("10m")?;
+    }
+    ensure!(machine.grants()?.len() == 2, "{:?}", machine.grants()?);
+    machine.sh("systemctl kill --signal=CONT systemd-journald")?;
+    eventually("the journal is to have it", || {
+        let told = machine.sh("spa-server log --client laptop --event opened")?;
+        Ok((told.lines().count() == 6).then_some(()))
+    })?;
+    ensure!(installation.pid()? == pid, "it was started again");
     Ok(())
 }
 

@@ -34,6 +34,8 @@ pub struct Server {
     disk: Option<TinyDisk>,
     /// Whether it sees of the kernel what the unit lets it see.
     as_in_the_unit: bool,
+    /// Where it logs to, if not to its file.
+    log: Option<File>,
     child: Option<Child>,
 }
 
@@ -49,6 +51,7 @@ impl Server {
             environment: Vec::new(),
             disk: None,
             as_in_the_unit: false,
+            log: None,
             child: None,
         };
         server.seed_replay_store()?;
@@ -65,6 +68,7 @@ impl Server {
             environment: Vec::new(),
             disk: None,
             as_in_the_unit: false,
+            log: None,
             child: None,
         }
     }
@@ -96,6 +100,11 @@ impl Server {
     /// read all of them.
     pub(crate) fn as_in_the_unit(&mut self) {
         self.as_in_the_unit = true;
+    }
+
+    /// From its next start on the process logs there, and not to its file.
+    pub fn log_into(&mut self, log: File) {
+        self.log = Some(log);
     }
 
     /// Puts the state directory on a disk of its own of so many KiB, which only the server's
@@ -142,7 +151,10 @@ impl Server {
 
     fn spawn(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "spa-server runs already");
-        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let log = match &self.log {
+            Some(log) => log.try_clone()?,
+            None => File::options().create(true).append(true).open(self.log_path())?,
+        };
         let mut command = self.program()?;
         command.arg("run").arg("--config").arg(self.config_path());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -1,10 +1,16 @@
 //! Where the daemon's log goes.
 
+mod journal;
+mod sink;
+
 use anyhow::Context as _;
-use std::io::IsTerminal as _;
+use journal::JournalLayer;
+use sink::{Journal, Sink, StandardError};
+use std::io::{IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::str::FromStr as _;
+use std::sync::Arc;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -12,19 +18,49 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// What is always logged, at this level: the audit trail.
 const AUDIT: (&str, LevelFilter) = ("audit", LevelFilter::INFO);
 
+/// The log. It waits for nobody who reads it.
+pub(crate) struct Log(Arc<Sink>);
+
+impl Log {
+    /// Writes what could not be written before, if that is possible now; to be called every second.
+    pub(crate) fn tend(&self) {
+        self.0.tend();
+    }
+}
+
 /// The log goes to standard error; under systemd to the journal, with priorities and the target
 /// as fields (`journalctl TARGET=audit` is the audit trail).
 /// `SPA_LOG` sets what is logged, as in `SPA_LOG=spa_server=debug`.
-pub(super) fn start() -> anyhow::Result<()> {
+pub(super) fn start() -> anyhow::Result<Log> {
     let filter = filter(std::env::var("SPA_LOG").ok().as_deref())?;
     // The journal itself knows priorities, which a line on standard error has not.
-    let journal = stderr_is_the_journal().then(tracing_journald::layer).and_then(Result::ok);
-    let stderr = journal.is_none().then(|| {
+    let journal = stderr_is_the_journal().then(Journal::find).and_then(Result::ok);
+    let is_journal = journal.is_some();
+    let sink = Arc::new(journal.map_or_else(|| Sink::new(StandardError), Sink::new));
+    let journal = is_journal.then(|| JournalLayer(Arc::clone(&sink)));
+    let lines = Arc::clone(&sink);
+    let stderr = (!is_journal).then(|| {
         let terminal = std::io::stderr().is_terminal();
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal)
+        let writer = move || Line(Arc::clone(&lines));
+        tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(terminal)
     });
     let started = tracing_subscriber::registry().with(filter).with(journal).with(stderr).try_init();
-    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))?;
+    Ok(Log(sink))
+}
+
+/// What one line is written to, in one piece.
+struct Line(Arc<Sink>);
+
+impl Write for Line {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.line(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What is logged where this is asked for. Whatever it is, the audit trail is kept.

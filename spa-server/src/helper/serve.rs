@@ -7,7 +7,7 @@ use super::{HelperAnswer, HelperRequest};
 use crate::causes::with_causes;
 use crate::config::{GateSettings, Settings};
 use crate::connections::{Connections as _, KernelConnections};
-use crate::daemon;
+use crate::daemon::{self, Log};
 use crate::gate::{
     AnyGate, Backend, Choice, Gate as _, GateAnswer, GateError, GateRequest, answer,
 };
@@ -19,12 +19,13 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 /// Runs the helper at the other end of standard input, until that or a line is closed.
 pub(crate) fn run(config: &Path) -> anyhow::Result<()> {
-    daemon::begin()?;
+    let log = daemon::begin()?;
     let link = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from)?;
     let lines = take_over(&link).context(
         "the gate helper is started by `spa-server run`, which it serves, and has no use without",
@@ -36,7 +37,7 @@ pub(crate) fn run(config: &Path) -> anyhow::Result<()> {
         privileges::confine_the_helper();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(config, settings, link, lines))
+    runtime.block_on(serve(config, settings, link, lines, log))
 }
 
 async fn serve(
@@ -44,6 +45,7 @@ async fn serve(
     settings: Settings,
     link: UnixStream,
     lines: [Line; LINES],
+    log: Log,
 ) -> anyhow::Result<()> {
     let [orders, looks, doubts, lists] = lines;
     let gate = match AnyGate::choose(&settings.gate, &settings.gate_plan()).await {
@@ -88,7 +90,14 @@ async fn serve(
     })?;
     // The worker is gone, or a thread has died: then it goes as well. Nothing is lost by that, and a
     // command that still runs goes on to its end.
-    let _ = ended.recv().await;
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = ended.recv() => break,
+            _ = tick.tick() => log.tend(),
+        }
+    }
+    log.tend();
     std::process::exit(0)
 }
 
