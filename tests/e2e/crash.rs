@@ -1,7 +1,13 @@
 //! The daemon dies; the kernel keeps its promises, and the next daemon knows what is open.
 
-use anyhow::{Result, ensure};
-use spa_tests::{Family, PortState, SSH_PORT, Scene, WEB_PORT, eventually};
+use anyhow::{Context as _, Result, ensure};
+use spa_tests::{Family, PortState, Rate, SSH_PORT, Scene, WEB_PORT, eventually};
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -107,40 +113,90 @@ fn grants_and_sessions_survive_a_restart() -> Result<()> {
     Ok(())
 }
 
+/// That what the daemon says is open is what the kernel admits.
+fn ensure_daemon_and_kernel_agree(scene: &Scene) -> Result<()> {
+    eventually("daemon and kernel are to agree", || {
+        let mut known: Vec<_> =
+            scene.server.grants()?.iter().map(|grant| grant.source.to_string()).collect();
+        let mut open: Vec<_> = scene
+            .server
+            .elements()?
+            .iter()
+            .filter_map(|element| {
+                Some(element.split_whitespace().nth(1)?.split(',').next()?.to_owned())
+            })
+            .collect();
+        known.sort_unstable();
+        open.sort_unstable();
+        Ok((known == open).then_some(()))
+    })
+    .with_context(|| scene.server.account())
+}
+
+/// At twenty moments that nobody has chosen, amid knocks that come all the time.
 #[test]
 fn killed_again_and_again_under_load_it_comes_back_with_what_the_kernel_has() -> Result<()> {
     let mut scene = Scene::prepared(|configuration| {
         configuration.clients[0].max_sources = Some(4096);
+        configuration.clients[0].rate = Some(Rate { per_minute: 60_000, burst: 10_000 });
     })?;
+    let owner = scene.lab.owner().clone();
     scene.server.start()?;
-    for round in 0..5_u8 {
-        for number in 0..30_u8 {
-            let source = format!("10.66.{}.{}:9", 100 + round, number + 1);
-            let knock = scene.laptop.open("ssh").lifetime(600).seal()?;
-            scene.knock_as(source.parse()?, &knock)?;
-        }
-        // In the middle of the work, wherever that is.
-        scene.server.kill9()?;
-        scene.server.start()?;
-        eventually("daemon and kernel are to agree", || {
-            let mut known: Vec<_> =
-                scene.server.grants()?.iter().map(|grant| grant.source.to_string()).collect();
-            let mut open: Vec<_> = scene
-                .server
-                .elements()?
-                .iter()
-                .filter_map(|element| {
-                    Some(element.split_whitespace().nth(1)?.split(',').next()?.to_owned())
-                })
-                .collect();
-            known.sort_unstable();
-            open.sort_unstable();
-            Ok((known == open).then_some(()))
-        })
-        .map_err(|error| error.context(scene.server.account()))?;
-    }
+    scene.knock(&owner, Family::V4, &scene.laptop.open("web").lifetime(600).seal()?)?;
+    scene.await_open(&owner, Family::V4, WEB_PORT)?;
+
+    let (lab, laptop, door) = (&scene.lab, &scene.laptop, scene.door(Family::V4));
+    let stop = AtomicBool::new(false);
+    // By the id that the audit trail has.
+    let knocks = Mutex::new(BTreeMap::new());
+    let outcome = scope(|scope| {
+        let load = scope.spawn(|| {
+            for number in 0..u16::MAX {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let [high, low] = (number % 2000).to_be_bytes();
+                let source = SocketAddr::from(([10, 66, 100 + high, low], 9));
+                let mut nonce = [0x77; 24];
+                nonce[..2].copy_from_slice(&number.to_be_bytes());
+                let knock = laptop.open("ssh").lifetime(600).nonce(nonce).seal()?;
+                lab.other().send_udp_as(source, lab.server(), door, &knock)?;
+                let id = format!("id={number:04x}{}", "77".repeat(6));
+                knocks.lock().unwrap_or_else(PoisonError::into_inner).insert(id, knock);
+            }
+            anyhow::Ok(())
+        });
+        let mut kill = || {
+            for _ in 0..20 {
+                let moment = RandomState::new().build_hasher().finish() % 60_000;
+                sleep(Duration::from_micros(moment));
+                scene.server.kill9()?;
+                scene.server.start()?;
+            }
+            anyhow::Ok(())
+        };
+        let killed = kill();
+        stop.store(true, Ordering::Relaxed);
+        killed.and(load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    outcome.with_context(|| scene.server.account())?;
+    ensure_daemon_and_kernel_agree(&scene)?;
+    ensure!(scene.server.grants()?.len() > 20, "there was no load: {}", scene.server.account());
     scene.server.ensure_unharmed()?;
+    scene.ensure_sees(&owner, Family::V4, WEB_PORT, PortState::Open)?;
+
+    // What any of them has opened for opens nothing again.
+    let mut knocks = knocks.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let opened = scene.server.audit("opened")?;
+    let ids = opened.iter().filter_map(|line| line.split_whitespace().last());
+    let again: Vec<_> = ids.filter_map(|id| knocks.remove(id)).collect();
+    ensure!(again.len() > 20, "of the load {} were opened", again.len());
     scene.revoke_all()?;
+    let replayed = scene.server.dropped("replay")?;
+    for some in again.chunks(100) {
+        scene.lab.other().send_udp_all(door, some)?;
+    }
+    scene.server.await_dropped("replay", replayed + u64::try_from(again.len())?)?;
     scene.ensure_shut()?;
     scene.ensure_owner_gets_in(Family::V4)
 }

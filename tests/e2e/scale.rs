@@ -7,6 +7,8 @@ use spa_tests::{
     time_to_open,
 };
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::scope;
 use std::time::{Duration, Instant};
 
 /// One measurement at a time.
@@ -44,10 +46,10 @@ fn a_knock_opens_within_milliseconds() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn ten_thousand_clients_start_at_once_and_knock_as_fast() -> Result<()> {
-    const CLIENTS: usize = 10_000;
-    let _alone = ALONE.lock();
+const CLIENTS: usize = 10_000;
+
+/// A scene with so many clients, not started, and the keys of all but the laptop.
+fn ten_thousand() -> Result<(Scene, Vec<Identity>)> {
     let mut scene = Scene::prepared(|_| {})?;
     let mut identities = Vec::new();
     for _ in 1..CLIENTS {
@@ -63,6 +65,13 @@ fn ten_thousand_clients_start_at_once_and_knock_as_fast() -> Result<()> {
             });
         }
     })?;
+    Ok((scene, identities))
+}
+
+#[test]
+fn ten_thousand_clients_start_at_once_and_knock_as_fast() -> Result<()> {
+    let _alone = ALONE.lock();
+    let (mut scene, mut identities) = ten_thousand()?;
     let start = Instant::now();
     scene.server.start()?;
     let started = start.elapsed();
@@ -79,5 +88,49 @@ fn ten_thousand_clients_start_at_once_and_knock_as_fast() -> Result<()> {
     let Some(last) = last.transpose()? else { anyhow::bail!("there are no clients") };
     let latencies = measure(&scene, &last, Family::V6, 5)?;
     ensure!(latencies.median() < BOUND, "{latencies}");
+    Ok(())
+}
+
+#[test]
+fn ten_thousand_clients_are_reloaded_while_others_knock() -> Result<()> {
+    let _alone = ALONE.lock();
+    let (mut scene, identities) = ten_thousand()?;
+    scene.server.start()?;
+    let (owner, web) = (scene.lab.owner(), scene.lab.server().at(Family::V4, WEB_PORT));
+    let rounds = AtomicUsize::new(0);
+    let (reloaded, times) = scope(|scope| {
+        let reloads = scope.spawn(|| {
+            for reloads in 1.. {
+                scene.server.admin(&["reload"])?.ok()?;
+                if reloads >= 3 && rounds.load(Ordering::Relaxed) >= 5 {
+                    break;
+                }
+            }
+            anyhow::Ok(())
+        });
+        let mut times = Vec::new();
+        let mut knocks = || {
+            while !reloads.is_finished() {
+                let close = scene.laptop.close("web").seal()?;
+                let open = scene.laptop.open("web").seal()?;
+                times.push(time_to_open(owner, &open, scene.door(Family::V4), web)?);
+                scene.knock(owner, Family::V4, &close)?;
+                owner.await_state(web, PortState::Filtered)?;
+                rounds.fetch_add(1, Ordering::Relaxed);
+            }
+            anyhow::Ok(())
+        };
+        let knocked = knocks();
+        let reloaded = reloads.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (reloaded.and(knocked), times)
+    });
+    reloaded.map_err(|error| error.context(scene.server.account()))?;
+    let latencies = Latencies::new(times);
+    report(format_args!("knock to open while {CLIENTS} clients are reloaded: {latencies}"));
+    ensure!(latencies.median() < BOUND, "{latencies}");
+    ensure!(scene.server.status()?.clients.total == 10_000);
+    let last = identities.last().map(|identity| identity.device(scene.server_identity.public()));
+    let Some(last) = last.transpose()? else { anyhow::bail!("there are no clients") };
+    measure(&scene, &last, Family::V6, 1)?;
     Ok(())
 }
