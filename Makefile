@@ -27,6 +27,8 @@ BASHDIR := $(PREFIX)/share/bash-completion/completions
 ZSHDIR := $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
 COMPLETIONS := spa-client/src/cli/completions
+# What is installed of docs/: what who runs it needs without the sources.
+PAGES := manual.md installation.md migration.md recovery.md keys.md incidents.md protocol.md
 
 # An error of a test says what went wrong; the way to it through the test runner adds nothing.
 export RUST_LIB_BACKTRACE ?= 0
@@ -207,8 +209,8 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	install -D -m 644 packaging/server.toml $(DESTDIR)$(DOCDIR)/examples/server.toml
 	install -D -m 644 packaging/client.toml $(DESTDIR)$(DOCDIR)/examples/client.toml
 	install -D -m 644 spa-client/config.example.toml $(DESTDIR)$(DOCDIR)/examples/config.toml
-	install -D -m 644 docs/manual.md $(DESTDIR)$(DOCDIR)/manual.md
-	install -D -m 644 docs/protocol.md $(DESTDIR)$(DOCDIR)/protocol.md
+	install -d -m 755 $(DESTDIR)$(DOCDIR)
+	install -m 644 $(addprefix docs/,$(PAGES)) $(DESTDIR)$(DOCDIR)
 	install -D -m 644 $(COMPLETIONS)/spa-client.bash $(DESTDIR)$(BASHDIR)/spa-client
 	install -D -m 644 $(COMPLETIONS)/_spa-client $(DESTDIR)$(ZSHDIR)/_spa-client
 	install -D -m 644 $(COMPLETIONS)/spa-client.fish $(DESTDIR)$(FISHDIR)/spa-client.fish
@@ -228,7 +230,7 @@ uninstall: ## Remove what `make install` has installed. Configuration and state 
 	rm -f $(DESTDIR)$(SBINDIR)/spa-server $(DESTDIR)$(BINDIR)/spa-client
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service spa-metrics.socket spa-metrics@.service)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml prometheus/alerts.yml prometheus/grafana.json)
-	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,manual.md protocol.md)
+	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,$(PAGES))
 	rm -f $(DESTDIR)$(BASHDIR)/spa-client $(DESTDIR)$(ZSHDIR)/_spa-client $(DESTDIR)$(FISHDIR)/spa-client.fish
 	rm -f $(DESTDIR)$(MANDIR)/man1/spa-client.1 $(DESTDIR)$(MANDIR)/man1/spa-client-*.1
 	rm -f $(DESTDIR)$(MANDIR)/man8/spa-server.8 $(DESTDIR)$(MANDIR)/man8/spa-server-*.8

@@ -1,6 +1,6 @@
-//! README and manual say what is so: their configurations load, their commands exist, their tables
+//! README, manual and guides say what is so: their configurations load, their commands exist, their tables
 //! are complete, their links lead somewhere, and `make install` puts things where they say. The tests
-//! that the threat model, and the list of others' holes, name are there.
+//! that the threat model, the table of faults and the list of others' holes name are there.
 
 use anyhow::{Context, Result, bail, ensure};
 use spa_client::Config;
@@ -15,6 +15,16 @@ use std::process::Command;
 const README: &str = include_str!("../../README.md");
 const MANUAL: &str = include_str!("../../docs/manual.md");
 const THREATS: &str = include_str!("../../docs/threat-model.md");
+const ASSURANCE: &str = include_str!("../../docs/assurance.md");
+const SUMMARY: &str = include_str!("../../docs/SUMMARY.md");
+/// What to do, step by step.
+const GUIDES: [(&str, &str); 5] = [
+    ("docs/installation.md", include_str!("../../docs/installation.md")),
+    ("docs/migration.md", include_str!("../../docs/migration.md")),
+    ("docs/recovery.md", include_str!("../../docs/recovery.md")),
+    ("docs/keys.md", include_str!("../../docs/keys.md")),
+    ("docs/incidents.md", include_str!("../../docs/incidents.md")),
+];
 const MAKEFILE: &str = include_str!("../../Makefile");
 
 const KEY: &str = "spa-public-wMhVlcx9xJF13OjNS9umBc3un8KC_CmV1VONnUazdnferDP3";
@@ -195,6 +205,15 @@ fn commands(document: &str) -> Vec<Vec<String>> {
     commands
 }
 
+/// The commands of ours that stand in a line of text or a table.
+fn commands_within(document: &str) -> Vec<Vec<String>> {
+    // Blocks have three of them, so that what is between two is still between two.
+    let quoted = quoted(document).into_iter();
+    let ours =
+        quoted.filter(|text| text.starts_with("spa-server ") || text.starts_with("spa-client "));
+    ours.map(|text| text.split_ascii_whitespace().map(Into::into).collect()).collect()
+}
+
 /// Whether the program knows these words, without doing what they say.
 fn is_understood(words: &[String]) -> Result<bool> {
     let (name, words) = words.split_first().context("no command")?;
@@ -210,7 +229,13 @@ fn is_understood(words: &[String]) -> Result<bool> {
 #[test]
 fn every_command_is_understood() -> Result<()> {
     let mut ours = BTreeSet::new();
-    for words in [commands(README), commands(MANUAL)].concat() {
+    let mut all = [commands(README), commands(MANUAL)].concat();
+    for (name, guide) in GUIDES {
+        let found = [commands(guide), commands_within(guide)].concat();
+        ensure!(found.len() > 3, "{name}: no commands were found");
+        all.extend(found);
+    }
+    for words in all {
         if words[0] == "make" {
             let target = words.get(1).context("make without a target")?;
             ensure!(MAKEFILE.contains(&format!("\n{target}:")), "make has no target {target}");
@@ -258,9 +283,13 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn links_lead_somewhere() -> Result<()> {
-    for (name, document) in
-        [("README.md", README), ("docs/manual.md", MANUAL), ("docs/threat-model.md", THREATS)]
-    {
+    let others = [
+        ("README.md", README),
+        ("docs/manual.md", MANUAL),
+        ("docs/threat-model.md", THREATS),
+        ("docs/SUMMARY.md", SUMMARY),
+    ];
+    for (name, document) in others.into_iter().chain(GUIDES) {
         let here = root().join(name);
         let mut links = 0;
         for link in document.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
@@ -276,7 +305,31 @@ fn links_lead_somewhere() -> Result<()> {
             let is_there = headings.any(|line| anchor(line.trim_start_matches('#')) == heading);
             ensure!(heading.is_empty() || is_there, "{name}: nothing is called {link}");
         }
-        ensure!(links > 5, "{name}: no links were found");
+        ensure!(links > 2, "{name}: no links were found");
+    }
+    Ok(())
+}
+
+/// The book has every page, once.
+#[test]
+fn every_page_is_in_the_book() -> Result<()> {
+    let links = SUMMARY.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let mut links: Vec<_> = links.collect();
+    links.sort_unstable();
+    let mut pages: Vec<String> = Vec::new();
+    for entry in fs::read_dir(root().join("docs"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if Path::new(&name).extension() == Some("md".as_ref()) && name != "SUMMARY.md" {
+            pages.push(name);
+        }
+    }
+    pages.sort_unstable();
+    assert_eq!(links, pages);
+    // What is installed without the others is there.
+    for (name, _) in GUIDES {
+        let name = name.trim_start_matches("docs/");
+        let pages = MAKEFILE.lines().find(|line| line.starts_with("PAGES :="));
+        ensure!(pages.is_some_and(|pages| pages.contains(name)), "{name} is not installed");
     }
     Ok(())
 }
@@ -368,6 +421,7 @@ fn ensure_shown_by_tests(document: &str) -> Result<usize> {
 #[test]
 fn every_test_that_is_named_is_there() -> Result<()> {
     ensure!(ensure_tests_are_there(THREATS)? > 200, "no tests were found in the threat model");
+    ensure!(ensure_tests_are_there(ASSURANCE)? > 90, "no tests were found in the table of faults");
     let holes = root().join("docs/cves.md");
     if holes.is_file() {
         let holes = fs::read_to_string(holes)?;
