@@ -20,6 +20,8 @@ PREFIX ?= /usr
 SBINDIR := $(PREFIX)/sbin
 BINDIR := $(PREFIX)/bin
 UNITDIR := $(PREFIX)/lib/systemd/system
+UNITS := $(notdir $(wildcard packaging/*.service packaging/*.socket))
+SYSUSERSDIR := $(PREFIX)/lib/sysusers.d
 DOCDIR := $(PREFIX)/share/doc/spa
 MANDIR := $(PREFIX)/share/man
 BASHDIR := $(PREFIX)/share/bash-completion/completions
@@ -183,6 +185,34 @@ $(CARGO_CYCLONEDX):
 $(LETMEIN) &:
 	cargo install --quiet --locked --root $(TOOLS) $(addsuffix @$(LETMEIN_VERSION),$(notdir $(LETMEIN)))
 
+# They are built apart: nothing of this machine's directories is in them, so that whoever builds the
+# same commit elsewhere, with the same compiler, gets the same to the last bit.
+DEB := $(abspath $(TARGET))/deb
+CARGO_DIRECTORY := $(abspath $(or $(CARGO_HOME),$(HOME)/.cargo))
+
+.PHONY: deb
+deb: needs ## Debian packages of the server and the client, in target/deb.
+	CARGO_TARGET_DIR=$(DEB)/build \
+	RUSTFLAGS="$$RUSTFLAGS --remap-path-prefix=$(CARGO_DIRECTORY)=/cargo --remap-path-prefix=$(CURDIR)=/spa" \
+		cargo build --release --locked -p spa-server -p spa-client
+	@rm -f $(DEB)/*.deb
+	packaging/debian/pack $(DEB)/build $(DEB)
+
+# What would be uploaded to Debian closes a bug of theirs; this isn't.
+CLEAN := $(abspath $(TARGET))/clean-debian
+
+.PHONY: test-packages
+test-packages: deb ## The packages on a clean Debian: installed, upgraded, removed. Minutes, is not in `test`.
+	@tests/install-needs debootstrap lintian
+	lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs $(DEB)/*.deb
+	$(SUDO) tests/clean-debian $(CLEAN) $(DEB)/*.deb
+	cargo build --locked --workspace --bins
+	SPA_TESTS_BUILT=1 SPA_PACKAGED=$(DEB)/build SPA_CLEAN=$(CLEAN) cargo test --locked --workspace --test clean
+
+.PHONY: reproducible
+reproducible: needs ## Whether two builds of this commit in two directories are the same. Minutes, likewise.
+	packaging/debian/reproduce $(abspath $(TARGET))/reproducible
+
 .PHONY: needs
 needs: ## Install the Debian packages that are missing.
 	@tests/install-needs
@@ -199,11 +229,10 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	done
 	install -D -m 755 $(TARGET)/release/spa-server $(DESTDIR)$(SBINDIR)/spa-server
 	install -D -m 755 $(TARGET)/release/spa-client $(DESTDIR)$(BINDIR)/spa-client
-	install -D -m 644 packaging/spa-server.service $(DESTDIR)$(UNITDIR)/spa-server.service
-	install -D -m 644 packaging/spa-gate.service $(DESTDIR)$(UNITDIR)/spa-gate.service
-	install -D -m 644 packaging/spa-metrics.socket $(DESTDIR)$(UNITDIR)/spa-metrics.socket
-	install -D -m 644 packaging/spa-metrics@.service $(DESTDIR)$(UNITDIR)/spa-metrics@.service
-	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service spa-metrics@.service)
+	install -d -m 755 $(DESTDIR)$(UNITDIR)
+	install -m 644 $(addprefix packaging/,$(UNITS)) $(DESTDIR)$(UNITDIR)
+	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	install -D -m 644 packaging/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/spa-server.conf
 	install -D -m 644 packaging/prometheus/alerts.yml $(DESTDIR)$(DOCDIR)/examples/prometheus/alerts.yml
 	install -D -m 644 packaging/prometheus/grafana.json $(DESTDIR)$(DOCDIR)/examples/prometheus/grafana.json
 	install -D -m 644 packaging/server.toml $(DESTDIR)$(DOCDIR)/examples/server.toml
@@ -218,7 +247,7 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	umask 022 && $(TARGET)/release/spa-client man $(DESTDIR)$(MANDIR)/man1
 	install -d -m 755 $(DESTDIR)$(MANDIR)/man8
 	umask 022 && $(TARGET)/release/spa-server man $(DESTDIR)$(MANDIR)/man8
-	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemd-sysusers; systemctl daemon-reload; fi
 
 # A gate whose program is gone could be taken away by hand only.
 .PHONY: uninstall
@@ -228,7 +257,7 @@ uninstall: ## Remove what `make install` has installed. Configuration and state 
 		exit 1; \
 	fi
 	rm -f $(DESTDIR)$(SBINDIR)/spa-server $(DESTDIR)$(BINDIR)/spa-client
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,spa-server.service spa-gate.service spa-metrics.socket spa-metrics@.service)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(SYSUSERSDIR)/spa-server.conf
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml prometheus/alerts.yml prometheus/grafana.json)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,$(PAGES))
 	rm -f $(DESTDIR)$(BASHDIR)/spa-client $(DESTDIR)$(ZSHDIR)/_spa-client $(DESTDIR)$(FISHDIR)/spa-client.fish

@@ -2,8 +2,8 @@
 //! sandbox, the watchdog, the journal.
 //!
 //! The machine has namespaces of its own and a file system that is made for it: Debian as it is
-//! installed here, with everything that is written to it in memory (see `machine.sh`). Its network
-//! is that of the lab's server. Whatever becomes of the test, the machine ends ([`Cgroup`]).
+//! installed here, or a clean one, with everything that is written to it in memory (see
+//! `machine.sh`, `clean.sh` and `boot.sh`). Its network is that of the lab's server. Whatever becomes of the test, the machine ends ([`Cgroup`]).
 
 use crate::cgroup::Cgroup;
 use crate::command::{Finished, finish};
@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-const SCRIPT: &str = include_str!("systemd/machine.sh");
+const INSTALLED: &str =
+    concat!(include_str!("systemd/machine.sh"), include_str!("systemd/boot.sh"));
+const CLEAN: &str = concat!(include_str!("systemd/clean.sh"), include_str!("systemd/boot.sh"));
 /// A boot takes a fraction of a second.
 const BOOT: Duration = Duration::from_secs(60);
 /// Where the tests find the control socket, as `spa-server init` has it.
@@ -51,6 +53,17 @@ impl Machine {
             "the tests need {}; install it with: apt-get install systemd (`make test` does)",
             systemd.display()
         );
+        let packaging = workspace()?.join("packaging");
+        Self::start(lab, INSTALLED, &[&our_binary("spa-server")?, &packaging, seed])
+    }
+
+    /// Boots the Debian that is in the directory `debian`, with the files below `seed`. Nothing of
+    /// ours is there.
+    pub fn boot_clean(lab: &Lab, debian: &Path, seed: &Path) -> Result<Self> {
+        Self::start(lab, CLEAN, &[debian, seed])
+    }
+
+    fn start(lab: &Lab, script: &str, arguments: &[&Path]) -> Result<Self> {
         let host = lab.server().clone();
         let root = lab.directory().join("machine");
         // A machine that was there before is gone, with its root.
@@ -66,11 +79,9 @@ impl Machine {
             .args(["--mount", "--propagation", "private", "--uts", "--ipc", "--cgroup"])
             .args(["--pid", "--fork", "--kill-child"])
             .arg(program("sh")?)
-            .args(["-eu", "-c", SCRIPT])
+            .args(["-eu", "-c", script])
             .arg(&root)
-            .arg(our_binary("spa-server")?)
-            .arg(workspace()?.join("packaging"))
-            .arg(seed)
+            .args(arguments)
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -103,6 +114,7 @@ impl Machine {
     pub fn command(&self, program_name: &str) -> Result<Command> {
         let path = match program_name {
             "spa-server" => "/usr/sbin/spa-server".into(),
+            "spa-client" => "/usr/bin/spa-client".into(),
             name => program(name)?,
         };
         let keeper = self.keeper.id();
