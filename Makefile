@@ -186,12 +186,13 @@ $(LETMEIN) &:
 	cargo install --quiet --locked --root $(TOOLS) $(addsuffix @$(LETMEIN_VERSION),$(notdir $(LETMEIN)))
 
 # They are built apart: nothing of this machine's directories is in them, so that whoever builds the
-# same commit elsewhere, with the same compiler, gets the same to the last bit.
+# same commit elsewhere, with the same compiler, gets the same to the last bit. This needs what a build
+# does (build-essential, libpcap-dev), and none of what only tests need.
 DEB := $(abspath $(TARGET))/deb
 CARGO_DIRECTORY := $(abspath $(or $(CARGO_HOME),$(HOME)/.cargo))
 
 .PHONY: deb
-deb: needs ## Debian packages of the server and the client, in target/deb.
+deb: ## Debian packages of the server and the client, in target/deb.
 	CARGO_TARGET_DIR=$(DEB)/build \
 	RUSTFLAGS="$$RUSTFLAGS --remap-path-prefix=$(CARGO_DIRECTORY)=/cargo --remap-path-prefix=$(CURDIR)=/spa" \
 		cargo build --release --locked -p spa-server -p spa-client
@@ -202,7 +203,7 @@ deb: needs ## Debian packages of the server and the client, in target/deb.
 CLEAN := $(abspath $(TARGET))/clean-debian
 
 .PHONY: test-packages
-test-packages: deb ## The packages on a clean Debian: installed, upgraded, removed. Minutes, is not in `test`.
+test-packages: needs deb ## The packages on a clean Debian: installed, upgraded, removed. Minutes, is not in `test`.
 	@tests/install-needs debootstrap lintian
 	lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs $(DEB)/*.deb
 	$(SUDO) tests/clean-debian $(CLEAN) $(DEB)/*.deb
@@ -210,7 +211,7 @@ test-packages: deb ## The packages on a clean Debian: installed, upgraded, remov
 	SPA_TESTS_BUILT=1 SPA_PACKAGED=$(DEB)/build SPA_CLEAN=$(CLEAN) cargo test --locked --workspace --test clean
 
 .PHONY: reproducible
-reproducible: needs ## Whether two builds of this commit in two directories are the same. Minutes, likewise.
+reproducible: ## Whether two builds of this commit in two directories are the same. Minutes, likewise.
 	packaging/debian/reproduce $(abspath $(TARGET))/reproducible
 
 .PHONY: needs

@@ -5,8 +5,8 @@
 
 use anyhow::{Context, Result, ensure};
 use spa_tests::{
-    Capture, Family, Finished, Lab, Laptop, Machine, PortState, SSH_PORT, Sshd, Watch, eventually,
-    finish, workspace,
+    Capture, Family, Finished, Lab, Laptop, Listener, Machine, PortState, SSH_PORT, Sshd, WEB_PORT,
+    Watch, eventually, finish, workspace,
 };
 use std::collections::BTreeSet;
 use std::env;
@@ -85,8 +85,12 @@ impl Clean {
     /// What the README says, up to the start.
     fn set_up(&self) -> Result<()> {
         let server_key = self.machine.sh("spa-server init")?;
+        let config = self.machine.read(CONFIG)?;
+        let web = format!("\n[services.web]\nports = [\"tcp/{WEB_PORT}\"]\n");
+        self.machine.write(CONFIG, &(config + &web))?;
         let key = self.laptop.keygen()?;
-        self.machine.sh(&format!("spa-server client add laptop --public-key {key} --allow ssh"))?;
+        let added = format!("spa-server client add laptop --public-key {key} --allow ssh,web");
+        self.machine.sh(&added)?;
         let key = server_key.trim();
         self.laptop
             .run(&["server", "add", "work", "--host", "gateway", "--public-key", key])?
@@ -207,16 +211,22 @@ fn an_upgrade_keeps_grants_sessions_and_the_configuration_and_shows_the_port_to_
     let (machine, lab) = (&clean.machine, &clean.lab);
     let changed = machine.read(CONFIG)? + "# mine\n";
     machine.write(CONFIG, &changed)?;
+    // A listener, which keeps up with the watch better than sshd does.
+    let _web = Listener::tcp(lab.server(), WEB_PORT)?;
     clean.open()?;
+    clean.laptop.run(&["open", "web", "--no-wait", "--lifetime", "10m"])?.ok()?;
+    for family in Family::BOTH {
+        lab.owner().await_open(lab.server().at(family, WEB_PORT))?;
+    }
     let mut session = clean.sshd.session(lab.owner(), Family::V4)?;
     let (pid, before) = (clean.pid()?, machine.grants()?);
-    ensure!(before.len() == 2, "{before:?}");
+    ensure!(before.len() == 4, "{before:?}");
     ensure!(clean.version()?.ends_with("-1"), "{}", clean.version()?);
 
-    let wire = Capture::on(lab.server(), "tcp and src port 22")?;
+    let wire = Capture::on(lab.server(), "tcp and (src port 22 or src port 8080)")?;
     let mut watches = Vec::new();
     for family in Family::BOTH {
-        let port = lab.server().at(family, SSH_PORT);
+        let port = lab.server().at(family, WEB_PORT);
         watches.push(Watch::on(lab.other(), port, PortState::Filtered));
         watches.push(Watch::on(lab.owner(), port, PortState::Open));
     }
@@ -265,7 +275,7 @@ fn an_upgrade_that_finds_fault_leaves_the_old_program_running() -> Result<()> {
     clean.ensure_a_knock_opens()?;
     // The control: mended, it restarts.
     machine.write(CONFIG, &good)?;
-    machine.sh("apt-get -q -y install --reinstall /root/2/spa-server_0.1.0-2_amd64.deb")?;
+    clean.apt("install --reinstall /root/2/spa-server_0.1.0-2_amd64.deb")?.ok()?;
     ensure!(clean.pid()? != pid && clean.is_active()?, "{}", machine.journal(UNIT)?);
     Ok(())
 }
@@ -335,17 +345,23 @@ fn a_gate_that_can_not_be_taken_away_keeps_the_package() -> Result<()> {
 }
 
 #[test]
-fn a_removal_in_a_chroot_leaves_the_gate_of_the_machine_alone() -> Result<()> {
+fn a_removal_where_the_gate_is_not_ours_leaves_it_alone() -> Result<()> {
     let clean = Clean::running()?;
     let machine = &clean.machine;
     machine.sh("mkdir /srv/inner")?;
     machine.sh("mount --bind / /srv/inner")?;
     machine.sh("mount --bind /proc /srv/inner/proc")?;
-    machine.sh("chroot /srv/inner /var/lib/dpkg/info/spa-server.prerm remove")?;
+    machine.sh("chroot /srv/inner sh /var/lib/dpkg/info/spa-server.prerm remove")?;
     clean.ensure_a_knock_opens()?;
     // The control: outside it does what it is for.
-    machine.sh("/var/lib/dpkg/info/spa-server.prerm remove")?;
-    clean.ensure_no_trace_in_the_kernel()
+    machine.sh("sh /var/lib/dpkg/info/spa-server.prerm remove")?;
+    clean.ensure_no_trace_in_the_kernel()?;
+    // As in a container that has no say in its network: no gate, and no reason to stay.
+    let powerless = "setpriv --bounding-set -net_admin --inh-caps -net_admin";
+    let removed = machine.run(&format!("{powerless} spa-server gate remove"))?;
+    ensure!(!removed.success(), "{removed}");
+    machine.sh(&format!("{powerless} sh /var/lib/dpkg/info/spa-server.prerm remove"))?;
+    Ok(())
 }
 
 #[test]
@@ -358,8 +374,11 @@ fn a_purge_leaves_what_the_administrator_made_and_nothing_else() -> Result<()> {
         clean.install("1")?.ok()?;
         let server_key = machine.sh("spa-server init")?;
         ensure!(server_key.starts_with("spa-public-"), "{server_key}");
-        machine.sh("spa-server client add somebody --allow ssh --psk --public-key \
-            spa-public-wMhVlcx9xJF13OjNS9umBc3un8KC_CmV1VONnUazdnferDP3")?;
+        let key = "spa-public-wMhVlcx9xJF13OjNS9umBc3un8KC_CmV1VONnUazdnferDP3";
+        let add = format!("spa-server client add somebody --allow ssh --psk --public-key {key}");
+        machine.sh(&add)?;
+        // The client's half, which nobody has brought to it.
+        machine.sh("rm /somebody.psk")?;
         machine.sh("spa-server invite another --allow ssh --host gateway")?;
         machine.sh("systemctl enable --now spa-server spa-metrics.socket")?;
         machine.sh("spa-server rotate-key")?;
