@@ -268,13 +268,17 @@ fn an_upgrade_that_finds_fault_leaves_the_old_program_running() -> Result<()> {
     let (pid, good) = (clean.pid()?, machine.read(CONFIG)?);
     // As when a version no longer knows a setting.
     machine.write(CONFIG, &format!("no-longer-known = 1\n{good}"))?;
+    ensure!(!machine.run("systemctl reload spa-server")?.success());
     let upgraded = clean.install("2")?;
     ensure!(upgraded.success(), "{upgraded}");
+    ensure!(upgraded.said().contains("no-longer-known"), "{upgraded}");
     ensure!(upgraded.said().contains("the old one goes on running"), "{upgraded}");
     ensure!(clean.pid()? == pid && clean.is_active()?, "it was restarted");
     clean.ensure_a_knock_opens()?;
-    // The control: mended, it restarts.
+    // The control: mended, it restarts, though the old one remembers that something was wrong.
     machine.write(CONFIG, &good)?;
+    let checked = machine.run("spa-server check")?;
+    ensure!(checked.stdout.contains("error    control"), "{checked}");
     clean.apt("install --reinstall /root/2/spa-server_0.1.0-2_amd64.deb")?.ok()?;
     ensure!(clean.pid()? != pid && clean.is_active()?, "{}", machine.journal(UNIT)?);
     Ok(())
