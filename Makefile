@@ -187,14 +187,15 @@ $(LETMEIN) &:
 
 # They are built apart: nothing of this machine's directories is in them, so that whoever builds the
 # same commit elsewhere, with the same compiler, gets the same to the last bit. This needs what a build
-# does (build-essential, libpcap-dev), and none of what only tests need.
+# does (build-essential, libpcap-dev), and none of what only tests need. Of two that match, the compiler
+# takes the last: cargo's directory may be in this one.
 DEB := $(abspath $(TARGET))/deb
 CARGO_DIRECTORY := $(abspath $(or $(CARGO_HOME),$(HOME)/.cargo))
 
 .PHONY: deb
 deb: ## Debian packages of the server and the client, in target/deb.
 	CARGO_TARGET_DIR=$(DEB)/build \
-	RUSTFLAGS="$$RUSTFLAGS --remap-path-prefix=$(CARGO_DIRECTORY)=/cargo --remap-path-prefix=$(CURDIR)=/spa" \
+	RUSTFLAGS="$$RUSTFLAGS --remap-path-prefix=$(CURDIR)=/spa --remap-path-prefix=$(CARGO_DIRECTORY)=/cargo" \
 		cargo build --release --locked -p spa-server -p spa-client
 	@rm -f $(DEB)/*.deb
 	packaging/debian/pack $(DEB)/build $(DEB)
