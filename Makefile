@@ -237,6 +237,9 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	install -D -m 644 packaging/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/spa-server.conf
 	install -D -m 644 packaging/prometheus/alerts.yml $(DESTDIR)$(DOCDIR)/examples/prometheus/alerts.yml
 	install -D -m 644 packaging/prometheus/grafana.json $(DESTDIR)$(DOCDIR)/examples/prometheus/grafana.json
+	install -D -m 644 packaging/fail2ban/action.d/spa.conf $(DESTDIR)$(DOCDIR)/examples/fail2ban/action.d/spa.conf
+	install -D -m 644 packaging/fail2ban/jail.d/spa.conf $(DESTDIR)$(DOCDIR)/examples/fail2ban/jail.d/spa.conf
+	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(DESTDIR)$(DOCDIR)/examples/fail2ban/action.d/spa.conf
 	install -D -m 644 packaging/server.toml $(DESTDIR)$(DOCDIR)/examples/server.toml
 	install -D -m 644 packaging/client.toml $(DESTDIR)$(DOCDIR)/examples/client.toml
 	install -D -m 644 spa-client/config.example.toml $(DESTDIR)$(DOCDIR)/examples/config.toml
@@ -260,12 +263,12 @@ uninstall: ## Remove what `make install` has installed. Configuration and state 
 	fi
 	rm -f $(DESTDIR)$(SBINDIR)/spa-server $(DESTDIR)$(BINDIR)/spa-client
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(SYSUSERSDIR)/spa-server.conf
-	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml prometheus/alerts.yml prometheus/grafana.json)
+	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml prometheus/alerts.yml prometheus/grafana.json fail2ban/action.d/spa.conf fail2ban/jail.d/spa.conf)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,$(PAGES))
 	rm -f $(DESTDIR)$(BASHDIR)/spa-client $(DESTDIR)$(ZSHDIR)/_spa-client $(DESTDIR)$(FISHDIR)/spa-client.fish
 	rm -f $(DESTDIR)$(MANDIR)/man1/spa-client.1 $(DESTDIR)$(MANDIR)/man1/spa-client-*.1
 	rm -f $(DESTDIR)$(MANDIR)/man8/spa-server.8 $(DESTDIR)$(MANDIR)/man8/spa-server-*.8
-	@for directory in $(DESTDIR)$(DOCDIR)/examples/prometheus $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR); do \
+	@for directory in $(addprefix $(DESTDIR)$(DOCDIR)/examples/,prometheus fail2ban/action.d fail2ban/jail.d fail2ban) $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR); do \
 		[ ! -d $$directory ] || rmdir --ignore-fail-on-non-empty $$directory; \
 	done
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi

@@ -146,6 +146,21 @@ pub fn write_key_failed(client: &str, source: IpAddr, key: &PublicKey, why: &str
     );
 }
 
+/// Writes that nothing is opened for this source for a time, and how many grants it had.
+pub fn write_source_refused(source: Source, length: Duration, until: UnixMicros, grants: usize) {
+    let (seconds, until) = (length.as_secs(), Instant(until));
+    tracing::info!(
+        target: "audit",
+        "event=source-refused source={source} for={seconds} until={until} grants={grants}",
+    );
+}
+
+/// Writes that this source is refused no more, before its time was over; why.
+pub fn write_source_lifted(source: Source, why: &str) {
+    let why = Value(why);
+    tracing::info!(target: "audit", "event=source-lifted source={source} reason={why}");
+}
+
 /// Authentic knocks that were refused: one line for each client and reason at once, then one a
 /// minute with a count. It holds no more than there are clients and reasons.
 #[derive(Debug, Default)]

@@ -31,7 +31,6 @@ use announced::Charged;
 use comparison::Schedule;
 use spa_proto::{Accepted, ClientId, DropReason, Item, Knock, MessageType, ServerKey, UnixMicros};
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -79,6 +78,8 @@ pub struct Authorizer<G, R, L> {
 }
 
 const FORBIDDEN: &str = "the configuration forbids it";
+/// Why grants of a source are revoked that is refused for a time.
+pub const SOURCE_REFUSED: &str = "its source is refused";
 
 /// The grants that knocks open, as they were before them.
 type Before = Vec<(GrantKey, Option<Grant>)>;
@@ -88,8 +89,8 @@ type Before = Vec<(GrantKey, Option<Grant>)>;
 pub struct Selection {
     /// The client, by its keys.
     pub client: Option<Vec<ClientId>>,
-    /// The address that is admitted.
-    pub source: Option<IpAddr>,
+    /// The address, or an address of the network, that is admitted.
+    pub source: Option<Source>,
     /// What was asked for.
     pub service: Option<Item>,
 }
@@ -156,18 +157,27 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// Takes over the grants of an earlier daemon, but for those that the policy now forbids, and
     /// makes the kernel admit just these.
     pub async fn resume(&mut self, grants: Vec<Grant>, now: Now) -> Result<(), GateError> {
-        let policy = Arc::clone(&self.judge.lock().policy);
+        let (policy, refused) = {
+            let judge = self.judge.lock();
+            (Arc::clone(&judge.policy), judge.refused.clone())
+        };
         let (upheld, forbidden): (Vec<_>, Vec<_>) =
             grants.into_iter().partition(|grant| is_upheld(&policy, grant, now.realtime));
+        // That they were revoked may not stand in the file.
+        let (upheld, refused): (Vec<_>, Vec<_>) = upheld
+            .into_iter()
+            .partition(|grant| refused.refusing(grant.key.source, now.boottime).is_none());
         let live = if self.stands { self.gate.snapshot().await? } else { Vec::new() };
         let changes = self.grants.rebuild(now.boottime, upheld, &live);
         self.end_used(now.boottime, &live);
         self.apply(&changes).await?;
-        let cut_short: Vec<_> =
-            forbidden.into_iter().filter(|grant| grant.expires > now.boottime).collect();
-        self.tell_revoked(&cut_short, FORBIDDEN);
-        self.log_grants(&[], &keys_of(&cut_short));
-        self.former.remember(now.boottime, cut_short);
+        for (gone, why) in [(forbidden, FORBIDDEN), (refused, SOURCE_REFUSED)] {
+            let cut_short: Vec<_> =
+                gone.into_iter().filter(|grant| grant.expires > now.boottime).collect();
+            self.tell_revoked(&cut_short, why);
+            self.log_grants(&[], &keys_of(&cut_short));
+            self.former.remember(now.boottime, cut_short);
+        }
         self.expire(now.boottime).await;
         Ok(())
     }
@@ -241,10 +251,10 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let mut accepted = Vec::with_capacity(batch.len());
         for Candidate { knock, captured, .. } in batch {
             judge.taken(&knock.client);
-            // The policy may have changed since the knock was captured: it is judged by the one
-            // that is in force now.
-            let verdict = policy
-                .judge(&knock, now.realtime)
+            // The policy may have changed since the knock was captured, and who is refused: it is
+            // judged by what is in force now.
+            let verdict = judge
+                .permit(&knock, now)
                 .map(|permit| Candidate { knock: knock.clone(), permit, captured })
                 .map_err(Dropped::Policy)
                 .and_then(|candidate| {
@@ -566,7 +576,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
 impl Selection {
     fn matches(&self, grant: &Grant) -> bool {
         self.client.as_ref().is_none_or(|keys| keys.contains(&grant.key.client))
-            && self.source.is_none_or(|source| grant.key.source.contains(source))
+            && self.source.is_none_or(|source| grant.key.source.overlaps(source))
             && self.service.as_ref().is_none_or(|service| *service == grant.key.service)
     }
 }

@@ -4,6 +4,7 @@ use crate::commands::{self, CommandError};
 use crate::config::{ClientName, ConfigError, DEFAULT_PATH};
 use crate::daemon;
 use crate::helper;
+use crate::source::Source;
 use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand};
 use spa_proto::Item;
 use std::net::IpAddr;
@@ -19,8 +20,7 @@ use std::process::ExitCode;
     disable_help_subcommand = true,
     after_help = "\
 Example, on a fresh server:
-  spa-server init
-  spa-server client add laptop --public-key spa-public-... --allow ssh
+  spa-server init && spa-server invite laptop --allow ssh
   spa-server check && systemctl start spa-server
   systemctl enable spa-server    # only once the laptop got in
 
@@ -71,6 +71,8 @@ enum Command {
     #[command(after_help = "Example:\n  spa-server grants list")]
     #[command(subcommand)]
     Grants(GrantsCommand),
+    /// Open nothing for an address for a time, and throw out who is in.
+    Refuse(RefuseArgs),
     /// Have the running daemon read its configuration anew.
     #[command(after_help = "Example:\n  spa-server reload")]
     Reload(Output),
@@ -375,6 +377,39 @@ pub(crate) struct RevokeArgs {
     pub(crate) output: Output,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("what").required(true),
+    after_help = "\
+Examples:
+  spa-server refuse 198.51.100.7
+  spa-server refuse 2001:db8:5::/48 --for 1d --no-cut
+  spa-server refuse --lift 198.51.100.7
+
+What is open for it is revoked, its connections are ended, and whoever knocks from there
+opens nothing until the time is over; knocks that close are taken. A longer time takes the
+place of a shorter one. It holds over a restart of the daemon, not over a reboot."
+)]
+pub(crate) struct RefuseArgs {
+    /// The address, or network.
+    #[arg(group = "what", value_name = "SOURCE")]
+    pub(crate) source: Option<Source>,
+    /// For how long.
+    #[arg(long = "for", value_name = "TIME", default_value = "10m", conflicts_with_all = ["lift", "list"])]
+    pub(crate) how_long: String,
+    /// Let its connections live.
+    #[arg(long, conflicts_with_all = ["lift", "list"])]
+    pub(crate) no_cut: bool,
+    /// Refuse this no more.
+    #[arg(long, group = "what", value_name = "SOURCE", conflicts_with = "json")]
+    pub(crate) lift: Option<Source>,
+    /// Show who is refused.
+    #[arg(long, group = "what")]
+    pub(crate) list: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
 #[derive(Debug, Clone, Subcommand)]
 enum GateCommand {
     /// Put the rules and sets in place, as the daemon does when it starts.
@@ -471,6 +506,7 @@ fn run(cli: Cli) -> u8 {
         Command::Grants(GrantsCommand::Revoke(args)) => {
             commands::daemon::grants_revoke(&config, args)
         }
+        Command::Refuse(args) => commands::refuse::run(&config, &args),
         Command::Reload(output) => commands::daemon::reload(&config, output),
         Command::Man(args) => commands::man::run(Cli::command(), &args),
         Command::Gate(command) => match command {
@@ -565,6 +601,7 @@ mod tests {
           log         Show the audit trail: who opened what, and what was refused
           metrics     Print what `status` shows for Prometheus
           grants      Show or revoke what is open
+          refuse      Open nothing for an address for a time, and throw out who is in
           reload      Have the running daemon read its configuration anew
           gate        Install, show or remove the firewall rules without the daemon
 
@@ -574,8 +611,7 @@ mod tests {
           -V, --version        Print version
 
         Example, on a fresh server:
-          spa-server init
-          spa-server client add laptop --public-key spa-public-... --allow ssh
+          spa-server init && spa-server invite laptop --allow ssh
           spa-server check && systemctl start spa-server
           systemctl enable spa-server    # only once the laptop got in
 
@@ -632,6 +668,11 @@ mod tests {
             "grants revoke --all --source 192.0.2.7",
             "grants revoke --source example.org",
             "grants revoke --service SSH",
+            "refuse",
+            "refuse example.org",
+            "refuse 192.0.2.7 --lift 192.0.2.7",
+            "refuse --list --for 1m",
+            "refuse --lift 192.0.2.7 --no-cut",
             "status now",
         ] {
             let words = ["spa-server"].into_iter().chain(words.split_ascii_whitespace());
@@ -642,6 +683,9 @@ mod tests {
             "client add laptop --allow ssh,web --source 192.0.2.0/24 --source ::1",
             "client reset-replay --all",
             "grants revoke laptop --source 192.0.2.7 --service tcp/22",
+            "refuse 192.0.2.0/24 --for 1h --no-cut --json",
+            "refuse --list --json",
+            "refuse --lift ::1",
             "status --json --config /tmp/server.toml",
         ] {
             let words = ["spa-server"].into_iter().chain(words.split_ascii_whitespace());

@@ -5,6 +5,7 @@ mod contest;
 mod cutter;
 mod log;
 mod prefiltered;
+mod refuse;
 mod reload;
 mod shortcut;
 mod standing;
@@ -26,7 +27,9 @@ use crate::last_gate::LastGateFile;
 use crate::pipeline::{Candidate, SharedJudge, Shortcut};
 use crate::policy::Policy;
 use crate::privileges;
+use crate::refused_sources::RefusedSourcesFile;
 use crate::replay_store::FileStore;
+use crate::source::Source;
 use crate::state_lock::StateLock;
 use crate::trial::{Trial, TrialFile};
 use announce::Keys;
@@ -114,6 +117,7 @@ struct Daemon {
     trial_stepped: bool,
     trial_file: TrialFile,
     last_gate: LastGateFile,
+    refused_file: RefusedSourcesFile,
     restored: Restorations,
     /// What could not be put back yet.
     unmended: Option<Alarm>,
@@ -285,6 +289,7 @@ impl Daemon {
                 } else {
                     match self.client_ids(client.as_deref()) {
                         Ok(client) => {
+                            let source = source.map(Source::host);
                             let selection = Selection { client, source, service };
                             return self.revoke(&selection, cut, answer).await;
                         }
@@ -292,6 +297,11 @@ impl Daemon {
                     }
                 }
             }
+            ControlRequest::Refuse { source, seconds, cut } => {
+                return self.refuse(source, Duration::from_secs(seconds), cut, answer).await;
+            }
+            ControlRequest::RefusedSources => self.refused_sources(),
+            ControlRequest::LiftRefusal { source } => self.lift_refusal(source),
             ControlRequest::Reload => return self.read_anew(Order::Reload, Some(answer)),
             ControlRequest::GateInstall { trial } => {
                 let order = Order::Install(trial.map(Duration::from_secs));

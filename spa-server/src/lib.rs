@@ -40,6 +40,7 @@ pub mod prefilter;
 mod priority;
 mod privileges;
 pub mod process;
+pub mod refused_sources;
 pub mod replay_store;
 pub mod service;
 pub mod source;

@@ -74,6 +74,8 @@ fn gate(all: &Families, status: &Status) -> Result<(), prometheus::Error> {
     let help = "How often the gate was put back after somebody had changed it.";
     all.counter("gate_restored_total", help, status.restored)?;
     all.gauge("grants", "What is open.", number(status.grants))?;
+    let help = "Addresses and networks for which nothing is opened, for a time.";
+    all.gauge("refused_sources", help, number(status.refused))?;
     let help = "Grants that the kernel took, refreshed ones included.";
     all.counter("grants_opened_total", help, status.opened)?;
     let help = "Grants that were closed before their time.";

@@ -205,8 +205,9 @@ pub struct Permitted {
 
 /// Why an authentic knock opened nothing.
 ///
-/// The last three are not judged here, since they depend on what is open already: the limits
-/// speak the same language, so that `status` counts all refusals alike.
+/// Who is refused for a time, and the last three, are not judged here, since they depend on what an
+/// administrator has said, or on what is open already: they speak the same language, so that
+/// `status` counts all refusals alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -226,6 +227,9 @@ pub enum Refusal {
     ServiceNotAllowed(Item),
     /// What it asks for is forwarded to a host that has no address of the knock's family.
     FamilyNotServed(Item),
+    /// An administrator has said that nothing is to be opened for this address, or network, for a
+    /// time.
+    SourceRefused(Source),
     /// A longer lifetime was asked for than the client may have.
     Lifetime {
         /// What was asked for.
@@ -474,6 +478,7 @@ impl Refusal {
         "bound-source-required",
         "service-not-allowed",
         "family-not-served",
+        "source-refused",
         "lifetime",
         "rate",
         "max-sources",
@@ -491,6 +496,7 @@ impl Refusal {
             Self::BoundSourceRequired => "bound-source-required",
             Self::ServiceNotAllowed(_) => "service-not-allowed",
             Self::FamilyNotServed(_) => "family-not-served",
+            Self::SourceRefused(_) => "source-refused",
             Self::Lifetime { .. } => "lifetime",
             Self::Rate => "rate",
             Self::MaxSources => "max-sources",
@@ -505,6 +511,7 @@ impl fmt::Display for Refusal {
         f.write_str(self.as_str())?;
         match self {
             Self::ServiceNotAllowed(item) | Self::FamilyNotServed(item) => write!(f, " ({item})"),
+            Self::SourceRefused(source) => write!(f, " ({source})"),
             Self::Lifetime { asked, max } => {
                 write!(f, " (asked {} s, maximum {} s)", asked.as_secs(), max.as_secs())
             }

@@ -45,6 +45,11 @@ impl Source {
         self.0.contains(&address.to_canonical())
     }
 
+    /// Whether they have an address in common: one lies within the other then.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
     /// Whether all addresses of the other are among these.
     pub fn covers(self, other: Self) -> bool {
         self.0.contains(&other.0)

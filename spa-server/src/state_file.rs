@@ -108,8 +108,16 @@ impl StateFile {
 
     /// Has it say this, as a line of JSON.
     pub fn write_json(&self, value: &impl Serialize) -> Result<(), StateFileError> {
-        let text = serde_json::to_string(value);
-        self.write(&(text.map_err(|error| at("write", &self.path())(error.into()))? + "\n"))
+        self.write(&(self.json(value)? + "\n"))
+    }
+
+    /// Has it say this, as a line of JSON, but without waiting for the disk.
+    pub fn replace_json(&self, value: &impl Serialize) -> Result<(), StateFileError> {
+        self.replace((self.json(value)? + "\n").as_bytes())
+    }
+
+    fn json(&self, value: &impl Serialize) -> Result<String, StateFileError> {
+        serde_json::to_string(value).map_err(|error| at("write", &self.path())(error.into()))
     }
 
     /// Has it be gone.

@@ -491,6 +491,8 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
             "man/man1/spa-client-open.1",
             "man/man8/spa-server.8",
             "man/man8/spa-server-client-add.8",
+            "man/man8/spa-server-refuse.8",
+            "doc/spa/examples/fail2ban/jail.d/spa.conf",
             "bash-completion/completions/spa-client",
             "fish/vendor_completions.d/spa-client.fish",
         ] {
@@ -499,6 +501,9 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
         let functions = if prefix == "/usr" { "vendor-completions" } else { "site-functions" };
         let zsh = installed(&format!("{prefix}/share/zsh/{functions}/_spa-client"));
         ensure!(zsh.is_file(), "{}", zsh.display());
+        let action = format!("{prefix}/share/doc/spa/examples/fail2ban/action.d/spa.conf");
+        let action = fs::read_to_string(installed(&action))?;
+        ensure!(action.contains(&format!("\nspa-server = {prefix}/sbin/spa-server\n")), "{action}");
         let example = installed(&format!("{prefix}/share/doc/spa/examples/server.toml"));
         Settings::parse(Path::new("/etc/spa/server.toml"), &fs::read_to_string(example)?)?;
 

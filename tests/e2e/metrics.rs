@@ -49,6 +49,7 @@ fn metrics_are_sound_and_say_what_status_says() -> Result<()> {
         ("spa_replay_store_writable", 1.0),
         ("spa_last_reload_successful", 1.0),
         ("spa_grants", 1.0),
+        ("spa_refused_sources", 0.0),
         ("spa_knocks_accepted_total", 1.0),
         ("spa_grants_opened_total", 1.0),
         ("spa_knocks_failed_total", 0.0),

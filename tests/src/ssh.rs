@@ -83,7 +83,12 @@ impl Sshd {
 
     /// What sshd logged.
     pub fn log(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.directory.join("sshd.log"))?)
+        Ok(fs::read_to_string(self.log_path())?)
+    }
+
+    /// Where that is.
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.join("sshd.log")
     }
 
     /// The lines of a configuration of ssh that every login here needs.
@@ -106,7 +111,18 @@ impl Sshd {
 
     /// Runs `command` over a new ssh connection from `host`.
     pub fn login(&self, host: &Host, family: Family, command: &str) -> Result<Finished> {
-        finish(self.ssh(host, family)?.arg(command))
+        self.login_as("root", host, family, command)
+    }
+
+    /// The same for another user than the one who may log in.
+    pub fn login_as(
+        &self,
+        user: &str,
+        host: &Host,
+        family: Family,
+        command: &str,
+    ) -> Result<Finished> {
+        finish(self.ssh(host, family)?.args(["-l", user]).arg(command))
     }
 
     /// Opens a session from `host` that stays, and proves that it is alive.
@@ -127,7 +143,7 @@ impl Sshd {
     fn start_session(&self, host: &Host, family: Family, command: &str) -> Result<Session> {
         let mut child = self
             .ssh(host, family)?
-            .arg(command)
+            .args(["-l", "root", command])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -163,7 +179,7 @@ impl Sshd {
         ] {
             command.args(["-o", option]);
         }
-        command.arg(format!("root@{}", self.host.address(family)));
+        command.arg(self.host.address(family).to_string());
         command.env_remove("SSH_AUTH_SOCK");
         Ok(command)
     }

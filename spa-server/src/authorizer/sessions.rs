@@ -9,6 +9,7 @@ use crate::connections::{Inventory, port_of};
 use crate::gate::{Connection, Gate, Plan};
 use crate::grants::{Cover, Grant, GrantStore};
 use crate::replay_store::ReplayStore;
+use crate::source::Source;
 use spa_proto::Port;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,13 +19,20 @@ use std::net::IpAddr;
 pub struct Sessions {
     theirs: Cover,
     of_others: Cover,
+    peers: Option<Source>,
 }
 
 impl Sessions {
+    /// All that come from there, whatever has let them in.
+    pub fn from_source(source: Source) -> Self {
+        Self { peers: Some(source), ..Self::default() }
+    }
+
     /// Those that the grants let in, or may have, and that no other live grant covers.
     pub fn among(&self, found: &Inventory) -> Inventory {
         let is_theirs = |connection: &&Connection| {
-            admits(&self.theirs, connection) && !admits(&self.of_others, connection)
+            self.peers.is_some_and(|peers| peers.contains(connection.peer.ip()))
+                || admits(&self.theirs, connection) && !admits(&self.of_others, connection)
         };
         found.iter().filter(is_theirs).copied().collect()
     }
@@ -38,6 +46,7 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         Sessions {
             theirs: theirs.collect(),
             of_others: self.live(now).filter(|grant| !selection.matches(grant)).collect(),
+            peers: None,
         }
     }
 

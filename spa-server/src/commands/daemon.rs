@@ -84,7 +84,7 @@ pub(super) fn cut_off(config: &Path, key: &PublicKey) -> Done {
     }
 }
 
-fn render_cut(cut: &CutView) -> String {
+pub(super) fn render_cut(cut: &CutView) -> String {
     let ended = format!("{} ended", count(cut.ended, "connection"));
     let left = match cut.left {
         0 => String::new(),
@@ -97,7 +97,7 @@ fn render_cut(cut: &CutView) -> String {
     ended + &left + &trouble
 }
 
-fn judge_cut(cut: &CutView) -> Done {
+pub(super) fn judge_cut(cut: &CutView) -> Done {
     if cut.left == 0 && cut.trouble.is_none() {
         Ok(())
     } else {
@@ -167,7 +167,10 @@ pub(super) fn take_up(config: &Path) -> Done {
     }
 }
 
-fn ask(config: &Path, request: &ControlRequest) -> Result<ControlResponse, CommandError> {
+pub(super) fn ask(
+    config: &Path,
+    request: &ControlRequest,
+) -> Result<ControlResponse, CommandError> {
     if !config.exists() {
         // Which says that there is none.
         Settings::load(config)?;
@@ -194,7 +197,7 @@ fn print_grants(grants: &[GrantView], output: Output, nothing: &str) -> Done {
     }
 }
 
-fn render_grants(grants: &[GrantView]) -> String {
+pub(super) fn render_grants(grants: &[GrantView]) -> String {
     let heading = ["CLIENT", "SOURCE", "SERVICE", "PORTS", "LEFT", "OPENED", "REQUEST"];
     let mut rows = vec![heading.map(String::from).to_vec()];
     rows.extend(grants.iter().map(|grant| {
@@ -323,6 +326,13 @@ fn render_status(status: &Status) -> String {
     if let Some(latency) = &status.latency {
         rows.push(row("latency", speed(latency)));
     }
+    if status.refused > 0 {
+        let refused = format!(
+            "{}, for which nothing is opened; `spa-server refuse --list` shows them",
+            count(status.refused, "source")
+        );
+        rows.push(row("refused", refused));
+    }
     if let Some(left) = status.trial_seconds_left {
         let left = seconds(left);
         let value = format!(
@@ -351,11 +361,11 @@ fn render_status(status: &Status) -> String {
     table(&rows)
 }
 
-fn seconds(seconds: u64) -> String {
+pub(super) fn seconds(seconds: u64) -> String {
     format_duration(Duration::from_secs(seconds))
 }
 
-fn count(number: u64, what: &str) -> String {
+pub(super) fn count(number: u64, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {what}{plural}")
 }
@@ -406,6 +416,7 @@ mod tests {
             replay_store: "writable".into(),
             clients: StatusClients { total: 3, enabled: 2 },
             grants: 1,
+            refused: 0,
             received: 2016,
             prefilter: "in the kernel".into(),
             accepted: 10,
@@ -446,6 +457,7 @@ mod tests {
         assert!(render_status(&status).contains("gate          installed (hook)\n"));
         status.dropped.clear();
         status.latency = None;
+        status.refused = 2;
         status.barrier_until = Some(UnixMicros::from_secs(1_798_758_060));
         (status.restored, status.last_restored) = (2, Some(UnixMicros::from_secs(1_798_758_030)));
         status.trial_seconds_left = Some(43);
@@ -457,6 +469,7 @@ mod tests {
         dropped       none
         lost          0 before the daemon saw them
         queue         0 of 4096 waiting, 3 at most
+        refused       2 sources, for which nothing is opened; `spa-server refuse --list` shows them
         on trial      for 43s more; then the gate is undone, unless `spa-server gate confirm` is run from a new connection
         restored      the gate, 2 times, after others had changed or flushed it; last at 2026-12-31T23:00:30Z
         barrier       after an unclean start or a step of the clock, only knocks stamped after 2026-12-31T23:01:00Z are taken

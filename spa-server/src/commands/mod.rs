@@ -17,6 +17,7 @@ pub(crate) mod man;
 pub(crate) mod metrics;
 mod order;
 mod output;
+pub(crate) mod refuse;
 pub(crate) mod rotate_key;
 pub(crate) mod trial;
 mod write;

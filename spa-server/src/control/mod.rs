@@ -12,7 +12,7 @@ pub use client::{CallError, call};
 pub use server::{BindError, PeerRefused, bind, may_speak, prepare_directory, serve};
 pub use types::{
     ControlRequest, ControlResponse, CutView, GrantView, InterfaceStatus, LatencyStatus,
-    QueueStatus, Reloaded, Status, StatusClients,
+    QueueStatus, RefusedView, Reloaded, Status, StatusClients,
 };
 
 /// The longest request, in bytes, the line's end included.

@@ -40,6 +40,25 @@ pub enum ControlRequest {
         #[serde(default)]
         cut: bool,
     },
+    /// Open nothing for an address or a network for a time, and revoke what is open for it: answered
+    /// by [`ControlResponse::Refused`].
+    #[serde(rename_all = "kebab-case")]
+    Refuse {
+        /// Whom to refuse.
+        source: Source,
+        /// For how many seconds.
+        seconds: u64,
+        /// End its connections too.
+        cut: bool,
+    },
+    /// Who is refused: answered by [`ControlResponse::RefusedSources`].
+    RefusedSources,
+    /// Refuse just this address, or network, no more: answered by [`ControlResponse::Lifted`].
+    #[serde(rename_all = "kebab-case")]
+    LiftRefusal {
+        /// As it was refused.
+        source: Source,
+    },
     /// Read the configuration anew: answered by [`ControlResponse::Reloaded`].
     Reload,
     /// Read the configuration anew, and put the gate in place, also if it was removed: answered by
@@ -93,6 +112,34 @@ pub enum ControlResponse {
         /// What came of their connections, if they were to be ended.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cut: Option<CutView>,
+    },
+    /// A source is refused.
+    #[serde(rename_all = "kebab-case")]
+    Refused {
+        /// For so many seconds; more than were asked for, if it was refused for longer before.
+        seconds: u64,
+        /// The grants that were revoked.
+        grants: Vec<GrantView>,
+        /// What came of its connections, if they were to be ended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cut: Option<CutView>,
+        /// What went wrong.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trouble: Option<String>,
+    },
+    /// Who is refused.
+    RefusedSources(Vec<RefusedView>),
+    /// A source is not refused by itself any more.
+    #[serde(rename_all = "kebab-case")]
+    Lifted {
+        /// Whether it was.
+        was_refused: bool,
+        /// What it lies in that is refused still.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        still: Option<Source>,
+        /// What went wrong.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trouble: Option<String>,
     },
     /// The configuration was read and is in force.
     Reloaded(Reloaded),
@@ -161,6 +208,9 @@ pub struct Status {
     pub clients: StatusClients,
     /// How many grants are live.
     pub grants: u64,
+    /// For how many addresses and networks nothing is opened.
+    #[serde(default)]
+    pub refused: u64,
     /// Datagrams of the right ports and length, and, where there is a prefilter, those of another
     /// length.
     #[serde(default)]
@@ -263,6 +313,16 @@ pub struct GrantView {
     pub request_id: String,
 }
 
+/// An address or a network for which nothing is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RefusedView {
+    /// Which.
+    pub source: Source,
+    /// For so many more seconds.
+    pub seconds_left: u64,
+}
+
 /// What came of connections that were to be ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -314,6 +374,19 @@ mod tests {
                 revoke(Some("laptop"), Some("192.0.2.7"), Some("ssh"), false),
                 r#"{"grants-revoke":{"client":"laptop","source":"192.0.2.7","service":"ssh","all":false,"cut":false}}"#,
             ),
+            (
+                ControlRequest::Refuse {
+                    source: "192.0.2.0/24".parse().unwrap(),
+                    seconds: 600,
+                    cut: true,
+                },
+                r#"{"refuse":{"source":"192.0.2.0/24","seconds":600,"cut":true}}"#,
+            ),
+            (ControlRequest::RefusedSources, r#""refused-sources""#),
+            (
+                ControlRequest::LiftRefusal { source: "2001:db8::7".parse().unwrap() },
+                r#"{"lift-refusal":{"source":"2001:db8::7"}}"#,
+            ),
             (ControlRequest::Reload, r#""reload""#),
             (ControlRequest::GateInstall { trial: None }, r#"{"gate-install":{}}"#),
             (ControlRequest::GateInstall { trial: Some(60) }, r#"{"gate-install":{"trial":60}}"#),
@@ -358,6 +431,17 @@ mod tests {
             ControlResponse::Grants(vec![grant.clone()]),
             ControlResponse::Revoked { grants: Vec::new(), cut: None },
             ControlResponse::Revoked { grants: Vec::new(), cut: Some(CutView::default()) },
+            ControlResponse::Refused {
+                seconds: 600,
+                grants: vec![grant.clone()],
+                cut: Some(CutView::default()),
+                trouble: None,
+            },
+            ControlResponse::RefusedSources(vec![RefusedView {
+                source: "192.0.2.0/24".parse().unwrap(),
+                seconds_left: 5,
+            }]),
+            ControlResponse::Lifted { was_refused: true, still: None, trouble: None },
             ControlResponse::Reloaded(Reloaded { revoked: vec![grant], ..Reloaded::default() }),
             ControlResponse::GateInstalled {
                 report: InstallReport { changed: true, ..InstallReport::default() },

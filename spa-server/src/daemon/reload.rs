@@ -255,6 +255,7 @@ impl Daemon {
         };
         // Only now: what it admits no more is withdrawn. It reads by itself who has come.
         self.gate.reread().await;
+        self.lift_who_needs_no_knock(&settings.gate.always_admit);
         self.clients = config.count;
         let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);
         self.settings = settings;

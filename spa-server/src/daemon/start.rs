@@ -3,6 +3,7 @@
 use super::announce::{self, Keys};
 use super::cutter::Cutter;
 use super::prefiltered::Prefiltered;
+use super::refuse;
 use super::standing::{LeftBehind, Restorations, Standing};
 use super::watch::Watch;
 use super::{ANNOUNCEMENTS, Command, Daemon, Inbox, QUEUE, QueueDepth};
@@ -85,7 +86,9 @@ impl Daemon {
         let counters = Arc::new(Counters::default());
         let policy = config.policy();
         let configured = Arc::clone(&policy);
-        let judge = Judge::new(receiver, policy, settings.freshness, now);
+        let mut judge = Judge::new(receiver, policy, settings.freshness, now);
+        let (refused_file, refused) = refuse::load(&settings, boot, now.boottime);
+        judge.refused = refused;
         let judge = match prefilter.told() {
             Some(told) => SharedJudge::telling(judge, told),
             None => SharedJudge::new(judge),
@@ -224,6 +227,7 @@ impl Daemon {
             trial_stepped: false,
             trial_file,
             last_gate,
+            refused_file,
             restored: Restorations::default(),
             unmended: None,
             uncut: None,

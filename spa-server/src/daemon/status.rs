@@ -84,6 +84,7 @@ impl Daemon {
                 enabled: count(self.clients.enabled),
             },
             grants: count(self.authorizer.count(boottime)),
+            refused: count(self.judge.lock().refused.iter(boottime).count()),
             received: read(&self.counters.received)
                 .saturating_add(in_kernel.unknown_tag)
                 .saturating_add(in_kernel.length),

@@ -7,8 +7,11 @@ use crate::audit::Refusals;
 use crate::capture::Arrival;
 use crate::clock::{Now, Step, StepWatch};
 use crate::counters::Dropped;
-use crate::policy::Policy;
-use spa_proto::{Announced, ClientId, DropReason, Freshness, Receiver, Sieve, Skew, Verdict};
+use crate::policy::{Permit, Policy, Refusal};
+use crate::refused_sources::RefusedSources;
+use spa_proto::{
+    Announced, ClientId, DropReason, Freshness, Knock, MessageType, Receiver, Sieve, Skew, Verdict,
+};
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +30,8 @@ pub struct Judge {
     pub receiver: Receiver,
     /// Who may open what.
     pub policy: Arc<Policy>,
+    /// For whom nothing is opened, whatever the policy says.
+    pub refused: RefusedSources,
     /// Authentic knocks that were refused, to be told in the audit trail.
     pub refusals: Refusals,
     twins: Twins,
@@ -132,6 +137,7 @@ impl Judge {
         Self {
             receiver,
             policy,
+            refused: RefusedSources::default(),
             refusals: Refusals::default(),
             twins: Twins::default(),
             waiting: Waiting::default(),
@@ -140,6 +146,17 @@ impl Judge {
             is_told_late: false,
             freshness,
         }
+    }
+
+    /// What an authentic knock may have now. Who is refused for a time may close what he has.
+    pub fn permit(&self, knock: &Knock, now: Now) -> Result<Permit, Refusal> {
+        let permit = self.policy.judge(knock, now.realtime)?;
+        if knock.request.message_type == MessageType::Open
+            && let Some((by, _)) = self.refused.refusing(permit.source, now.boottime)
+        {
+            return Err(Refusal::SourceRefused(by));
+        }
+        Ok(permit)
     }
 
     /// Looks whether the realtime clock has jumped, and moves the barrier with it.
@@ -214,7 +231,7 @@ impl Judge {
         self.watch_clock(now);
         let judged = match verdict {
             Verdict::Authentic(knock) => {
-                let permit = self.policy.judge(&knock, now.realtime);
+                let permit = self.permit(&knock, now);
                 permit.map(|permit| Judged::Knock(Candidate { knock, permit, captured }))
             }
             Verdict::Announced(announced) => {

@@ -292,6 +292,7 @@ fn every_refusal_is_named_once() {
         Refusal::BoundSourceRequired,
         Refusal::ServiceNotAllowed("ssh".parse().unwrap()),
         Refusal::FamilyNotServed("nas".parse().unwrap()),
+        Refusal::SourceRefused("192.0.2.7".parse().unwrap()),
         Refusal::Lifetime { asked: duration, max: duration },
         Refusal::Rate,
         Refusal::MaxSources,

@@ -191,6 +191,7 @@ pub(crate) fn status() -> Status {
         replay_store: "writable".into(),
         clients: StatusClients { total: 1, enabled: 1 },
         grants: 1,
+        refused: 0,
         received: 4,
         prefilter: "in the kernel".into(),
         accepted: 1,
