@@ -21,8 +21,7 @@ use std::process::ExitCode;
     after_help = "\
 Example, on a fresh server:
   spa-server init && spa-server invite laptop --allow ssh
-  spa-server check && systemctl start spa-server
-  systemctl enable spa-server    # only once the laptop got in
+  spa-server check && systemctl start spa-server # enable once the laptop got in
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."
 )]
@@ -63,6 +62,14 @@ enum Command {
     /// Show how the running daemon is.
     #[command(after_help = "Example:\n  spa-server status --json")]
     Status(Output),
+    /// Watch the running daemon: what is open, knocks, noise.
+    #[command(after_help = "\
+Example:
+  spa-server top
+
+It asks the daemon every second, and changes nothing. Keys: q or Ctrl-C ends it, arrows,
+PgUp, PgDn, Home and End scroll what is open, p has the picture stand still.")]
+    Top,
     /// Show the audit trail: who opened what, and what was refused.
     Log(LogArgs),
     /// Print what `status` shows for Prometheus.
@@ -498,6 +505,7 @@ fn run(cli: Cli) -> u8 {
             ClientCommand::ResetReplay(args) => commands::daemon::reset_replay(&config, args),
         },
         Command::Status(output) => commands::daemon::status(&config, output),
+        Command::Top => commands::top::run(&config),
         Command::Log(args) => commands::log::run(&args),
         Command::Metrics(args) => commands::metrics::run(&config, args.http),
         Command::Grants(GrantsCommand::List(output)) => {
@@ -573,7 +581,7 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen_and_shows_an_example() {
         let helps = helps(&built(), "spa-server");
-        assert_eq!(helps.len(), 29, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        assert_eq!(helps.len(), 30, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
         for (names, help) in helps {
             assert!(help.contains("Example"), "{names}: no example\n{help}");
             assert!(help.lines().count() <= 30, "{names}: too long\n{help}");
@@ -598,6 +606,7 @@ mod tests {
           client      Add, show and change clients
           rotate-key  Give this server a new key; clients may use the old one for a time
           status      Show how the running daemon is
+          top         Watch the running daemon: what is open, knocks, noise
           log         Show the audit trail: who opened what, and what was refused
           metrics     Print what `status` shows for Prometheus
           grants      Show or revoke what is open
@@ -612,8 +621,7 @@ mod tests {
 
         Example, on a fresh server:
           spa-server init && spa-server invite laptop --allow ssh
-          spa-server check && systemctl start spa-server
-          systemctl enable spa-server    # only once the laptop got in
+          spa-server check && systemctl start spa-server # enable once the laptop got in
 
         Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.
         ");

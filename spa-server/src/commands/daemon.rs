@@ -239,7 +239,7 @@ pub(super) fn render_reloaded(reloaded: &Reloaded) -> String {
 }
 
 /// How the ports are guarded; hook commands and a dry run refuse nothing themselves.
-fn guarding(status: &Status) -> String {
+pub(super) fn guarding(status: &Status) -> String {
     match status.backend {
         Backend::Hook | Backend::DryRun => status.backend.to_string(),
         backend => format!("{backend}, {}, {}", status.mode, status.refuse),
@@ -259,7 +259,7 @@ fn speed(latency: &LatencyStatus) -> String {
 }
 
 /// Of the unit that leaves two digits or three.
-fn micros_in_words(micros: u64) -> String {
+pub(super) fn micros_in_words(micros: u64) -> String {
     let tenths = |unit: u64, name: &str| {
         let (whole, tenth) = (micros / unit, micros % unit / (unit / 10));
         if whole < 10 { format!("{whole}.{tenth} {name}") } else { format!("{whole} {name}") }

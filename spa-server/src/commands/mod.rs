@@ -19,6 +19,7 @@ mod order;
 mod output;
 pub(crate) mod refuse;
 pub(crate) mod rotate_key;
+pub(crate) mod top;
 pub(crate) mod trial;
 mod write;
 
