@@ -140,10 +140,13 @@ impl Server {
     fn answer(&self, request: HelperRequest) -> HelperAnswer {
         let is_removal = matches!(request, HelperRequest::Gate(GateRequest::Remove));
         match self.warden.judge(request) {
-            Ok(request) => {
+            Ok((request, refused)) => {
                 let answer = self.carry_out(&request);
                 self.warden.note(&request, &answer);
-                answer
+                refused.map_or(answer, |why| {
+                    tracing::error!("{why}");
+                    HelperAnswer::Failed(why)
+                })
             }
             // There is nothing to take away, which is what was wanted.
             Err(_) if is_removal && self.is_gone() => HelperAnswer::Gate(GateAnswer::Removed),

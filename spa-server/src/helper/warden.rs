@@ -10,7 +10,7 @@ use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::config::{Settings, client_rules};
 use crate::connections::port_of;
-use crate::gate::{Change, Connection, Cut, GateAnswer, GateRequest, Guarded, Plan};
+use crate::gate::{Change, Connection, Cut, Element, GateAnswer, GateRequest, Guarded, Plan};
 use crate::priority::in_background;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -41,10 +41,23 @@ struct State {
     next: Option<Plan>,
     /// All that was ever to be guarded: connections to it are ours to end.
     guarded: HashSet<Guarded>,
-    permits: Reading,
+    /// What clients may have by the configuration that the worker began with, or has told of last.
+    in_force: Reading,
+    /// By one that was read since.
+    newer: Option<Permits>,
 }
 
 impl State {
+    fn seconds(&mut self, element: Element, wanted: u32) -> Option<u32> {
+        let newer = self.newer.as_ref().and_then(|newer| newer.seconds(element, wanted));
+        newer.max(self.in_force.done().seconds(element, wanted))
+    }
+
+    fn expect(&mut self, plan: Plan) {
+        self.guarded.extend(plan.guarded.iter().copied());
+        self.next = (plan != self.plan).then_some(plan);
+    }
+
     fn judge_guarded(&self, guarded: &[Guarded]) -> Result<(), Refusal> {
         match guarded.iter().find(|guarded| !self.guarded.contains(guarded)) {
             None => Ok(()),
@@ -86,12 +99,24 @@ impl Warden {
             knock_ports,
             orders,
             started: BootMicros::now(),
-            state: Mutex::new(State { plan, next: None, guarded, permits }),
+            state: Mutex::new(State { plan, next: None, guarded, in_force: permits, newer: None }),
         }
     }
 
-    /// Judges a request; what is too much of a time is cut.
-    pub(super) fn judge(&self, request: HelperRequest) -> Result<HelperRequest, Refusal> {
+    /// Judges a request; what is too much of a time is cut, and what nobody may have taken out, which the
+    /// other value tells.
+    pub(super) fn judge(
+        &self,
+        request: HelperRequest,
+    ) -> Result<(HelperRequest, Option<Refusal>), Refusal> {
+        if let HelperRequest::Gate(GateRequest::Apply(mut changes)) = request {
+            let refused = self.judge_changes(&mut changes);
+            return Ok((HelperRequest::Gate(GateRequest::Apply(changes)), refused));
+        }
+        self.judge_whole(request).map(|request| (request, None))
+    }
+
+    fn judge_whole(&self, request: HelperRequest) -> Result<HelperRequest, Refusal> {
         match request {
             HelperRequest::Gate(request) => self.judge_gate(request).map(HelperRequest::Gate),
             HelperRequest::List { ref guarded, .. }
@@ -139,10 +164,13 @@ impl Warden {
                 }
                 Ok(request)
             }
-            GateRequest::Apply(changes) => self.judge_changes(changes).map(GateRequest::Apply),
             GateRequest::Sever(ref cuts) => self.state().judge_cuts(cuts).map(|()| request),
             GateRequest::Remove => self.judge_removal().map(|()| request),
-            GateRequest::Snapshot | GateRequest::Look(_) | GateRequest::Lift => Ok(request),
+            // Changes are judged one by one.
+            GateRequest::Apply(_)
+            | GateRequest::Snapshot
+            | GateRequest::Look(_)
+            | GateRequest::Lift => Ok(request),
         }
     }
 
@@ -155,7 +183,7 @@ impl Warden {
         if is_known() {
             return Ok(());
         }
-        self.reread();
+        self.read_clients();
         if is_known() {
             return Ok(());
         }
@@ -182,43 +210,61 @@ impl Warden {
         }
     }
 
-    fn judge_changes(&self, mut changes: Vec<Change>) -> Result<Vec<Change>, Refusal> {
+    /// Takes out what nobody may have, and says so: the others are not to wait for it.
+    fn judge_changes(&self, changes: &mut Vec<Change>) -> Option<Refusal> {
         let mut has_reread = false;
-        for change in &mut changes {
-            let Change::Admit { element, seconds } = change else { continue };
-            let mut permitted = self.state().permits.done().seconds(*element, *seconds);
+        let mut refused = None;
+        changes.retain_mut(|change| {
+            let Change::Admit { element, seconds } = change else { return true };
+            let mut permitted = self.state().seconds(*element, *seconds);
             if permitted.is_none() && !std::mem::replace(&mut has_reread, true) {
                 // The worker may know of a client that has come since.
-                self.reread();
-                permitted = self.state().permits.done().seconds(*element, *seconds);
+                self.read_clients();
+                permitted = self.state().seconds(*element, *seconds);
             }
-            *seconds = permitted.ok_or_else(|| {
-                format!(
+            let Some(permitted) = permitted else {
+                refused = Some(format!(
                     "the gate helper admits no {element}: no client of {} may have it",
                     self.config.display()
-                )
-            })?;
-        }
-        Ok(changes)
+                ));
+                return false;
+            };
+            *seconds = permitted;
+            true
+        });
+        refused
+    }
+
+    /// The worker has another configuration in force.
+    fn reread(&self) {
+        let Some((permits, plan)) = self.read() else { return };
+        let mut state = self.state();
+        state.in_force = Reading::Done(permits);
+        state.newer = None;
+        state.expect(plan);
+    }
+
+    /// Looks who there is by now, and what is to be guarded. Those of the configuration that is in force
+    /// stay: the worker may not have read this one, or have refused it.
+    fn read_clients(&self) {
+        let Some((permits, plan)) = self.read() else { return };
+        let mut state = self.state();
+        state.newer = Some(permits);
+        state.expect(plan);
     }
 
     /// A configuration that can't be read changes nothing.
-    fn reread(&self) {
-        let settings = match Settings::load(&self.config) {
-            Ok(settings) => Settings { knock_ports: self.knock_ports.clone(), ..settings },
-            Err(error) => {
-                return tracing::debug!(
-                    "the gate helper keeps to what it knows: {}",
-                    with_causes(&error)
-                );
+    fn read(&self) -> Option<(Permits, Plan)> {
+        match Settings::load(&self.config) {
+            Ok(settings) => {
+                let settings = Settings { knock_ports: self.knock_ports.clone(), ..settings };
+                Some((permits(&self.config, &settings), settings.gate_plan()))
             }
-        };
-        let permits = permits(&self.config, &settings);
-        let plan = settings.gate_plan();
-        let mut state = self.state();
-        state.permits = Reading::Done(permits);
-        state.guarded.extend(plan.guarded.iter().copied());
-        state.next = (plan != state.plan).then_some(plan);
+            Err(error) => {
+                tracing::debug!("the gate helper keeps to what it knows: {}", with_causes(&error));
+                None
+            }
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -260,7 +306,7 @@ fn for_good(plan: &Plan) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::{Doubt, Element, InstallReport};
+    use crate::gate::{Doubt, InstallReport};
     use spa_keys::PrivateKey;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt as _;
@@ -291,14 +337,14 @@ mod tests {
             Settings::load(&self.directory.path().join("server.toml")).unwrap().gate_plan()
         }
 
-        fn judge(&self, request: GateRequest) -> Result<HelperRequest, Refusal> {
+        fn judge(&self, request: GateRequest) -> Result<(HelperRequest, Option<Refusal>), Refusal> {
             self.warden.judge(HelperRequest::Gate(request))
         }
 
         fn installs(&self, plan: &Plan) -> bool {
             let request = GateRequest::Install(plan.clone());
             let judged = self.judge(request);
-            if let Ok(asked) = &judged {
+            if let Ok((asked, _)) = &judged {
                 let report = InstallReport::default();
                 self.warden.note(asked, &HelperAnswer::Gate(GateAnswer::Installed(report)));
             }
@@ -308,7 +354,8 @@ mod tests {
         fn admits(&self, ports: &str) -> bool {
             let source = "192.0.2.7".parse().unwrap();
             let element = Element { source, ports: ports.parse().unwrap() };
-            self.judge(GateRequest::Apply(vec![Change::Admit { element, seconds: 30 }])).is_ok()
+            let asked = vec![Change::Admit { element, seconds: 30 }];
+            self.judge(GateRequest::Apply(asked)).unwrap().1.is_none()
         }
 
         fn order(&self, ordered: Option<Ordered>) {
@@ -390,12 +437,29 @@ mod tests {
         assert!(!host.admits("tcp/23"));
         let element =
             Element { source: "192.0.2.7".parse().unwrap(), ports: "tcp/23".parse().unwrap() };
-        assert!(host.judge(GateRequest::Apply(vec![Change::Withdraw { element }])).is_ok());
-        let both = |ports: &str| {
+        let withdraw = Change::Withdraw { element };
+        let admit = |ports: &str| {
             let element = Element { ports: ports.parse().unwrap(), ..element };
             Change::Admit { element, seconds: 30 }
         };
-        assert!(host.judge(GateRequest::Apply(vec![both("tcp/22"), both("tcp/23")])).is_err());
+        // Nobody else waits for what is refused.
+        let asked = vec![admit("tcp/22"), admit("tcp/23"), withdraw];
+        let (judged, refused) = host.judge(GateRequest::Apply(asked)).unwrap();
+        let rest = GateRequest::Apply(vec![admit("tcp/22"), withdraw]);
+        assert_eq!(judged, HelperRequest::Gate(rest));
+        assert!(refused.unwrap().contains("tcp/23"));
+    }
+
+    /// The worker may have refused what is in the files now, and goes on by what it has.
+    #[test]
+    fn what_is_in_force_is_admitted_until_the_worker_has_another_configuration() {
+        let host = Host::new();
+        assert!(host.admits("tcp/22"));
+        fs::remove_file(host.directory.path().join("clients.d/laptop.toml")).unwrap();
+        assert!(!host.admits("tcp/23"), "which has the files read");
+        assert!(host.admits("tcp/22"));
+        host.warden.judge(HelperRequest::Reread).unwrap();
+        assert!(!host.admits("tcp/22"));
     }
 
     #[test]
