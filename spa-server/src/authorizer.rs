@@ -167,6 +167,11 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
         let (upheld, refused): (Vec<_>, Vec<_>) = upheld
             .into_iter()
             .partition(|grant| refused.refusing(grant.key.source, now.boottime).is_none());
+        let upheld = upheld.into_iter().map(|grant| {
+            let expires = grant.expires.min(latest_end(&policy, &grant, now.boottime));
+            Grant { expires, ..grant }
+        });
+        let upheld: Vec<_> = upheld.collect();
         let live = if self.stands { self.gate.snapshot().await? } else { Vec::new() };
         let changes = self.grants.rebuild(now.boottime, upheld, &live);
         self.end_used(now.boottime, &live);
@@ -499,7 +504,33 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     /// Revokes what the policy forbids, after it has changed.
     pub async fn enforce_policy(&mut self, now: UnixMicros) -> Result<Vec<Grant>, GateError> {
         let policy = Arc::clone(&self.judge.lock().policy);
-        self.revoke_if(FORBIDDEN, |grant| !is_upheld(&policy, grant, now)).await
+        let gone = self.revoke_if(FORBIDDEN, |grant| !is_upheld(&policy, grant, now)).await;
+        self.shorten(&policy).await;
+        gone
+    }
+
+    /// What was opened for longer than the policy permits now ends when it would if it were opened now.
+    async fn shorten(&mut self, policy: &Policy) {
+        let now = BootMicros::now();
+        let shortened: Vec<_> = self
+            .grants
+            .iter()
+            .filter_map(|grant| {
+                let expires = latest_end(policy, grant, now);
+                (expires < grant.expires).then(|| Grant { expires, ..grant.clone() })
+            })
+            .collect();
+        if shortened.is_empty() {
+            return;
+        }
+        let _ = self.grants.close_keys(now, &keys_of(&shortened));
+        for grant in &shortened {
+            let _ = self.grants.open(now, grant.clone());
+        }
+        self.log_grants(&shortened, &[]);
+        tracing::info!("{} grants end earlier, by the new max-lifetime", shortened.len());
+        // The kernel has them for longer.
+        self.renew().await;
     }
 
     /// Another limit of all grants together.
@@ -597,6 +628,12 @@ fn write_audit(candidate: &Candidate, event: Event<'_>) {
         id: RequestId::from(knock.nonce),
         server_key: knock.server_key,
     });
+}
+
+/// When a grant ends that is opened now for as long as its client may have it.
+fn latest_end(policy: &Policy, grant: &Grant, now: BootMicros) -> BootMicros {
+    let most = policy.client(&grant.key.client).map_or(Duration::ZERO, |it| it.max_lifetime);
+    now.saturating_add(most)
 }
 
 fn is_upheld(policy: &Policy, grant: &Grant, now: UnixMicros) -> bool {

@@ -22,7 +22,7 @@ use crate::control::{ControlRequest, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::Backend;
 use crate::grants::FileGrantStore;
-use crate::helper::{Gone, RemoteGate};
+use crate::helper::{Gone, RemoteConnections, RemoteGate};
 use crate::last_gate::LastGateFile;
 use crate::pipeline::{Candidate, SharedJudge, Shortcut};
 use crate::policy::Policy;
@@ -105,8 +105,7 @@ struct Daemon {
     authorizer: Authorizer<Arc<RemoteGate>, FileStore, FileGrantStore>,
     backend: Backend,
     prefilter: Prefiltered,
-    /// The one that the authorizer has.
-    gate: Arc<RemoteGate>,
+    lists: Arc<RemoteConnections>,
     watch: Watch<Arc<RemoteGate>>,
     cutter: Cutter,
     standing: Standing,

@@ -3,7 +3,10 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use spa_tests::{Backend, BreakableTool, Family, PortState, SSH_PORT, Scene, WEB_PORT, eventually};
+use spa_tests::{
+    Backend, BreakableTool, Configuration, Family, PortState, SSH_PORT, Scene, Server, WEB_PORT,
+    eventually,
+};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
@@ -120,6 +123,45 @@ fn a_good_configuration_keeps_the_grants_but_for_those_that_it_forbids() -> Resu
     scene.knock(&other, Family::V4, &second.open("ssh").seal()?)?;
     scene.server.await_dropped("disabled", 1)?;
     scene.ensure_owner_gets_in(Family::V6)
+}
+
+/// What is open for longer than may be by now ends earlier, in the kernel as well; and the server does
+/// not take that for somebody else's doing.
+#[test]
+fn a_shorter_lifetime_holds_for_what_is_open() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let owner = scene.lab.owner().clone();
+    let open = |lifetime| scene.laptop.open("ssh").lifetime(lifetime).seal();
+    scene.knock(&owner, Family::V4, &open(3000)?)?;
+    scene.await_open(&owner, Family::V4, SSH_PORT)?;
+    let shorten = |configuration: &mut Configuration| {
+        configuration.clients[0].max_lifetime = Some("10m".into());
+    };
+    let (knock, late) = (open(600)?, open(3000)?);
+    scene.server.reconfigure(shorten)?;
+    reload_now(&scene)?;
+    let ends_in_time = |server: &Server| -> Result<()> {
+        let grants = server.grants()?;
+        ensure!(matches!(&grants[..], [one] if one.seconds_left <= 600), "{grants:?}");
+        Ok(())
+    };
+    ends_in_time(&scene.server)?;
+    let admitted = scene.server.admitted()?;
+    ensure!(matches!(admitted[..], [(_, left)] if left <= 602), "{admitted:?}");
+    scene.knock(&owner, Family::V4, &late)?;
+    scene.server.await_dropped("lifetime", 1)?;
+    scene.knock(&owner, Family::V4, &knock)?;
+    scene.server.await_accepted(2)?;
+    // So long that every comparison that is due has been made.
+    let since = scene.server.status()?.uptime;
+    eventually("some seconds are to pass", || {
+        Ok((scene.server.status()?.uptime >= since + 5).then_some(()))
+    })?;
+    ensure!(scene.server.status()?.restored == 0, "{}", scene.server.account());
+    scene.ensure_sees(&owner, Family::V4, SSH_PORT, PortState::Open)?;
+    // Also where the restart finds it longer.
+    scene.server.restart()?;
+    ends_in_time(&scene.server)
 }
 
 /// Somebody is to be out now, and something else is wrong with the configuration.

@@ -32,7 +32,11 @@ fn admit(source: &str, ports: &str, seconds: u32) -> Result<[Change; 1]> {
 fn refusal<T: std::fmt::Debug>(answer: Result<T, GateError>) -> Result<String> {
     match answer {
         Ok(done) => anyhow::bail!("it was done: {done:?}"),
-        Err(error) => Ok(with_causes(&error)),
+        Err(error) => {
+            let why = with_causes(&error);
+            ensure!(!why.contains("does not answer"), "it did not refuse, but ended: {why}");
+            Ok(why)
+        }
     }
 }
 
@@ -215,4 +219,40 @@ fn await_no_process(pid: u32) -> Result<()> {
         let state = field(&format!("/proc/{pid}"), "State");
         Ok(state.map_or(true, |state| state.starts_with('Z')).then_some(()))
     })
+}
+
+/// Who signals all of that name means the daemon.
+#[test]
+fn a_helper_that_is_signalled_goes_on() -> Result<()> {
+    let scene = Scene::new()?;
+    let helper = scene.server.helper_pid()?;
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1] {
+        kill(Pid::from_raw(i32::try_from(helper)?), signal)?;
+    }
+    for family in Family::BOTH {
+        let owner = scene.lab.owner();
+        scene.knock(owner, family, &scene.laptop.open("ssh").seal()?)?;
+        scene.await_open(owner, family, SSH_PORT)?;
+    }
+    ensure!(scene.server.helper_pid()? == helper, "another one");
+    Ok(())
+}
+
+/// The file of a trial lies where the worker writes. Without an order of root's, nothing that it says
+/// takes the gate away, nor has the gate stand with nobody who opens it.
+#[test]
+fn a_trial_that_nobody_has_ordered_is_none() -> Result<()> {
+    let mut scene = Scene::new()?;
+    for text in ["\"lapsed\"\n", "nonsense"] {
+        let trial = scene.server.configuration().state_directory.join("trial");
+        scene.server.stop()?;
+        std::fs::write(&trial, text)?;
+        scene.server.start()?;
+        ensure!(scene.server.log()?.contains("it stands"), "{}", scene.server.log()?);
+        scene.ensure_shut()?;
+        scene.ensure_owner_gets_in(Family::V4)?;
+        ensure!(!trial.exists(), "{text}");
+        scene.revoke_all()?;
+    }
+    Ok(())
 }

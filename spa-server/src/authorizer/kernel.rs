@@ -82,10 +82,13 @@ impl<G: Gate, R: ReplayStore, L: GrantStore> Authorizer<G, R, L> {
     ///
     /// Something of it is still there.
     pub async fn remove_gate(&mut self) -> Result<(), GateError> {
-        // Also if it fails: what is left of it can't be relied on.
-        self.stands = false;
-        self.needed.is(0);
-        self.gate.remove().await
+        let removed = self.gate.remove().await;
+        if !matches!(removed, Err(GateError::NotOrdered(_))) {
+            // Also if it failed: what is left of it can't be relied on.
+            self.stands = false;
+            self.needed.is(0);
+        }
+        removed
     }
 
     /// Has the kernel make these changes, after which it holds what the table says.

@@ -8,7 +8,7 @@ use crate::causes::with_causes;
 use crate::cli::{GateInstallArgs, Output};
 use crate::clock::BootMicros;
 use crate::config::{GateSettings, Settings, format_duration};
-use crate::control::{ControlRequest, ControlResponse, call};
+use crate::control::{CallError, ControlRequest, ControlResponse, call};
 use crate::gate::{
     AnyGate, Backend, Choice, Gate as _, GateError, InstallReport, LiveElement, Plan,
 };
@@ -51,14 +51,13 @@ pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
     let length = args.trial.as_deref().map(trial::length).transpose()?;
     let request = ControlRequest::GateInstall { trial: length.map(|length| length.as_secs()) };
     let (state, orders) = (&settings.state_directory, OrderFile::of(&settings.state_directory));
-    let until = length.map(|length| BootMicros::now().saturating_add(length));
-    let before = orders.say(state, until.map(|until| Ordered::Trial { until }));
+    let at = BootMicros::now();
+    let ordered = length.map(|length| Ordered::Trial { at, until: at.saturating_add(length) });
+    let before = orders.say(state, ordered);
     let given = order::give(&settings.control_socket, state, &request);
-    if !matches!(
-        given,
-        Ok(Carrier::Daemon(ControlResponse::GateInstalled { .. }) | Carrier::Command(_))
-    ) {
-        // The gate is as it was.
+    // Whoever does not answer may still do it, and somebody else may have ordered something since.
+    let is_refused = matches!(given, Err(CommandError::Call(CallError::Refused { .. })));
+    if is_refused && orders.read() == ordered {
         orders.say(state, before);
     }
     let (report, runs) = match given? {

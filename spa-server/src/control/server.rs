@@ -21,19 +21,6 @@ const TURN_AWAY: Duration = Duration::from_millis(100);
 /// How long to wait after an accept that failed, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Makes the directory that a socket at `path` is going to be in, and says which one it is.
-///
-/// # Errors
-///
-/// It can't be made.
-pub fn prepare_directory(path: &Path) -> Result<&Path, BindError> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
-    let failed = |source| BindError::Failed { path: path.into(), source };
-    std::fs::create_dir_all(directory).map_err(failed)?;
-    Ok(directory)
-}
-
 /// Creates the control socket, mode 0600. Must be called inside a tokio runtime.
 ///
 /// A socket that a dead daemon left behind is replaced; one that a living daemon answers on is
@@ -49,7 +36,10 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
         }
         _ => {}
     }
-    prepare_directory(path)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(directory) = directory {
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
     // The final name appears with the final mode, and over a stale socket in one step.
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", std::process::id()));

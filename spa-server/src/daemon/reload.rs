@@ -254,7 +254,12 @@ impl Daemon {
             }
         };
         // Only now: what it admits no more is withdrawn. It reads by itself who has come.
-        self.gate.reread().await;
+        let lists = Arc::clone(&self.lists);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = lists.reread() {
+                tracing::error!("the gate helper did not read it: {}", with_causes(&error));
+            }
+        });
         self.lift_who_needs_no_knock(&settings.gate.always_admit);
         self.clients = config.count;
         let services = u64::try_from(settings.services.len()).unwrap_or(u64::MAX);

@@ -15,9 +15,9 @@ use crate::config::{Config, Problem, Settings, judge_directory};
 use crate::connections::Connections;
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
-use crate::gate::{Gate as _, InstallReport};
+use crate::gate::{Gate as _, GateError, InstallReport};
 use crate::grants::{FileGrantStore, Grant};
-use crate::helper::Helper;
+use crate::helper::{Helper, RemoteGate};
 use crate::last_gate::LastGateFile;
 use crate::pipeline::{Judge, Pipeline, SharedJudge, Shortcut};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
@@ -59,9 +59,10 @@ impl Daemon {
         // First of all that has threads, which must not keep what it takes.
         let snap_length = CaptureSettings::snap_length(settings.packet_length.packet());
         let prefilter = Prefiltered::load(&settings, snap_length, config.count.total);
-        let socket_directory = control::prepare_directory(&settings.control_socket)?;
+        // Before this process confines itself, which leaves it its state alone to write.
+        let listener = control::bind(&settings.control_socket)?;
         let Helper { gate, connections, passed_over, gone } =
-            Helper::start(&config.path, &[&settings.state_directory, socket_directory])?;
+            Helper::start(&config.path, &settings.state_directory)?;
         let backend = gate.backend();
         for one in passed_over {
             tracing::info!("this back-end of the gate is passed over: {one}");
@@ -109,13 +110,12 @@ impl Daemon {
             Pipeline::new(judge, counters, queue.clone(), announced.clone(), Arc::clone(&shortcut))
         })?;
 
-        let listener = control::bind(&settings.control_socket)?;
         let trial_file = TrialFile::new(&settings.state_directory, boot);
         let last_gate = LastGateFile::new(&settings.state_directory);
         let (standing, mut trial) = match trial_file.read(BootMicros::now()) {
             TrialState::None => (Standing::Guards, None),
             TrialState::Running(trial) => (Standing::Guards, Some(trial)),
-            TrialState::Lapsed => (Standing::Lapsed, None),
+            TrialState::Lapsed => (after_a_trial(&gate, &trial_file).await, None),
         };
         let plan = plan_of(&settings, trial, BootMicros::now());
         match standing.absence() {
@@ -173,11 +173,12 @@ impl Daemon {
             tracing::warn!("{complaint}");
         }
 
-        let connections: Arc<dyn Connections> = Arc::new(connections);
+        let lists = Arc::new(connections);
+        let connections: Arc<dyn Connections> = Arc::clone(&lists) as _;
         let (watch, alarms) =
             Watch::start(Arc::clone(&gate), authorizer.needed(), Arc::clone(&connections), &plan);
         watch.rest(standing.absence().is_some());
-        let cutter = Cutter::start(Arc::clone(&gate), connections, standing.absence().is_none());
+        let cutter = Cutter::start(gate, connections, standing.absence().is_none());
 
         let (commands_in, commands) = mpsc::channel::<Command>(16);
         let control = tokio::spawn(control::serve(listener, move |request| {
@@ -218,7 +219,7 @@ impl Daemon {
             control,
             reload: None,
             reading: None,
-            gate,
+            lists,
             watch,
             cutter,
             standing,
@@ -237,6 +238,21 @@ impl Daemon {
         };
         Ok((daemon, inbox))
     }
+}
+
+/// Whether a gate is to stand whose trial has lapsed by the file: not if somebody had ordered a trial, or
+/// nothing stands anyway. Whoever has damaged the file is not to lock anybody out behind a gate that
+/// nobody serves.
+async fn after_a_trial(gate: &RemoteGate, file: &TrialFile) -> Standing {
+    let Err(GateError::NotOrdered(why)) = gate.remove().await else { return Standing::Lapsed };
+    tracing::error!(
+        "the state directory says that a trial of the gate has lapsed; it stands: {why}"
+    );
+    let now = BootMicros::now();
+    if let Err(error) = file.announce(None, now).map(|announced| announced.stands(now)) {
+        tracing::error!("{}", with_causes(&error));
+    }
+    Standing::Guards
 }
 
 /// Says in the log what an installation of the gate found.

@@ -179,6 +179,9 @@ pub enum GateError {
         /// Why the way back failed.
         source: Box<GateError>,
     },
+    /// The gate stays where it is: nobody has ordered it away who may.
+    #[error("{0}")]
+    NotOrdered(String),
     /// Nothing is installed.
     #[error("the gate is not installed")]
     NotInstalled,

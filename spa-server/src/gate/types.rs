@@ -390,6 +390,8 @@ pub enum GateAnswer {
     Removed,
     /// To any: there is no gate.
     NotInstalled,
+    /// To [`GateRequest::Remove`]: it stays, and this is why.
+    NotOrdered(String),
     /// To any: it did not happen, and this is why, with all causes.
     Failed(String),
 }

@@ -9,21 +9,29 @@ use std::time::Duration;
 
 /// The kernel may have very many connections to look through.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Behind noise that takes up the processors it may take very long.
+const PATIENCE_BEHIND: Duration = Duration::from_secs(1800);
 
 /// See the module's text.
 #[derive(Debug)]
-pub struct RemoteConnections(Mutex<Arc<Asked>>);
+pub struct RemoteConnections {
+    lists: Mutex<Arc<Asked>>,
+    /// For what nobody waits for: it takes as long as others leave it.
+    behind: Mutex<Arc<Asked>>,
+}
 
 impl RemoteConnections {
-    pub(super) fn new(line: Arc<Asked>) -> Self {
-        Self(Mutex::new(line))
+    pub(super) fn new(lists: Arc<Asked>, behind: Arc<Asked>) -> Self {
+        Self { lists: Mutex::new(lists), behind: Mutex::new(behind) }
+    }
+
+    /// Has the helper read the configuration anew: the worker has another one in force.
+    pub(crate) fn reread(&self) -> Result<(), HelperError> {
+        ask(&self.behind, &HelperRequest::Reread, PATIENCE_BEHIND).map(drop)
     }
 
     fn ask(&self, request: &HelperRequest) -> Result<HelperAnswer, HelperError> {
-        // One question at a time; nothing of it is left when its answer is there.
-        let line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        line.begin(request)?;
-        line.end(PATIENCE)
+        ask(&self.lists, request, PATIENCE)
     }
 
     fn listed(
@@ -31,7 +39,10 @@ impl RemoteConnections {
         guarded: &[Guarded],
         in_background: bool,
     ) -> Result<(Inventory, Duration), ConnectionsError> {
-        match self.ask(&HelperRequest::List { guarded: guarded.to_vec(), in_background })? {
+        let request = HelperRequest::List { guarded: guarded.to_vec(), in_background };
+        let (line, patience) =
+            if in_background { (&self.behind, PATIENCE_BEHIND) } else { (&self.lists, PATIENCE) };
+        match ask(line, &request, patience)? {
             HelperAnswer::Listed { connections, took } => Ok((connections, took)),
             _ => Err(HelperError::Confused.into()),
         }
@@ -43,6 +54,17 @@ impl RemoteConnections {
             _ => Err(HelperError::Confused.into()),
         }
     }
+}
+
+fn ask(
+    line: &Mutex<Arc<Asked>>,
+    request: &HelperRequest,
+    patience: Duration,
+) -> Result<HelperAnswer, HelperError> {
+    // One question at a time; nothing of it is left when its answer is there.
+    let line = line.lock().unwrap_or_else(PoisonError::into_inner);
+    line.begin(request)?;
+    line.end(patience)
 }
 
 impl Connections for RemoteConnections {

@@ -16,7 +16,9 @@ use tokio::sync::Notify;
 const AT_ONCE: Duration = Duration::from_millis(5);
 /// A helper that is so long about what takes no tool is frozen.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Several tools, one after another, each with its own time limit.
+/// A look takes some tools at the most, one after another, each with its own time limit;
+const PATIENCE_WITH_LOOKS: Duration = Duration::from_secs(120);
+/// all else may take more of them.
 const PATIENCE_WITH_TOOLS: Duration = Duration::from_secs(300);
 
 /// See the module's text.
@@ -111,18 +113,13 @@ impl RemoteGate {
         }
     }
 
-    /// Has the helper read the configuration anew: the worker has another one in force.
-    pub async fn reread(&self) {
-        let request = HelperRequest::Reread;
-        if let Err(error) = self.orders.ask(request, Duration::ZERO, PATIENCE_WITH_TOOLS).await {
-            tracing::error!("the gate helper: {}", crate::causes::with_causes(&error));
-        }
-    }
-
     async fn order(&self, request: GateRequest) -> Result<GateAnswer, GateError> {
         let (at_once, patience) = match (&request, self.backend) {
             (GateRequest::Apply(_), Backend::Ipset | Backend::Nftables | Backend::DryRun) => {
                 (AT_ONCE, PATIENCE)
+            }
+            (GateRequest::Snapshot, Backend::Ipset | Backend::Nftables | Backend::DryRun) => {
+                (Duration::ZERO, PATIENCE)
             }
             _ => (Duration::ZERO, PATIENCE_WITH_TOOLS),
         };
@@ -139,6 +136,7 @@ async fn ask(
     match line.ask(HelperRequest::Gate(request), at_once, patience).await? {
         HelperAnswer::Gate(GateAnswer::Failed(why)) => Err(HelperError::Refused(why).into()),
         HelperAnswer::Gate(GateAnswer::NotInstalled) => Err(GateError::NotInstalled),
+        HelperAnswer::Gate(GateAnswer::NotOrdered(why)) => Err(GateError::NotOrdered(why)),
         HelperAnswer::Gate(answer) => Ok(answer),
         _ => Err(HelperError::Confused.into()),
     }
@@ -188,7 +186,7 @@ impl Gate for RemoteGate {
 
     async fn look(&self, doubt: Doubt) -> Result<Look, GateError> {
         let request = GateRequest::Look(doubt);
-        let answer = ask(&self.looks, request, Duration::ZERO, PATIENCE_WITH_TOOLS).await;
+        let answer = ask(&self.looks, request, Duration::ZERO, PATIENCE_WITH_LOOKS).await;
         expect!(answer, GateAnswer::Looked(look) => look)
     }
 

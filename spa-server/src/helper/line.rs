@@ -13,20 +13,24 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// A longer value is none of ours: it would be half a million grants.
-const MAX_BYTES: u32 = 64 * 1024 * 1024;
+/// A longer value is none of ours: it would be two million grants.
+const MAX_BYTES: u32 = 256 * 1024 * 1024;
+/// Whoever takes nothing for so long is frozen.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many lines there are.
-pub(super) const LINES: usize = 4;
+pub(super) const LINES: usize = 5;
 
 /// One end.
 #[derive(Debug)]
 pub(super) struct Line(UnixStream);
 
 impl Line {
-    /// Both ends.
+    /// Both ends; the first one is the worker's.
     pub(super) fn pair() -> io::Result<(Self, Self)> {
-        UnixStream::pair().map(|(one, other)| (Self(one), Self(other)))
+        let (one, other) = UnixStream::pair()?;
+        one.set_write_timeout(Some(PATIENCE))?;
+        Ok((Self(one), Self(other)))
     }
 
     pub(super) fn send(&self, value: &impl Serialize) -> io::Result<()> {

@@ -8,8 +8,8 @@ use crate::replay_store::BootId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Gone after a boot, as the gate is.
@@ -26,6 +26,8 @@ pub(crate) enum Ordered {
     },
     /// It is on trial.
     Trial {
+        /// Since then.
+        at: BootMicros,
         /// Until then.
         until: BootMicros,
     },
@@ -96,7 +98,15 @@ impl OrderFile {
                 let boot_id = BootId::read()?.to_string();
                 let record = Record { state_directory: state_directory.into(), boot_id, ordered };
                 let new = self.path.with_extension("new");
-                fs::write(&new, serde_json::to_string(&record)? + "\n")?;
+                let text = serde_json::to_string(&record)? + "\n";
+                match fs::remove_file(&new) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                // Whatever the umask says: what others may write is not trusted.
+                let file =
+                    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+                file.and_then(|mut file| file.write_all(text.as_bytes()))?;
                 fs::rename(new, &self.path)
             }
             None => match fs::remove_file(&self.path) {
@@ -132,7 +142,7 @@ mod tests {
         let file = OrderFile::within(&orders, state);
         assert_eq!(file.read(), None);
         file.set(state, None).unwrap();
-        let trial = Ordered::Trial { until: BootMicros(7) };
+        let trial = Ordered::Trial { at: BootMicros(5), until: BootMicros(7) };
         for ordered in [trial, Ordered::Removed { at: BootMicros(9) }] {
             file.set(state, Some(ordered)).unwrap();
             assert_eq!(file.read(), Some(ordered));

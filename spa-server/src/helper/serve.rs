@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Runs the helper at the other end of standard input, until that or a line is closed.
@@ -47,7 +48,7 @@ async fn serve(
     lines: [Line; LINES],
     log: Log,
 ) -> anyhow::Result<()> {
-    let [orders, looks, doubts, lists] = lines;
+    let [orders, looks, doubts, lists, behind] = lines;
     let gate = match AnyGate::choose(&settings.gate, &settings.gate_plan()).await {
         Ok(Choice { gate, passed_over }) => {
             let passed_over = passed_over.iter().map(ToString::to_string).collect();
@@ -64,8 +65,13 @@ async fn serve(
     let gate_settings = settings.gate.clone();
     let warden = Arc::new(Warden::new(config, settings, orders_file));
     let (end, mut ended) = mpsc::channel(1);
-    for (name, line) in [("orders", orders), ("looks", looks), ("doubts", doubts), ("lists", lists)]
-    {
+    for (name, line) in [
+        ("orders", orders),
+        ("looks", looks),
+        ("doubts", doubts),
+        ("lists", lists),
+        ("behind", behind),
+    ] {
         let server = Server {
             gate: Arc::clone(&gate),
             settings: gate_settings.clone(),
@@ -88,6 +94,16 @@ async fn serve(
         // Nothing ever comes but the end.
         let _ = (&link).read(&mut [0]);
     })?;
+    // Whoever signals all of that name means the worker, at whose end this one ends.
+    let _not_for_it = [
+        SignalKind::hangup(),
+        SignalKind::interrupt(),
+        SignalKind::quit(),
+        SignalKind::terminate(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ]
+    .map(signal);
     // The worker is gone, or a thread has died: then it goes as well. Nothing is lost by that, and a
     // command that still runs goes on to its end.
     let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -150,6 +166,7 @@ impl Server {
             }
             // There is nothing to take away, which is what was wanted.
             Err(_) if is_removal && self.is_gone() => HelperAnswer::Gate(GateAnswer::Removed),
+            Err(why) if is_removal => HelperAnswer::Gate(GateAnswer::NotOrdered(why)),
             Err(why) => {
                 tracing::error!("the gate helper refuses what the daemon asks: {why}");
                 HelperAnswer::Failed(why)

@@ -37,8 +37,8 @@ impl Helper {
     /// Starts this program as the helper, by the same configuration, with the capabilities that this
     /// thread has now; what changes the firewall this thread then gives up.
     ///
-    /// It then writes only below these directories, and executes nothing.
-    pub(crate) fn start(config: &Path, writable: &[&Path]) -> anyhow::Result<Self> {
+    /// It then writes only below its state directory, and executes nothing.
+    pub(crate) fn start(config: &Path, state_directory: &Path) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot tell which program this is")?;
         let kept = ["SPA_LOG", "JOURNAL_STREAM"];
         let kept = kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
@@ -47,7 +47,13 @@ impl Helper {
         Self::start_by(command, || {
             privileges::keep_to_the_capture()
                 .context("cannot give up what changes the firewall")?;
-            privileges::confine_the_worker(writable);
+            if config.starts_with(state_directory) {
+                tracing::warn!(
+                    "{} lies in the state directory, where whoever takes this process over can write it; move it",
+                    config.display()
+                );
+            }
+            privileges::confine_the_worker(&[state_directory]);
             Ok(())
         })
     }
@@ -59,8 +65,8 @@ impl Helper {
         then: impl FnOnce() -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
         let (link, theirs) = UnixStream::pair()?;
-        let pairs = [Line::pair()?, Line::pair()?, Line::pair()?, Line::pair()?];
-        let ([orders, looks, doubts, lists], given) = split(pairs);
+        let pairs = [Line::pair()?, Line::pair()?, Line::pair()?, Line::pair()?, Line::pair()?];
+        let ([orders, looks, doubts, lists, behind], given) = split(pairs);
         command
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
@@ -93,7 +99,7 @@ impl Helper {
             Err(error) => return Err(error.into()),
         };
         let gate = RemoteGate::new(backend, orders, Asked::new(looks), doubts)?;
-        let connections = RemoteConnections::new(Asked::new(lists));
+        let connections = RemoteConnections::new(Asked::new(lists), Asked::new(behind));
         Ok(Self { gate, connections, passed_over, gone })
     }
 }

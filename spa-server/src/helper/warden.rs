@@ -9,9 +9,7 @@ use super::{HelperAnswer, HelperRequest};
 use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::config::{Settings, client_rules};
-use crate::connections::port_of;
 use crate::gate::{Change, Connection, Cut, Element, GateAnswer, GateRequest, Guarded, Plan};
-use crate::priority::in_background;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,6 +19,9 @@ use std::time::Duration;
 /// How much later than the administrator the worker may think that a trial ends: it reads the
 /// configuration in between.
 const SLACK: Duration = Duration::from_secs(120);
+
+/// How many connections are remembered that were found.
+const MOST_FOUND: usize = 262_144;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -45,6 +46,12 @@ struct State {
     in_force: Reading,
     /// By one that was read since.
     newer: Option<Permits>,
+    /// Whether this process has put up a gate.
+    has_installed: bool,
+    /// When it last put up one that stands for good.
+    for_good: Option<BootMicros>,
+    /// Connections that it has found itself, of which the worker was told.
+    found: HashSet<Cut>,
 }
 
 impl State {
@@ -65,14 +72,19 @@ impl State {
         }
     }
 
+    /// Whether the trial that was ordered then has ended in a gate that stands for good.
+    fn is_over(&self, ordered: BootMicros) -> bool {
+        self.for_good.is_some_and(|since| since >= ordered)
+    }
+
     fn judge_cuts(&self, cuts: &[Cut]) -> Result<(), Refusal> {
-        let is_ours = |connection: &Connection| {
-            port_of(connection)
-                .is_some_and(|port| self.guarded.iter().any(|guarded| guarded.ports.contains(port)))
-        };
-        match cuts.iter().find(|cut| !is_ours(&cut.connection)) {
+        // Where a connection is answered follows from nothing that a configuration says: a container's
+        // port may be any.
+        match cuts.iter().find(|cut| !self.found.contains(cut)) {
             None => Ok(()),
-            Some(cut) => Err(format!("no service is at {}", cut.connection.local)),
+            Some(Cut { connection: Connection { peer, local, .. }, .. }) => {
+                Err(format!("the gate helper has found no connection of {peer} to {local}"))
+            }
         }
     }
 }
@@ -91,7 +103,10 @@ impl Warden {
     pub(super) fn new(config: &Path, settings: Settings, orders: OrderFile) -> Self {
         let (plan, knock_ports) = (settings.gate_plan(), settings.knock_ports.clone());
         let path = config.to_path_buf();
-        let permits = in_background("permits", move || permits(&path, &settings))
+        // Not behind all others: the first knock may wait for it.
+        let reading = std::thread::Builder::new().name("permits".into());
+        let permits = reading
+            .spawn(move || permits(&path, &settings).unwrap_or_default())
             .map_or_else(|_| Reading::Done(Permits::default()), Reading::On);
         let guarded = plan.guarded.iter().copied().collect();
         Self {
@@ -99,7 +114,16 @@ impl Warden {
             knock_ports,
             orders,
             started: BootMicros::now(),
-            state: Mutex::new(State { plan, next: None, guarded, in_force: permits, newer: None }),
+            state: Mutex::new(State {
+                plan,
+                next: None,
+                guarded,
+                in_force: permits,
+                newer: None,
+                has_installed: false,
+                for_good: None,
+                found: HashSet::new(),
+            }),
         }
     }
 
@@ -128,9 +152,11 @@ impl Warden {
                 state.judge_guarded(guarded)?;
                 state.judge_cuts(established).map(|()| request)
             }
-            HelperRequest::TalkedTo(_) | HelperRequest::RemoveOthers | HelperRequest::Disturbed => {
-                Ok(request)
+            HelperRequest::RemoveOthers if self.state().has_installed => Ok(request),
+            HelperRequest::RemoveOthers => {
+                Err("another gate is taken away only when this one stands".into())
             }
+            HelperRequest::TalkedTo(_) | HelperRequest::Disturbed => Ok(request),
             HelperRequest::Reread => {
                 self.reread();
                 Ok(request)
@@ -140,18 +166,31 @@ impl Warden {
 
     /// Notes what came of what was asked.
     pub(super) fn note(&self, asked: &HelperRequest, answer: &HelperAnswer) {
-        if let (
-            HelperRequest::Gate(GateRequest::Install(plan)),
-            HelperAnswer::Gate(GateAnswer::Installed(_)),
-        ) = (asked, answer)
-        {
-            let mut state = self.state();
-            let plan = for_good(plan);
-            if state.next.as_ref() == Some(&plan) {
-                // Who goes back to the one before would guard less, perhaps.
-                state.plan = plan;
-                state.next = None;
+        let mut state = self.state();
+        match (asked, answer) {
+            (
+                HelperRequest::Gate(GateRequest::Install(plan)),
+                HelperAnswer::Gate(GateAnswer::Installed(_)),
+            ) => {
+                state.has_installed = true;
+                if plan.trial_seconds.is_none() {
+                    state.for_good = Some(BootMicros::now());
+                }
+                let plan = for_good(plan);
+                if state.next.as_ref() == Some(&plan) {
+                    // Who goes back to the one before would guard less, perhaps.
+                    state.plan = plan;
+                    state.next = None;
+                }
             }
+            (HelperRequest::Established { .. }, HelperAnswer::Cuts(cuts)) => {
+                if state.found.len() > MOST_FOUND {
+                    // Whoever is still to be refused is found again.
+                    state.found.clear();
+                }
+                state.found.extend(cuts);
+            }
+            _ => {}
         }
     }
 
@@ -196,7 +235,11 @@ impl Warden {
     fn judge_trial(&self, seconds: u32) -> Result<(), Refusal> {
         let ends = BootMicros::now().saturating_add(Duration::from_secs(seconds.into()));
         match self.orders.read() {
-            Some(Ordered::Trial { until }) if ends <= until.saturating_add(SLACK) => Ok(()),
+            Some(Ordered::Trial { at, until })
+                if ends <= until.saturating_add(SLACK) && !self.state().is_over(at) =>
+            {
+                Ok(())
+            }
             _ => Err("no administrator has ordered a trial of the gate, or not for so long; `spa-server gate install --trial` does".into()),
         }
     }
@@ -205,7 +248,11 @@ impl Warden {
         match self.orders.read() {
             // One that was given to the daemon before this one was for that one: it is up again.
             Some(Ordered::Removed { at }) if at >= self.started => Ok(()),
-            Some(Ordered::Trial { until }) if until <= BootMicros::now() => Ok(()),
+            Some(Ordered::Trial { at, until })
+                if until <= BootMicros::now() && !self.state().is_over(at) =>
+            {
+                Ok(())
+            }
             _ => Err("no administrator has ordered the gate to be removed; `spa-server gate remove` does, also without the daemon".into()),
         }
     }
@@ -258,7 +305,7 @@ impl Warden {
         match Settings::load(&self.config) {
             Ok(settings) => {
                 let settings = Settings { knock_ports: self.knock_ports.clone(), ..settings };
-                Some((permits(&self.config, &settings), settings.gate_plan()))
+                Some((permits(&self.config, &settings)?, settings.gate_plan()))
             }
             Err(error) => {
                 tracing::debug!("the gate helper keeps to what it knows: {}", with_causes(&error));
@@ -289,12 +336,12 @@ impl Reading {
     }
 }
 
-fn permits(config: &Path, settings: &Settings) -> Permits {
+fn permits(config: &Path, settings: &Settings) -> Option<Permits> {
     match client_rules(config, settings) {
-        Ok(rules) => Permits::new(&settings.services, rules),
+        Ok(rules) => Some(Permits::new(&settings.services, rules)),
         Err(problem) => {
             tracing::error!("the gate helper can't read who may open what: {problem}");
-            Permits::default()
+            None
         }
     }
 }
@@ -383,7 +430,9 @@ mod tests {
     fn a_gate_that_guards_less_than_the_configuration_says_is_not_put_up() {
         let host = Host::new();
         let plan = host.plan();
+        assert!(host.warden.judge(HelperRequest::RemoveOthers).is_err(), "nothing stands yet");
         assert!(host.installs(&plan));
+        assert!(host.warden.judge(HelperRequest::RemoveOthers).is_ok());
         for other in [
             Plan { guarded: Vec::new(), ..plan.clone() },
             Plan { mode: crate::gate::Mode::Open, ..plan.clone() },
@@ -416,9 +465,14 @@ mod tests {
         // What can't be read changes nothing.
         client(host.directory.path(), "laptop", &["ssh"]);
         assert!(host.admits("tcp/22"));
-        write(host.directory.path(), "server.toml", "nonsense");
         host.warden.judge(HelperRequest::Reread).unwrap();
-        assert!(host.admits("tcp/22") && host.installs(&next));
+        let clients = host.directory.path().join("clients.d");
+        for (mode, server) in [(0o777, format!("{SERVER}{WEB}")), (0o755, "nonsense".to_owned())] {
+            fs::set_permissions(&clients, Permissions::from_mode(mode)).unwrap();
+            write(host.directory.path(), "server.toml", &server);
+            host.warden.judge(HelperRequest::Reread).unwrap();
+            assert!(host.admits("tcp/22") && host.installs(&next), "{mode:o}");
+        }
     }
 
     #[test]
@@ -469,12 +523,16 @@ mod tests {
         let trial = |seconds| Plan { trial_seconds: Some(seconds), ..plan.clone() };
         let removes = || host.judge(GateRequest::Remove).is_ok();
         assert!(!removes() && !host.installs(&trial(60)));
-        host.order(Some(Ordered::Trial { until: in_a_minute() }));
-        assert!(host.installs(&trial(60)) && host.installs(&trial(1)) && host.installs(&plan));
+        host.order(Some(Ordered::Trial { at: BootMicros::now(), until: in_a_minute() }));
+        assert!(host.installs(&trial(60)) && host.installs(&trial(1)));
         assert!(!host.installs(&trial(3600)), "for longer than was ordered");
         assert!(!removes(), "its time is not over");
-        host.order(Some(Ordered::Trial { until: BootMicros::now() }));
+        let now = BootMicros::now();
+        host.order(Some(Ordered::Trial { at: now, until: now }));
         assert!(removes());
+        // Somebody has confirmed it, and the order was not taken back.
+        assert!(host.installs(&plan));
+        assert!(!removes() && !host.installs(&trial(1)));
         host.order(Some(Ordered::Removed { at: BootMicros::now() }));
         assert!(removes() && !host.installs(&trial(60)));
         let before = BootMicros(host.warden.started.0 - 1);
@@ -490,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn only_connections_to_what_is_guarded_are_touched() {
+    fn only_connections_that_it_has_found_at_guarded_ports_are_touched() {
         let host = Host::new();
         let guarded = |ports: &str| vec![Guarded::plain(ports.parse().unwrap())];
         let cut = |local: &str| Cut {
@@ -501,10 +559,18 @@ mod tests {
             },
             answered_from: local.parse().unwrap(),
         };
-        assert!(host.judge(GateRequest::Sever(vec![cut("192.0.2.1:22")])).is_ok());
-        assert!(
-            host.judge(GateRequest::Sever(vec![cut("192.0.2.1:22"), cut("192.0.2.1:80")])).is_err()
-        );
+        let found = HelperRequest::Established {
+            those: [cut("192.0.2.1:22").connection].into(),
+            guarded: guarded("tcp/22"),
+        };
+        let sever = |those| host.judge(GateRequest::Sever(those));
+        assert!(sever(vec![cut("192.0.2.1:22")]).is_err(), "nobody has found it");
+        host.warden.judge(found.clone()).unwrap();
+        host.warden.note(&found, &HelperAnswer::Cuts(vec![cut("192.0.2.1:22")]));
+        assert!(sever(vec![cut("192.0.2.1:22")]).is_ok());
+        assert!(sever(vec![cut("192.0.2.1:22"), cut("192.0.2.1:80")]).is_err());
+        let elsewhere = "192.0.2.1:8443".parse().unwrap();
+        assert!(sever(vec![Cut { answered_from: elsewhere, ..cut("192.0.2.1:22") }]).is_err());
         let list =
             |ports: &str| HelperRequest::List { guarded: guarded(ports), in_background: true };
         assert!(host.warden.judge(list("tcp/22")).is_ok());

@@ -5,7 +5,10 @@
 //! (`@system-service`); this one holds without systemd too, and takes from that what we do not need.
 
 use nix::libc;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch, apply_filter,
+};
 use std::collections::BTreeMap;
 
 /// What no process of ours needs once it runs: other processes' memory, mounts, modules, keys, clocks,
@@ -57,8 +60,36 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_userfaultfd,
     libc::SYS_vhangup,
 ];
-/// What the worker does without besides: it executes nothing.
-const NO_PROGRAMS: &[libc::c_long] = &[libc::SYS_execve, libc::SYS_execveat];
+/// What the worker does without besides: it executes nothing, and gives files of root's to nobody, which
+/// Landlock does not know of.
+const OF_WORKERS: &[libc::c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchmodat2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fsetxattr,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    libc::SYS_lsetxattr,
+    libc::SYS_setxattr,
+];
+/// New namespaces, in which a process has all capabilities (clone(2)).
+const NAMESPACES: [libc::c_int; 7] = [
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWUTS,
+];
 
 /// The x32 variant of a call on x86-64; where the kernel has it, it is a second way in.
 #[cfg(target_arch = "x86_64")]
@@ -68,25 +99,56 @@ const X32: libc::c_long = 0x4000_0000;
 #[cfg(target_arch = "x86_64")]
 const OF_X32: &[libc::c_long] = &[520, 521, 528, 539, 540, 545];
 
-/// Refuses with EPERM, in this thread and all that it starts from now on. It takes `no_new_privs`.
-pub(super) fn refuse(programs_too: bool) -> Result<(), String> {
-    let filter = filter(programs_too).map_err(|error| error.to_string())?;
-    apply_filter(&filter).map_err(|error| error.to_string())
+/// Whose filter it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    Worker,
+    Helper,
 }
 
-fn filter(programs_too: bool) -> Result<BpfProgram, seccompiler::BackendError> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let refused = NEVER.iter().chain(if programs_too { NO_PROGRAMS } else { &[] });
-    let mut rules: BTreeMap<i64, Vec<_>> = refused.map(|call| (*call, Vec::new())).collect();
+/// Refuses with EPERM, in this thread and all that it starts from now on. It takes `no_new_privs`.
+pub(super) fn refuse(whose: Whose) -> Result<(), String> {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    // What this one is asked for lies in memory, where no filter looks. Without it a libc takes clone.
+    let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    for (rules, errno) in
+        [(unknown, libc::ENOSYS), (refused(whose).map_err(|e| text(&e))?, libc::EPERM)]
+    {
+        let filter = filter(rules, errno).map_err(|error| text(&error))?;
+        apply_filter(&filter).map_err(|error| text(&error))?;
+    }
+    Ok(())
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn refused(whose: Whose) -> Result<Rules, BackendError> {
+    let of_workers = if whose == Whose::Worker { OF_WORKERS } else { &[] };
+    let mut rules: Rules = NEVER.iter().chain(of_workers).map(|call| (*call, Vec::new())).collect();
     #[cfg(target_arch = "x86_64")]
     {
-        let x32 = rules.keys().copied().chain(
-            OF_X32.iter().copied().filter(|call| programs_too || !matches!(call, 520 | 545)),
-        );
-        let x32: Vec<_> = x32.map(|call| (call | X32, Vec::new())).collect();
+        // execve and execveat are the worker's alone.
+        let own = OF_X32.iter().filter(|call| whose == Whose::Worker || !matches!(call, 520 | 545));
+        let x32 = rules.keys().chain(own).map(|call| (call | X32, Vec::new()));
+        let x32: Vec<_> = x32.collect();
         rules.extend(x32);
     }
-    let refusal = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let into_a_namespace = NAMESPACES.map(|flag| {
+        let flag = u64::from(flag.unsigned_abs());
+        let is_asked_for =
+            SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(flag), flag)?;
+        SeccompRule::new(vec![is_asked_for])
+    });
+    let into_a_namespace: Vec<_> = into_a_namespace.into_iter().collect::<Result<_, _>>()?;
+    #[cfg(target_arch = "x86_64")]
+    rules.insert(libc::SYS_clone | X32, into_a_namespace.clone());
+    rules.insert(libc::SYS_clone, into_a_namespace);
+    Ok(rules)
+}
+
+fn filter(rules: Rules, errno: libc::c_int) -> Result<BpfProgram, BackendError> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let refusal = SeccompAction::Errno(errno.unsigned_abs());
     SeccompFilter::new(rules, SeccompAction::Allow, refusal, arch)?.try_into()
 }
 
@@ -107,14 +169,14 @@ mod tests {
         assert!(run().unwrap().success(), "the control");
         let refused = apart(|| {
             rustix::thread::set_no_new_privs(true).unwrap();
-            refuse(true).unwrap();
+            refuse(Whose::Worker).unwrap();
             // And the threads that it starts.
             std::thread::spawn(run).join().unwrap()
         });
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         let runs = apart(|| {
             rustix::thread::set_no_new_privs(true).unwrap();
-            refuse(false).unwrap();
+            refuse(Whose::Helper).unwrap();
             run()
         });
         assert!(runs.unwrap().success());
@@ -122,16 +184,53 @@ mod tests {
 
     /// Tests run as root: it is nothing but the filter that refuses.
     #[test]
-    fn neither_leaves_its_namespaces_nor_mounts() {
-        for programs_too in [true, false] {
-            let leave = || nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS);
-            apart(leave).unwrap();
+    fn neither_leaves_its_namespaces_nor_starts_others() {
+        use nix::sched::{CloneFlags, unshare};
+        let leave = || unshare(CloneFlags::CLONE_NEWNS);
+        apart(leave).unwrap();
+        for whose in [Whose::Worker, Whose::Helper] {
             let refused = apart(|| {
                 rustix::thread::set_no_new_privs(true).unwrap();
-                refuse(programs_too).unwrap();
+                refuse(whose).unwrap();
                 leave()
             });
             assert_eq!(refused, Err(nix::errno::Errno::EPERM));
         }
+    }
+
+    /// No safe function of ours makes this call.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn nothing_is_started_in_a_namespace_of_its_own() {
+        let (clone, with) = (libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD);
+        let program = format!("exit(syscall({clone}, {with}, 0, 0, 0, 0) < 0 ? $! : 0)");
+        let start = || Command::new("/usr/bin/perl").args(["-e", &program]).status().unwrap();
+        assert_eq!(start().code(), Some(0), "the control");
+        let refused = apart(|| {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            refuse(Whose::Helper).unwrap();
+            start()
+        });
+        assert_eq!(refused.code(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn a_worker_gives_no_file_to_others() {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open_up = || {
+            let mode = std::fs::Permissions::from_mode(0o666);
+            (std::fs::set_permissions(file.path(), mode), chown(file.path(), Some(4711), None))
+        };
+        let (mode, owner) = apart(|| {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            refuse(Whose::Worker).unwrap();
+            open_up()
+        });
+        for refused in [mode, owner] {
+            assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        }
+        let (mode, owner) = open_up();
+        mode.and(owner).unwrap();
     }
 }

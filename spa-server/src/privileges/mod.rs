@@ -7,6 +7,7 @@
 mod calls;
 mod files;
 
+use calls::Whose;
 use files::Held;
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
@@ -47,17 +48,17 @@ pub(crate) fn keep_to_the_capture() -> io::Result<()> {
     keep(CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE | CapabilitySet::BPF)
 }
 
-/// The same for the worker's other ways out: it executes nothing, writes nothing but its state and its
-/// socket, and speaks no TCP. What this kernel can't keep up is told, and goes on without.
+/// The same for the worker's other ways out: it executes nothing, writes nothing but its state, and
+/// speaks no TCP. What this kernel can't keep up is told, and goes on without.
 pub(crate) fn confine_the_worker(writable: &[&Path]) {
     told("the worker's files", files::confine_to(writable).map_err(|error| error.to_string()));
-    told("the worker's system calls", calls::refuse(true).map(|()| Held::Whole));
+    told("the worker's system calls", calls::refuse(Whose::Worker).map(|()| Held::Whole));
 }
 
 /// The same for the helper, which executes the firewall's tools.
 pub(crate) fn confine_the_helper() {
     told("the helper's connections", files::refuse_tcp().map_err(|error| error.to_string()));
-    told("the helper's system calls", calls::refuse(false).map(|()| Held::Whole));
+    told("the helper's system calls", calls::refuse(Whose::Helper).map(|()| Held::Whole));
 }
 
 fn told(what: &str, held: Result<Held, String>) {
