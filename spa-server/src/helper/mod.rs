@@ -3,14 +3,14 @@
 //! The **worker** (`spa-server run`: capture, receiver, policy, state) reads what anybody may send. It
 //! starts the helper, and gives up `CAP_NET_ADMIN` before it captures anything. The **helper** keeps
 //! that, and reads nothing from any network. What the worker asks of it crosses a pair of sockets, and
-//! is judged once more by the [`warden`], from the configuration that the helper has read itself: a
+//! is judged once more by its warden, from the configuration that the helper has read itself: a
 //! worker that was taken over can open what some client may open, for as long as that one may, and can
 //! take nothing away that hides a port.
 //!
 //! If either ends, so does the other. Grants and gate live in the kernel.
 //!
 //! [`RemoteGate`] and [`RemoteConnections`] are what the worker has in place of a gate and of the
-//! kernel's lists; [`serve`] is the other end.
+//! kernel's lists; `serve` is the other end.
 
 mod connections;
 mod gate;
