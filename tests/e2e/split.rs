@@ -11,6 +11,7 @@ use spa_server::gate::{Change, Connection, Cut, Element, Gate, GateError, Guarde
 use spa_server::helper::Helper;
 use spa_tests::{Family, Listener, PortState, SSH_PORT, Scene, eventually};
 use std::path::Path;
+use std::time::Duration;
 
 /// A port of the server that no service names.
 const OTHER_PORT: u16 = 8443;
@@ -255,4 +256,22 @@ fn a_trial_that_nobody_has_ordered_is_none() -> Result<()> {
         scene.revoke_all()?;
     }
     Ok(())
+}
+
+/// A debugger, `strace` or a batch system stops and continues a process; what it waited for in that
+/// moment is not lost.
+#[test]
+fn a_daemon_that_is_stopped_while_it_waits_for_its_helper_goes_on() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let helper = Pid::from_raw(i32::try_from(scene.server.helper_pid()?)?);
+    kill(helper, Signal::SIGSTOP)?;
+    // The watch looks every second: by now the daemon waits for that.
+    std::thread::sleep(Duration::from_secs(3));
+    scene.server.signal(Signal::SIGSTOP)?;
+    std::thread::sleep(Duration::from_millis(100));
+    scene.server.signal(Signal::SIGCONT)?;
+    kill(helper, Signal::SIGCONT)?;
+    scene.ensure_owner_gets_in(Family::V4)?;
+    std::thread::sleep(Duration::from_secs(1));
+    scene.server.ensure_unharmed()
 }

@@ -1,5 +1,6 @@
 //! One line between worker and helper: values go over it as JSON, each after its length in four bytes.
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -47,7 +48,7 @@ impl Line {
     /// The next value; `None` if the other end is gone.
     pub(super) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
         let mut length = [0; 4];
-        match (&self.0).read(&mut length)? {
+        match read(&self.0, &mut length)? {
             0 => return Ok(None),
             read => (&self.0).read_exact(length.get_mut(read..).unwrap_or_default())?,
         }
@@ -83,13 +84,31 @@ impl Line {
     }
 }
 
+/// Reads, whatever interrupts it: a socket with a time limit is not read on by the kernel when its
+/// process is stopped and goes on, or is traced (signal(7)).
+fn read(mut stream: &UnixStream, bytes: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
+/// Waits for the end of a link, over which nothing is ever said.
+pub(super) fn await_end(link: &UnixStream) {
+    // It is the end, however it is told.
+    let _ = read(link, &mut [0]);
+}
+
 /// Hands the helper's ends over.
 pub(super) fn hand_over(link: &UnixStream, lines: &[Line; LINES]) -> io::Result<()> {
     let lines: [BorrowedFd<'_>; LINES] = lines.each_ref().map(|line| line.0.as_fd());
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(LINES))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&lines));
-    sendmsg(link, &[IoSlice::new(b"!")], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let byte = [IoSlice::new(b"!")];
+    retry_on_intr(|| sendmsg(link, &byte, &mut ancillary, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -98,7 +117,8 @@ pub(super) fn take_over(link: &UnixStream) -> io::Result<[Line; LINES]> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(LINES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    recvmsg(link, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut byte = [IoSliceMut::new(&mut byte)];
+    retry_on_intr(|| recvmsg(link, &mut byte, &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
     let lines: Vec<OwnedFd> = ancillary
         .drain()
         .filter_map(|message| match message {

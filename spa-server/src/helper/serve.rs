@@ -1,6 +1,6 @@
 //! The helper's process.
 
-use super::line::{LINES, Line, take_over};
+use super::line::{LINES, Line, await_end, take_over};
 use super::ordered::OrderFile;
 use super::warden::Warden;
 use super::{HelperAnswer, HelperRequest};
@@ -14,7 +14,6 @@ use crate::gate::{
 use crate::priority::{hurry, in_background};
 use crate::privileges;
 use anyhow::Context as _;
-use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -91,8 +90,7 @@ async fn serve(
     let end = Ends(end);
     std::thread::Builder::new().name("link".into()).spawn(move || {
         let _end = end;
-        // Nothing ever comes but the end.
-        let _ = (&link).read(&mut [0]);
+        await_end(&link);
     })?;
     // Whoever signals all of that name means the worker, at whose end this one ends.
     let _not_for_it = [

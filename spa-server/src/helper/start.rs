@@ -1,11 +1,10 @@
 //! How the worker comes by a helper.
 
 use super::gate::Asked;
-use super::line::{Line, hand_over};
+use super::line::{Line, await_end, hand_over};
 use super::{HelperAnswer, HelperError, RemoteConnections, RemoteGate};
 use crate::privileges;
 use anyhow::Context as _;
-use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -83,8 +82,7 @@ impl Helper {
 
         let (tell, gone) = oneshot::channel();
         std::thread::Builder::new().name("helper".into()).spawn(move || {
-            // Nothing ever comes but the end.
-            let _ = (&link).read(&mut [0]);
+            await_end(&link);
             // Nobody may be left to tell.
             let _ = tell.send(());
             let _ = child.wait();

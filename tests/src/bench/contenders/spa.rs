@@ -244,7 +244,8 @@ impl Contender for SpaServer {
     }
 
     fn pid(&self) -> Result<u32> {
-        self.server()?.pid()
+        // What changes the firewall.
+        self.server()?.helper_pid()
     }
 
     fn stop(&mut self, host: &Host) -> Result<()> {
