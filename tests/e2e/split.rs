@@ -263,13 +263,14 @@ fn a_trial_that_nobody_has_ordered_is_none() -> Result<()> {
 #[test]
 fn a_daemon_that_is_stopped_while_it_waits_for_its_helper_goes_on() -> Result<()> {
     let mut scene = Scene::new()?;
-    let helper = Pid::from_raw(i32::try_from(scene.server.helper_pid()?)?);
+    let of = |pid: u32| -> Result<Pid> { Ok(Pid::from_raw(i32::try_from(pid)?)) };
+    let (helper, worker) = (of(scene.server.helper_pid()?)?, of(scene.server.pid()?)?);
     kill(helper, Signal::SIGSTOP)?;
     // The watch looks every second: by now the daemon waits for that.
     std::thread::sleep(Duration::from_secs(3));
-    scene.server.signal(Signal::SIGSTOP)?;
+    kill(worker, Signal::SIGSTOP)?;
     std::thread::sleep(Duration::from_millis(100));
-    scene.server.signal(Signal::SIGCONT)?;
+    kill(worker, Signal::SIGCONT)?;
     kill(helper, Signal::SIGCONT)?;
     scene.ensure_owner_gets_in(Family::V4)?;
     std::thread::sleep(Duration::from_secs(1));

@@ -225,9 +225,16 @@ impl Server {
         self.start()
     }
 
-    /// Sends a signal to the process.
+    /// Sends a signal to the process; one that stops it, or has it go on, to its helper as well.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(i32::try_from(self.pid()?)?), signal)?)
+        let mut all = vec![self.pid()?];
+        if matches!(signal, Signal::SIGSTOP | Signal::SIGCONT) {
+            all.insert(0, self.helper_pid()?);
+        }
+        for pid in all {
+            kill(Pid::from_raw(i32::try_from(pid)?), signal)?;
+        }
+        Ok(())
     }
 
     /// Writes another configuration in place of the present one; the process is not told.
