@@ -30,7 +30,8 @@ impl Capture {
         let mut handle = host.inside(|| {
             let mut handle = pcap::Capture::from_device("eth0")?
                 .immediate_mode(true)
-                .snaplen(65_535)
+                // Immediate mode reserves as much for each packet: of whole frames there would be 256.
+                .snaplen(4096)
                 .buffer_size(16 << 20)
                 .open()
                 .context("cannot capture")?;
