@@ -89,9 +89,6 @@ pub enum ConnectionsError {
     /// The thread that asked has died.
     #[error("the connections were not looked at to the end")]
     Died,
-    /// There is no thread to ask.
-    #[error("cannot start a thread that lists the connections")]
-    Thread(#[source] io::Error),
 }
 
 /// The processor time of this thread so far; nothing, where the system does not tell.

@@ -9,7 +9,6 @@ use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::connections::{Connections, ConnectionsError, Inventory};
 use crate::gate::{Backend, Doubt, Gate, GateError, Guarded, Look, Mode, Plan};
-use crate::priority::in_background;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -439,12 +438,7 @@ async fn list_behind(
     guarded: Arc<[Guarded]>,
 ) -> Result<(Inventory, Duration), ConnectionsError> {
     let connections = Arc::clone(connections);
-    let list = move || connections.list_behind(&guarded);
-    // A priority can't be raised again: no thread of the runtime's may lower its own.
-    let listed = tokio::task::spawn_blocking(|| {
-        let thread = in_background("connections", list).map_err(ConnectionsError::Thread)?;
-        thread.join().map_err(|_| ConnectionsError::Died)?
-    });
+    let listed = tokio::task::spawn_blocking(move || connections.list_behind(&guarded));
     listed.await.map_err(|_| ConnectionsError::Died)?
 }
 
