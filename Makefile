@@ -20,6 +20,7 @@ PREFIX ?= /usr
 SBINDIR := $(PREFIX)/sbin
 BINDIR := $(PREFIX)/bin
 UNITDIR := $(PREFIX)/lib/systemd/system
+SYSUSERSDIR := $(PREFIX)/lib/sysusers.d
 UNITS := $(notdir $(wildcard packaging/*.service packaging/*.socket))
 DOCDIR := $(PREFIX)/share/doc/spa
 MANDIR := $(PREFIX)/share/man
@@ -233,6 +234,7 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	install -d -m 755 $(DESTDIR)$(UNITDIR)
 	install -m 644 $(addprefix packaging/,$(UNITS)) $(DESTDIR)$(UNITDIR)
 	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	install -D -m 644 packaging/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/spa-server.conf
 	install -D -m 644 packaging/prometheus/alerts.yml $(DESTDIR)$(DOCDIR)/examples/prometheus/alerts.yml
 	install -D -m 644 packaging/prometheus/grafana.json $(DESTDIR)$(DOCDIR)/examples/prometheus/grafana.json
 	install -D -m 644 packaging/fail2ban/action.d/spa.conf $(DESTDIR)$(DOCDIR)/examples/fail2ban/action.d/spa.conf
@@ -250,7 +252,7 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	umask 022 && $(TARGET)/release/spa-client man $(DESTDIR)$(MANDIR)/man1
 	install -d -m 755 $(DESTDIR)$(MANDIR)/man8
 	umask 022 && $(TARGET)/release/spa-server man $(DESTDIR)$(MANDIR)/man8
-	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemd-sysusers && systemctl daemon-reload; fi
 
 # A gate whose program is gone could be taken away by hand only.
 .PHONY: uninstall
@@ -260,7 +262,7 @@ uninstall: ## Remove what `make install` has installed. Configuration and state 
 		exit 1; \
 	fi
 	rm -f $(DESTDIR)$(SBINDIR)/spa-server $(DESTDIR)$(BINDIR)/spa-client
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(SYSUSERSDIR)/spa-server.conf
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml prometheus/alerts.yml prometheus/grafana.json fail2ban/action.d/spa.conf fail2ban/jail.d/spa.conf)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,$(PAGES))
 	rm -f $(DESTDIR)$(BASHDIR)/spa-client $(DESTDIR)$(ZSHDIR)/_spa-client $(DESTDIR)$(FISHDIR)/spa-client.fish

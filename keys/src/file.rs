@@ -41,22 +41,54 @@ pub enum Overwrite {
 
 /// Reads a private key from a file that nobody but its owner can read or write.
 pub fn read_private_key(path: impl AsRef<Path>) -> Result<PrivateKey, KeyFileError> {
-    read(path.as_ref(), KeyKind::Private)
+    KeyReader::default().private_key(path)
 }
 
 /// Reads a pre-shared key from a file that nobody but its owner can read or write.
 pub fn read_pre_shared_key(path: impl AsRef<Path>) -> Result<PreSharedKey, KeyFileError> {
-    read(path.as_ref(), KeyKind::PreShared)
+    KeyReader::default().pre_shared_key(path)
 }
 
 /// Reads the secret of an invitation from a file that nobody but its owner can read or write.
 pub fn read_invitation_secret(path: impl AsRef<Path>) -> Result<InvitationSecret, KeyFileError> {
-    read(path.as_ref(), KeyKind::Invitation)
+    KeyReader::default().invitation_secret(path)
 }
 
 /// Reads a public key from a file. Whose it is and who may read it is not looked at.
 pub fn read_public_key(path: impl AsRef<Path>) -> Result<PublicKey, KeyFileError> {
-    read(path.as_ref(), KeyKind::Public)
+    read(path.as_ref(), KeyKind::Public, KeyReader::default())
+}
+
+/// Reads secret keys that a group may read, too: that of a daemon which is not root, and whose keys
+/// root keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeyReader {
+    group: Option<u32>,
+}
+
+impl KeyReader {
+    /// Root's files may also be read by the group of this id, and by root's own.
+    pub const fn for_group(id: u32) -> Self {
+        Self { group: Some(id) }
+    }
+
+    /// Reads a private key.
+    pub fn private_key(self, path: impl AsRef<Path>) -> Result<PrivateKey, KeyFileError> {
+        read(path.as_ref(), KeyKind::Private, self)
+    }
+
+    /// Reads a pre-shared key.
+    pub fn pre_shared_key(self, path: impl AsRef<Path>) -> Result<PreSharedKey, KeyFileError> {
+        read(path.as_ref(), KeyKind::PreShared, self)
+    }
+
+    /// Reads the secret of an invitation.
+    pub fn invitation_secret(
+        self,
+        path: impl AsRef<Path>,
+    ) -> Result<InvitationSecret, KeyFileError> {
+        read(path.as_ref(), KeyKind::Invitation, self)
+    }
 }
 
 /// Reads a client's keys, plain or under a passphrase, from a file that nobody but its owner can
@@ -80,7 +112,7 @@ pub fn read_stored_keys(path: impl AsRef<Path>) -> Result<StoredKeys, KeyFileErr
 pub fn read_stored_pre_shared_key(
     path: impl AsRef<Path>,
 ) -> Result<StoredPreSharedKey, KeyFileError> {
-    read(path.as_ref(), KeyKind::PreShared)
+    read(path.as_ref(), KeyKind::PreShared, KeyReader::default())
 }
 
 /// Reads a passphrase from a file that nobody but its owner can read or write: its only line.
@@ -196,13 +228,26 @@ impl Audience {
     }
 }
 
-fn read<K: FromStr<Err = KeyTextError>>(path: &Path, wanted: KeyKind) -> Result<K, KeyFileError> {
-    let bytes = read_checked(path, Audience::of(wanted), MAX_KEY_FILE_LENGTH)?;
+fn read<K: FromStr<Err = KeyTextError>>(
+    path: &Path,
+    wanted: KeyKind,
+    reader: KeyReader,
+) -> Result<K, KeyFileError> {
+    let bytes = read_for(reader, path, Audience::of(wanted), MAX_KEY_FILE_LENGTH)?;
     let (line, key) = key_line(text(&bytes, path, wanted)?, path, wanted)?;
     key.parse().map_err(|error| KeyFileError::Key { path: path.into(), line, error })
 }
 
 fn read_checked(
+    path: &Path,
+    audience: Audience,
+    limit: usize,
+) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    read_for(KeyReader::default(), path, audience, limit)
+}
+
+fn read_for(
+    reader: KeyReader,
     path: &Path,
     audience: Audience,
     limit: usize,
@@ -214,7 +259,7 @@ fn read_checked(
         return Err(KeyFileError::NotAFile { path: path.into(), found });
     }
     if audience == Audience::Owner {
-        system::check_owner_and_mode(path, &metadata)?;
+        system::check_owner_and_mode(path, &metadata, reader.group)?;
     }
     read_bounded(file, path, limit)
 }

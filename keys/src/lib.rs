@@ -53,10 +53,11 @@ pub use announcement::{
 pub use derive::{DeriveError, mask_key, pair_secret_for_client, pair_secret_for_server};
 pub use encrypted::{EncryptError, EncryptedPreSharedKey, EncryptedPrivateKey};
 pub use file::{
-    KeyFileError, MAX_KEY_FILE_LENGTH, Overwrite, read_invitation_secret, read_passphrase,
-    read_pre_shared_key, read_private_key, read_public_key, read_secret_text, read_stored_keys,
-    read_stored_pre_shared_key, write_invitation_secret, write_pre_shared_key, write_private_key,
-    write_public_key, write_secret_text, write_stored_keys, write_stored_pre_shared_key,
+    KeyFileError, KeyReader, MAX_KEY_FILE_LENGTH, Overwrite, read_invitation_secret,
+    read_passphrase, read_pre_shared_key, read_private_key, read_public_key, read_secret_text,
+    read_stored_keys, read_stored_pre_shared_key, write_invitation_secret, write_pre_shared_key,
+    write_private_key, write_public_key, write_secret_text, write_stored_keys,
+    write_stored_pre_shared_key,
 };
 pub use identity::{PrivateKey, PublicKey};
 pub use invitation::{

@@ -33,7 +33,7 @@ fn run(cli: Cli) -> u8 {
     // Paths that follow from this one have to hold wherever they are used.
     let config = std::path::absolute(&cli.config).unwrap_or(cli.config);
     let done = match cli.command {
-        Command::Run => return run_daemon(daemon::run(&config)),
+        Command::Run(args) => return run_daemon(daemon::run(&config, args.helper.as_deref())),
         Command::GateHelper => return run_daemon(helper::run(&config)),
         Command::Check(output) => commands::check::run(&config, output),
         Command::Init(args) => commands::init::run(&config, args),
@@ -62,6 +62,7 @@ fn run(cli: Cli) -> u8 {
             commands::daemon::grants_revoke(&config, args)
         }
         Command::Refuse(args) => commands::refuse::run(&config, &args),
+        Command::HandOver => commands::hand_over::run(&config),
         Command::Reload(output) => commands::daemon::reload(&config, output),
         Command::Man(args) => commands::man::run(Cli::command(), &args),
         Command::Gate(command) => match command {

@@ -23,7 +23,6 @@ use crate::counters::Counters;
 use crate::gate::Backend;
 use crate::grants::FileGrantStore;
 use crate::helper::{Gone, RemoteConnections, RemoteGate};
-use crate::last_gate::LastGateFile;
 use crate::pipeline::{Candidate, SharedJudge, Shortcut};
 use crate::policy::Policy;
 use crate::privileges;
@@ -74,8 +73,9 @@ pub(crate) fn begin() -> anyhow::Result<Log> {
     Ok(log)
 }
 
-/// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT.
-pub fn run(config_path: &Path) -> anyhow::Result<()> {
+/// Runs the server that the configuration at `config_path` describes, until SIGTERM or SIGINT. Its gate
+/// helper is met at the socket `helper`, or else started.
+pub fn run(config_path: &Path, helper: Option<&Path>) -> anyhow::Result<()> {
     let log = begin()?;
     let (config, left_out) = Config::load_sound_clients(config_path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -83,7 +83,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let (daemon, inbox) = Daemon::start(config, left_out).await?;
+        let (daemon, inbox) = Daemon::start(config, left_out, helper).await?;
         Box::pin(inbox.serve(daemon, &log)).await
     })
 }
@@ -115,7 +115,6 @@ struct Daemon {
     /// The clock was set, and the kernel does not know the end of the trial by it yet.
     trial_stepped: bool,
     trial_file: TrialFile,
-    last_gate: LastGateFile,
     refused_file: RefusedSourcesFile,
     restored: Restorations,
     /// What could not be put back yet.

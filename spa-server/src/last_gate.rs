@@ -5,7 +5,7 @@
 //! tells whether there is to be a gate before there is a daemon.
 
 use crate::causes::with_causes;
-use crate::config::{GateSettings, Problem, judge_directory, read_judged};
+use crate::config::{GateSettings, Problem, judge_state_directory, read_state};
 use crate::gate::{Backend, Plan, ToolOverrides};
 use crate::state_file::{StateFile, StateFileError};
 use serde::{Deserialize, Serialize};
@@ -108,9 +108,9 @@ impl LastGateFile {
             return Err(LastGateError::None(path));
         }
         if let Some(directory) = path.parent() {
-            judge_directory(directory)?;
+            judge_state_directory(directory)?;
         }
-        let text = read_judged(&path)?;
+        let text = read_state(&path)?;
         match serde_json::from_str::<LastGate>(text.trim_end()) {
             Ok(gate) if gate.plan.trial_seconds.is_none() => Ok(gate),
             Ok(_) => Err(LastGateError::Damaged { path, source: None }),

@@ -2,6 +2,7 @@
 //! read, and kept over a power failure. It knows nothing of what the file says.
 
 use crate::large_list::with_room_for;
+use crate::users::give_to_owner_of;
 use nix::fcntl::OFlag;
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
@@ -101,7 +102,10 @@ impl StateFile {
             .mode(0o600)
             .custom_flags(OFlag::O_NOFOLLOW.bits())
             .open(&new)
-            .and_then(|mut file| file.write_all(bytes).and_then(|()| sync(&file)));
+            .and_then(|mut file| {
+                give_to_owner_of(&self.directory, &file)?;
+                file.write_all(bytes).and_then(|()| sync(&file))
+            });
         written.map_err(at("write", &new))?;
         fs::rename(&new, &path).map_err(at("replace", &path))
     }

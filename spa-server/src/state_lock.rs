@@ -2,6 +2,7 @@
 //! daemon for as long as it handles the gate. Two at once would forget each other's knocks, or undo
 //! each other's gate.
 
+use crate::users::give_to_owner_of;
 use nix::fcntl::OFlag;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -70,7 +71,8 @@ impl StateLock {
                 opened.map_err(|_| error)
             });
         let failed = |source| StateLockError::File { path: path.clone(), source };
-        let file = opened.map_err(failed)?;
+        let file = opened.map_err(&failed)?;
+        give_to_owner_of(directory, &file).map_err(&failed)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(StateLockError::Held(directory.into())),

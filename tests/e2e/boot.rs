@@ -13,7 +13,7 @@ use std::process::Command;
 const GATE: &str = "spa-gate.service";
 const DAEMON: &str = "spa-server.service";
 const CONFIG: &str = "/etc/spa/server.toml";
-const LAST_GATE: &str = "/var/lib/spa/last-gate";
+const LAST_GATE: &str = "/var/lib/spa-gate/last-gate";
 /// What nobody should write into a configuration.
 const WRONG: &str = "\n[services.web]\nports = \"tcp/http\"\n";
 /// What brings the network up: it writes down how the firewall is at that moment.
@@ -69,7 +69,7 @@ impl Reboot {
             machine.sh("systemctl enable spa-server")?;
             enable(&machine.path_of("/etc/systemd/system"), "test-network.service")?;
             machine.sh("systemctl stop spa-server")?;
-            for directory in ["etc/spa", "etc/systemd/system", "var/lib/spa"] {
+            for directory in ["etc/spa", "etc/systemd/system", "var/lib/spa", "var/lib/spa-gate"] {
                 let to = seed.join(directory);
                 fs::create_dir_all(&to)?;
                 let from = machine.path_of(&format!("/{directory}/."));
@@ -306,7 +306,7 @@ fn what_can_not_be_put_up_by_the_configuration_is_put_up_as_it_last_stood() -> R
     ensure_all(&scene, PortState::Filtered)?;
 
     // What was not confirmed is not put up, nor what had stood before it.
-    fs::write(scene.server.configuration().state_directory.join("trial"), "\"lapsed\"\n")?;
+    fs::write(scene.server.configuration().gate_directory().join("trial"), "\"lapsed\"\n")?;
     fs::write(scene.server.config_path(), fs::read_to_string(scene.server.config_path())? + WRONG)?;
     let booted = boot(&scene)?;
     ensure!(!booted.success() && booted.said().contains("not confirmed"), "{booted}");
@@ -322,7 +322,10 @@ fn a_trial_that_nobody_confirmed_is_not_put_up_by_a_boot() -> Result<()> {
     let reboot = Reboot::after(|seed| {
         // It goes on when the machine is switched off.
         let of_another_boot = r#"{"running":{"boot-id":"1","stands-since":1,"deadline":9}}"#;
-        Ok(fs::write(seed.join("var/lib/spa/trial"), of_another_boot)?)
+        for directory in ["spa", "spa-gate"] {
+            fs::write(seed.join("var/lib").join(directory).join("trial"), of_another_boot)?;
+        }
+        Ok(())
     })?;
     let (machine, lab) = (&reboot.machine, &reboot.lab);
     let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;

@@ -10,7 +10,7 @@ use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
 use std::iter;
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,25 @@ const CONFIG: &str = "/etc/spa/server.toml";
 const CAPTURES: &str = "0000000000002000";
 /// `CAP_NET_ADMIN`, and `CAP_NET_RAW`, by which the legacy variant of iptables reads its rules.
 const GUARDS: &str = "0000000000003000";
-/// What the unit gives: `CAP_BPF` besides, until the prefilter is loaded.
-const BOUND: &str = "0000008000003000";
+/// What its unit gives the worker: `CAP_BPF` besides, until the prefilter is loaded.
+const BOUND: &str = "0000008000002000";
+const NOTHING: &str = "0000000000000000";
+/// The processes' units.
+const UNITS: [&str; 4] = [UNIT, "spa-gate.service", "spa-helper@.service", "spa-metrics@.service"];
+/// What the aim is, by `systemd-analyze security`.
+const EXPOSURE: f64 = 1.5;
 
+/// A program that connects to the gate helper.
+const MEET: &str = "/usr/local/bin/meet";
+const MEETING: &str = "#!/usr/bin/perl
+use Socket;
+socket(my $socket, PF_UNIX, SOCK_STREAM, 0) or die $!;
+connect($socket, pack_sockaddr_un('/run/spa-helper.sock')) or die $!;
+";
 /// While this file is there, a tool hangs.
 const HANG: &str = "/run/hang";
 /// Where a tool that hangs says so: a place that the sandbox lets it write.
-const HANGS: &str = "/var/lib/spa/tool-hangs";
+const HANGS: &str = "/var/lib/spa-gate/tool-hangs";
 
 /// A machine where the administrator has done what the README says, up to the start.
 struct Installation {
@@ -227,7 +239,14 @@ fn the_worker_can_capture_and_its_helper_change_the_firewall_and_no_more() -> Re
     let (machine, worker) = (&installation.machine, installation.pid()?);
     let helper = machine.sh("pgrep --full gate-helper")?;
     // The kernel's filter is loaded before there is a helper.
-    for (pid, is) in [(worker.as_str(), CAPTURES), (helper.trim(), GUARDS)] {
+    for (pid, user, is, bound, inherited) in [
+        (worker.as_str(), "spa", CAPTURES, BOUND, NOTHING),
+        // What it executes has to get it, too.
+        (helper.trim(), "spa-gate", GUARDS, GUARDS, GUARDS),
+    ] {
+        let uid = machine.sh(&format!("id --user {user}"))?;
+        let ids = iter::repeat_n(uid.trim(), 4).collect::<Vec<_>>().join("\t");
+        ensure!(uid.trim() != "0");
         let mut threads = 0;
         for thread in machine.sh(&format!("ls /proc/{pid}/task"))?.split_whitespace() {
             let task = format!("/proc/{pid}/task/{thread}");
@@ -241,11 +260,15 @@ fn the_worker_can_capture_and_its_helper_change_the_firewall_and_no_more() -> Re
                     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
                 line.map(str::trim).with_context(|| format!("no {name} in {status}"))
             };
-            for (set, is) in [("CapPrm", is), ("CapEff", is), ("CapBnd", BOUND)] {
-                ensure!(field(set)? == is, "{set} of {}: {status}", field("Name")?);
-            }
-            for set in ["CapAmb", "CapInh"] {
-                ensure!(field(set)? == "0000000000000000", "{set} of {}: {status}", field("Name")?);
+            for (name, is) in [
+                ("Uid", ids.as_str()),
+                ("CapPrm", is),
+                ("CapEff", is),
+                ("CapBnd", bound),
+                ("CapAmb", inherited),
+                ("CapInh", inherited),
+            ] {
+                ensure!(field(name)? == is, "{name} of {}: {status}", field("Name")?);
             }
             ensure!(field("NoNewPrivs")? == "1", "{status}");
             // 2: a filter of system calls.
@@ -396,32 +419,151 @@ fn metrics_are_read_by_http_once_the_socket_is_enabled() -> Result<()> {
 }
 
 #[test]
-fn the_daemon_can_write_its_own_directories_only() -> Result<()> {
+fn each_process_can_write_its_own_directories_only() -> Result<()> {
     let installation = Installation::started()?;
-    let (machine, pid) = (&installation.machine, installation.pid()?);
-    // Files as the daemon sees them, through its own mounts.
-    let touch = |path: &str| machine.run(&format!("touch /proc/{pid}/root{path}"));
-    for path in [
-        "/etc/spa/written",
-        "/proc/sys/net/ipv4/ip_forward",
-        "/root/written",
-        "/run/written",
-        "/usr/sbin/written",
-        "/var/lib/written",
+    let (machine, worker) = (&installation.machine, installation.pid()?);
+    let helper = machine.sh("pgrep --full gate-helper")?;
+    for (pid, own, others) in [
+        (worker.as_str(), ["/var/lib/spa", "/run/spa"].as_slice(), ["/var/lib/spa-gate", "/run"]),
+        (helper.trim(), &["/var/lib/spa-gate"], ["/var/lib/spa", "/run/spa"]),
     ] {
-        let touched = touch(path)?;
-        ensure!(touched.said().contains("Read-only file system"), "{touched}");
+        // Files as the process sees them, through its own mounts, but with the rights of root.
+        let touch = |path: &str| machine.run(&format!("touch /proc/{pid}/root{path}"));
+        for directory in ["/etc/spa", "/root", "/usr/sbin", "/var/lib"].iter().chain(&others) {
+            let touched = touch(&format!("{directory}/written"))?;
+            ensure!(touched.said().contains("Read-only file system"), "{touched}");
+        }
+        for directory in own.iter().chain(&["/tmp"]) {
+            touch(&format!("{directory}/written"))?.ok()?;
+        }
+        ensure!(!machine.path_of("/tmp/written").exists(), "it sees the /tmp of everybody");
+        for directory in own {
+            ensure!(machine.path_of(&format!("{directory}/written")).exists());
+            let metadata = fs::metadata(machine.path_of(directory))?;
+            let mode = metadata.permissions().mode() & 0o777;
+            ensure!(mode == 0o700, "{directory} has mode {mode:o}");
+            ensure!(metadata.uid() != 0, "{directory} is root's");
+        }
     }
-    for directory in ["/var/lib/spa", "/run/spa", "/tmp"] {
-        touch(&format!("{directory}/written"))?.ok()?;
-    }
-    ensure!(machine.path_of("/run/spa/written").exists());
-    ensure!(!machine.path_of("/tmp/written").exists(), "it sees the /tmp of everybody");
     // What the firewall's tools lock is everybody's.
-    touch("/run/xtables.lock")?.ok()?;
-    for directory in ["/run/spa", "/var/lib/spa"] {
-        let mode = fs::metadata(machine.path_of(directory))?.permissions().mode() & 0o777;
-        ensure!(mode == 0o700, "{directory} has mode {mode:o}");
+    machine.run(&format!("touch /proc/{}/root/run/xtables.lock", helper.trim()))?.ok()?;
+    Ok(())
+}
+
+/// Root writes files that only root can read; the processes that read them are not root.
+#[test]
+fn what_root_writes_of_the_configuration_is_handed_over() -> Result<()> {
+    let installation = Installation::started()?;
+    let (machine, lab) = (&installation.machine, &installation.lab);
+    let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
+    // With a pre-shared key, which is the daemon's alone to read.
+    let phone = Laptop::new(lab, lab.other(), "phone");
+    let key = phone.keygen()?;
+    let add =
+        format!("cd /root && spa-server client add phone --public-key {key} --allow ssh --psk");
+    finish_reading("", machine.command("sh")?.args(["-c", &add]))?.ok()?;
+    let of = |path: &str| {
+        let listed = machine.sh(&format!("stat --format=%U:%G:%a {path}"))?;
+        anyhow::Ok(listed.trim().to_owned())
+    };
+    for (path, is) in [
+        ("/etc/spa", "root:spa-gate:750"),
+        ("/etc/spa/server.toml", "root:spa-gate:640"),
+        ("/etc/spa/server.key", "root:spa:640"),
+        ("/etc/spa/clients.d", "root:spa-gate:750"),
+        ("/etc/spa/clients.d/phone.toml", "root:spa-gate:640"),
+        ("/etc/spa/clients.d/phone.psk", "root:spa:640"),
+    ] {
+        ensure!(of(path)? == is, "{path}: {}", of(path)?);
+    }
+    ensure!(machine.status()?.clients.total == 2, "{:?}", machine.status()?);
+    machine.sh("spa-server check")?;
+
+    // Whoever writes a file himself, and signals the daemon himself, is told.
+    let path = "/etc/spa/clients.d/laptop.toml";
+    let client = machine.read(path)?;
+    machine.write(path, &format!("{client}max-sources = 3\n"))?;
+    machine.sh(&format!("chown root:root {path}"))?;
+    machine.sh(&format!("chmod 600 {path}"))?;
+    machine.sh("systemctl kill --signal=HUP --kill-who=main spa-server")?;
+    let told = machine.await_journal(UNIT, "laptop.toml")?;
+    ensure!(told.contains("spa-server reload"), "{told}");
+    installation.ensure_a_knock_opens()?;
+    machine.sh("spa-server grants revoke --all")?;
+    machine.sh("systemctl reload spa-server")?;
+    ensure!(of(path)? == "root:spa-gate:640", "{}", of(path)?);
+    installation.ensure_a_knock_opens()?;
+    machine.sh("spa-server grants revoke --all")?;
+    // As at a start.
+    machine.sh("chown -R root:root /etc/spa")?;
+    machine.sh("chmod -R go= /etc/spa")?;
+    machine.sh("systemctl restart spa-server")?;
+    installation.ensure_a_knock_opens()
+}
+
+/// Commands of root's work on what the daemon's users have; and those can do nothing to what the other
+/// one has, nor to what root has.
+#[test]
+fn root_s_commands_leave_to_each_process_what_is_its_own() -> Result<()> {
+    let installation = Installation::new()?;
+    let (machine, lab) = (&installation.machine, &installation.lab);
+    let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
+    let config = machine.read(CONFIG)?;
+    machine.write(CONFIG, &config.replace("[gate]\n", "[gate]\nbackend = \"nftables\"\n"))?;
+    machine.sh("systemctl start spa-server")?;
+    installation.ensure_a_knock_opens()?;
+    ensure!(machine.sh("nft list tables")?.contains("spa"));
+    // By the daemon, and without it.
+    for stopped in [false, true] {
+        if stopped {
+            machine.sh("systemctl stop spa-server")?;
+        }
+        machine.sh("spa-server gate install --trial 10m")?;
+        machine.sh("spa-server gate install")?;
+        machine.sh("spa-server gate remove")?;
+        installation.ensure_sees(lab.other(), PortState::Open)?;
+        machine.sh("spa-server gate install")?;
+        machine.sh("spa-server invite tablet --allow ssh --host 10.66.0.1")?;
+        machine.sh("spa-server client remove tablet")?;
+        machine.sh("spa-server gate show")?;
+        machine.sh("spa-server check")?;
+        for (directory, user) in [("/var/lib/spa", "spa"), ("/var/lib/spa-gate", "spa-gate")] {
+            let others = machine.sh(&format!("find {directory} ! -user {user}"))?;
+            ensure!(others.is_empty(), "not {user}'s: {others}");
+        }
+    }
+    machine.sh("rm /var/lib/spa/lock")?;
+    machine.sh("spa-server gate install")?;
+    machine.sh("systemctl start spa-server")?;
+    installation.ensure_a_knock_opens()?;
+
+    let last = "/var/lib/spa-gate/last-gate";
+    machine.write(MEET, MEETING)?;
+    fs::set_permissions(machine.path_of(MEET), Permissions::from_mode(0o755))?;
+    let as_user = |user: &str, order: &str| {
+        machine.run(&format!("setpriv --reuid {user} --regid {user} --init-groups {order}"))
+    };
+    // The controls: each does so in its own place.
+    as_user("spa", "cat /etc/spa/server.key /etc/spa/server.toml")?.ok()?;
+    as_user("spa", "touch /var/lib/spa/written")?.ok()?;
+    as_user("spa", MEET)?.ok()?;
+    as_user("spa-gate", &format!("cat /etc/spa/server.toml {last}"))?.ok()?;
+    for (user, order) in [
+        ("spa", "cat /etc/shadow"),
+        ("spa", "touch /etc/spa/clients.d/mallory.toml"),
+        ("spa", "touch /run/spa-orders/written"),
+        ("spa", &format!("cp /etc/passwd {last}")),
+        ("spa", "mv /var/lib/spa-gate /var/lib/spa/gate"),
+        ("spa-gate", "cat /etc/spa/server.key"),
+        ("spa-gate", "cat /var/lib/spa/replay.log"),
+        ("spa-gate", "touch /etc/spa/server.toml"),
+        // Nobody else asks the gate helper anything.
+        ("spa-gate", MEET),
+        ("nobody", MEET),
+        ("nobody", "cat /etc/spa/server.toml"),
+    ] {
+        let refused = as_user(user, order)?;
+        ensure!(refused.said().contains("ermission denied"), "{user}: {refused}");
     }
     Ok(())
 }
@@ -681,19 +823,31 @@ fn the_sandbox_lets_sessions_be_ended_and_a_flushed_gate_be_put_back() -> Result
 }
 
 #[test]
-fn systemd_finds_no_fault_with_the_unit() -> Result<()> {
+fn systemd_finds_no_fault_with_the_units_and_little_that_they_may_do() -> Result<()> {
     let installation = Installation::started()?;
     let machine = &installation.machine;
-    let verified = machine.run("systemd-analyze verify spa-server.service")?;
-    ensure!(verified.success() && verified.said().is_empty(), "{verified}");
+    for unit in ["spa-helper.socket", "spa-metrics.socket"].into_iter().chain(UNITS) {
+        // An instance of its own is what there is of a template.
+        let unit = unit.replace("@.", "@1.");
+        let verified = machine.run(&format!("systemd-analyze verify {unit}"))?;
+        ensure!(verified.success() && verified.said().is_empty(), "{unit}: {verified}");
+    }
     // The control: it finds faults where there are some.
     let faulty = "[Service]\nExecStart=/nonexistent\nNoSuch=1\n";
     machine.write("/etc/systemd/system/faulty.service", faulty)?;
     let verified = machine.run("systemd-analyze verify faulty.service")?;
     ensure!(verified.said().contains("NoSuch"), "{verified}");
 
-    let security = machine.sh("systemd-analyze security --no-pager spa-server.service")?;
-    let score = security.lines().find(|line| line.contains("Overall exposure level"));
-    spa_tests::report(score.with_context(|| format!("no score in {security}"))?.trim());
+    for unit in UNITS {
+        let security = machine.sh(&format!(
+            "systemd-analyze security --offline=yes --no-pager /usr/lib/systemd/system/{unit}"
+        ))?;
+        let score = security.lines().find(|line| line.contains("Overall exposure level"));
+        let score = score.with_context(|| format!("no score in {security}"))?.trim();
+        spa_tests::report(score);
+        let exposure: Option<f64> =
+            score.split_once(": ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        ensure!(exposure.is_some_and(|exposure| exposure <= EXPOSURE), "{score}: {security}");
+    }
     Ok(())
 }

@@ -442,10 +442,15 @@ fn is_taken_away_late(by_an_administrator: bool) -> Result<()> {
     await_undone(&scene)
 }
 
-/// Makes the state directory read-only, for who runs the shell that this is given to.
+/// Makes the directories of the state read-only, for who runs the shell that this is given to.
 fn make_read_only(scene: &Scene) -> String {
-    let state = scene.server.configuration().state_directory.display();
-    format!("mount --bind {state} {state} && mount -o remount,bind,ro {state}")
+    let configuration = scene.server.configuration();
+    let both = [configuration.state_directory.clone(), configuration.gate_directory()];
+    let mounts = both.map(|directory| {
+        let it = directory.display();
+        format!("mkdir -p {it} && mount --bind {it} {it} && mount -o remount,bind,ro {it}")
+    });
+    mounts.join(" && ")
 }
 
 #[test]

@@ -159,6 +159,11 @@ impl Configuration {
         found.ok_or_else(|| anyhow::anyhow!("the configuration has no client {name:?}"))
     }
 
+    /// Where the gate helper keeps what it knows.
+    pub fn gate_directory(&self) -> PathBuf {
+        self.state_directory.with_file_name("state-gate")
+    }
+
     /// Writes `server.toml` and `clients.d/` below `directory`, in place of what is there.
     pub fn write(&self, directory: &Path) -> Result<()> {
         let private = |path: &Path| {

@@ -14,7 +14,11 @@ pub(super) fn open_options() -> OpenOptions {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "Unix refuses files here")]
-pub(super) fn check_owner_and_mode(_: &Path, _: &Metadata) -> Result<(), KeyFileError> {
+pub(super) fn check_owner_and_mode(
+    _: &Path,
+    _: &Metadata,
+    _: Option<u32>,
+) -> Result<(), KeyFileError> {
     Ok(())
 }
 

@@ -8,6 +8,11 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt};
 use std::path::Path;
 
+const ROOT: u32 = 0;
+/// What an access list lets others read has its mode show as the group's (acl(5)), as systemd's
+/// credentials do.
+const ROOT_S_GROUP: u32 = 0;
+
 /// Follows no link, waits for no writer of a pipe, becomes the terminal of no process. (`std`
 /// sets `O_CLOEXEC` itself.)
 pub(super) fn open_options() -> OpenOptions {
@@ -17,18 +22,32 @@ pub(super) fn open_options() -> OpenOptions {
     options
 }
 
-pub(super) fn check_owner_and_mode(path: &Path, file: &Metadata) -> Result<(), KeyFileError> {
-    judge(path, file.uid(), file.mode(), geteuid())
+pub(super) fn check_owner_and_mode(
+    path: &Path,
+    file: &Metadata,
+    readers: Option<u32>,
+) -> Result<(), KeyFileError> {
+    let may_read = readers.is_some_and(|group| {
+        file.uid() == ROOT && (file.gid() == group || file.gid() == ROOT_S_GROUP)
+    });
+    judge(path, file.uid(), file.mode(), may_read, geteuid())
 }
 
-fn judge(path: &Path, owner: u32, mode: u32, user: Uid) -> Result<(), KeyFileError> {
+fn judge(
+    path: &Path,
+    owner: u32,
+    mode: u32,
+    group_may_read: bool,
+    user: Uid,
+) -> Result<(), KeyFileError> {
     let owner = Uid::from_raw(owner);
     if owner != user && !owner.is_root() {
         let (owner, user) = (owner.as_raw(), user.as_raw());
         return Err(KeyFileError::Owner { path: path.into(), owner, user });
     }
     let mode = mode & 0o7777;
-    if mode & 0o077 != 0 {
+    let for_others = if group_may_read { 0o037 } else { 0o077 };
+    if mode & for_others != 0 {
         return Err(KeyFileError::Mode { path: path.into(), mode });
     }
     Ok(())
@@ -74,7 +93,8 @@ mod tests {
 
     #[test]
     fn the_user_s_own_files_and_root_s_are_trusted() {
-        let as_user = |user, owner, mode| judge(Path::new("a"), owner, mode, Uid::from_raw(user));
+        let as_user =
+            |user, owner, mode| judge(Path::new("a"), owner, mode, false, Uid::from_raw(user));
         for (user, owner) in [(0, 0), (1000, 1000), (1000, 0)] {
             assert!(as_user(user, owner, 0o100_600).is_ok());
             assert!(as_user(user, owner, 0o100_400).is_ok());
@@ -85,5 +105,27 @@ mod tests {
             let refused = as_user(user, owner, 0o100_600);
             assert!(matches!(refused, Err(KeyFileError::Owner { .. })));
         }
+    }
+
+    /// Tests run as root.
+    #[test]
+    fn the_group_that_was_named_reads_root_s_files_and_no_other() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let judged = |owner, group, mode, readers| {
+            std::os::unix::fs::chown(file.path(), Some(owner), Some(group)).unwrap();
+            file.as_file().set_permissions(Permissions::from_mode(mode)).unwrap();
+            check_owner_and_mode(file.path(), &file.as_file().metadata().unwrap(), readers)
+        };
+        for group in [ROOT_S_GROUP, 4711] {
+            judged(ROOT, group, 0o640, Some(4711)).unwrap();
+            judged(ROOT, group, 0o440, Some(4711)).unwrap();
+            for mode in [0o660, 0o650, 0o644, 0o604] {
+                let refused = judged(ROOT, group, mode, Some(4711));
+                assert!(matches!(refused, Err(KeyFileError::Mode { .. })), "{mode:o}");
+            }
+            assert!(judged(ROOT, group, 0o640, None).is_err());
+        }
+        assert!(judged(ROOT, 4712, 0o640, Some(4711)).is_err());
+        assert!(judged(4711, 4711, 0o640, Some(4711)).is_err(), "not root's");
     }
 }

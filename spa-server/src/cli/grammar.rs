@@ -38,8 +38,7 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Run the daemon in the foreground, as the systemd unit does.
-    #[command(after_help = "Example:\n  spa-server run --config /etc/spa/server.toml")]
-    Run,
+    Run(RunArgs),
     /// Look for what is wrong here, and say how to mend it.
     #[command(after_help = "Example:\n  spa-server check")]
     Check(Output),
@@ -79,6 +78,14 @@ PgUp, PgDn, Home and End scroll what is open, p has the picture stand still.")]
     /// Have the running daemon read its configuration anew.
     #[command(after_help = "Example:\n  spa-server reload")]
     Reload(Output),
+    /// Let the daemon's users read what root has written of the configuration.
+    #[command(after_help = "\
+Example:
+  spa-server hand-over
+
+The units do so before the daemon starts, and `reload` before the daemon reads. Files that only
+root can read are then readable for the group spa-gate, keys for the group spa.")]
+    HandOver,
     /// Install, show or remove the firewall rules without the daemon.
     #[command(after_help = "Example:\n  spa-server gate show")]
     #[command(subcommand)]
@@ -89,6 +96,14 @@ PgUp, PgDn, Home and End scroll what is open, p has the picture stand still.")]
     /// Write the manual pages.
     #[command(hide = true, after_help = "Example:\n  spa-server man /usr/share/man/man8")]
     Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  spa-server run --config /etc/spa/server.toml")]
+pub(crate) struct RunArgs {
+    /// Meet the gate helper at this socket, whose unit starts it, in place of starting it.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) helper: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -30,7 +30,7 @@ fn the_command_line_holds_together() {
 #[test]
 fn every_help_fits_a_screen_and_shows_an_example() {
     let helps = helps(&built(), "spa-server");
-    assert_eq!(helps.len(), 31, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
+    assert_eq!(helps.len(), 32, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
     for (names, help) in helps {
         assert!(help.contains("Example"), "{names}: no example\n{help}");
         assert!(help.lines().count() <= 30, "{names}: too long\n{help}");
@@ -61,6 +61,7 @@ fn help_of_the_program() {
       grants      Show or revoke what is open
       refuse      Open nothing for an address for a time, and throw out who is in
       reload      Have the running daemon read its configuration anew
+      hand-over   Let the daemon's users read what root has written of the configuration
       gate        Install, show or remove the firewall rules without the daemon
 
     Options:

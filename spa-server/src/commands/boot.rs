@@ -7,10 +7,11 @@ use super::order::{self, Carrier};
 use super::{CommandError, Done, trial};
 use crate::causes::with_causes;
 use crate::cli::Output;
+use crate::clock::BootMicros;
 use crate::config::Settings;
-use crate::control::ControlRequest;
+use crate::control::{CallError, ControlRequest};
 use crate::last_gate::LastGateFile;
-use crate::trial::TrialState;
+use crate::trial::{TrialState, plan_of};
 use std::path::Path;
 
 /// Whatever is wrong is told by the exit status also where a gate stands afterwards.
@@ -18,7 +19,8 @@ pub(crate) fn install(config: &Path, output: Output) -> Done {
     let directory = Settings::state_directory_of(config);
     let socket = Settings::control_socket_of(config);
     let _lock = match order::give(&socket, &directory, &ControlRequest::Status) {
-        Ok(Carrier::Daemon(_)) => {
+        // Who is not to speak to it is not root, but finds its socket all the same.
+        Ok(Carrier::Daemon(_)) | Err(CommandError::Call(CallError::NotPermitted { .. })) => {
             eprintln!("the daemon runs, and sees to the gate itself");
             return Ok(());
         }
@@ -31,12 +33,13 @@ pub(crate) fn install(config: &Path, output: Output) -> Done {
         }
     };
     let loaded = Settings::load(config);
-    let last = LastGateFile::new(&directory);
-    let on_trial = match trial::state(&directory)? {
+    let record = trial::record(&directory)?;
+    let last = &record.last;
+    let on_trial = match record.trial(BootMicros::now()) {
         TrialState::Lapsed => {
-            let told = trial::tell_lapsed(&directory);
+            trial::tell_lapsed();
             loaded?;
-            return told;
+            return Ok(());
         }
         TrialState::Running(trial) => Some(trial),
         TrialState::None => None,
@@ -48,7 +51,10 @@ pub(crate) fn install(config: &Path, output: Output) -> Done {
             );
             return Ok(());
         }
-        Ok(settings) => match trial::put_up(&settings, on_trial) {
+        Ok(settings) => match trial::put_up_recorded(
+            &settings,
+            &plan_of(&settings, on_trial, BootMicros::now()),
+        ) {
             Ok(report) => return tell(&report, output),
             Err(error) => error,
         },
@@ -56,7 +62,7 @@ pub(crate) fn install(config: &Path, output: Output) -> Done {
     };
     // What stood for good before a trial is not what is tried.
     if on_trial.is_none() {
-        put_up_the_last(&last, output)?;
+        put_up_the_last(last, output)?;
     } else {
         eprintln!("the gate is on trial, and is left as it is");
     }

@@ -8,6 +8,7 @@ use crate::cli::Output;
 use crate::config::{Config, ConfigError, Settings, format_timestamp};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
 use crate::gate::{AnyGate, Backend, Choice, Gate as _, GateError, Mode, ToolOverrides, Tools};
+use crate::users::is_trusted_with_state;
 use serde::Serialize;
 use spa_proto::{Port, Transport};
 use std::fs::{self, OpenOptions};
@@ -225,7 +226,7 @@ fn look_at_state(settings: &Settings, findings: &mut Findings) {
         return findings.error(check, format!("{shown} can't be written: {error}; {advice}"));
     }
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+    if !is_trusted_with_state(owner) {
         findings.error(
             check,
             format!("{shown} belongs to user id {owner}, who could have old knocks accepted again; chown root {shown}"),

@@ -1,7 +1,7 @@
 //! Commands that the running daemon answers.
 
 use super::output::{print, print_json, table};
-use super::{CommandError, Done, FAILED};
+use super::{CommandError, Done, FAILED, hand_over};
 use crate::cli::{Output, ResetArgs, RevokeArgs};
 use crate::config::ClientName;
 use crate::config::{Settings, format_duration, format_timestamp};
@@ -107,6 +107,7 @@ pub(super) fn judge_cut(cut: &CutView) -> Done {
 
 /// `spa-server reload`.
 pub(crate) fn reload(config: &Path, output: Output) -> Done {
+    hand_over::before_it_reads(config);
     match ask(config, &ControlRequest::Reload)? {
         ControlResponse::Reloaded(reloaded) if output.json => print_json(&reloaded),
         ControlResponse::Reloaded(reloaded) => print(&render_reloaded(&reloaded)),
@@ -151,6 +152,7 @@ pub(crate) fn withdraw_key(config: &Path, name: &ClientName) -> Done {
 /// Has the daemon take up files that were just written, if it runs, and says on standard error
 /// what came of it.
 pub(super) fn take_up(config: &Path) -> Done {
+    hand_over::before_it_reads(config);
     match call(&Settings::control_socket_of(config), &ControlRequest::Reload) {
         Ok(ControlResponse::Reloaded(reloaded)) => {
             eprint!("{}", render_reloaded(&reloaded));

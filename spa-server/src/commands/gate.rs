@@ -3,7 +3,7 @@
 use super::order::{self, Carrier};
 use super::output::{print, print_json, table};
 use super::trial;
-use super::{CommandError, Done, daemon, host};
+use super::{CommandError, Done, daemon, hand_over, host};
 use crate::causes::with_causes;
 use crate::cli::{GateInstallArgs, Output};
 use crate::clock::BootMicros;
@@ -54,6 +54,7 @@ pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
     let at = BootMicros::now();
     let ordered = length.map(|length| Ordered::Trial { at, until: at.saturating_add(length) });
     let before = orders.say(state, ordered);
+    hand_over::before_it_reads(config);
     let given = order::give(&settings.control_socket, state, &request);
     // Whoever does not answer may still do it, and somebody else may have ordered something since.
     let is_refused = matches!(given, Err(CommandError::Call(CallError::Refused { .. })));

@@ -86,7 +86,7 @@ fn server_key(settings: &Settings) -> Result<PrivateKey, CommandError> {
             Ok(key)
         }
         Err(KeyFileError::Exists { .. }) => {
-            let key = spa_keys::read_private_key(path)?;
+            let key = crate::config::key_reader().private_key(path)?;
             eprintln!("{} is there already and is used", path.display());
             Ok(key)
         }

@@ -9,6 +9,7 @@ pub(crate) mod client;
 pub(crate) mod client_add;
 pub(crate) mod daemon;
 pub(crate) mod gate;
+pub(crate) mod hand_over;
 mod host;
 pub(crate) mod init;
 pub(crate) mod invite;

@@ -4,6 +4,7 @@ use super::CommandError;
 use crate::causes::with_causes;
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
 use crate::state_lock::{StateLock, StateLockError};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -54,6 +55,12 @@ fn give_within(
             Err(StateLockError::Held(_)) if began.elapsed() < patience => thread::sleep(PAUSE),
             Err(error @ StateLockError::Held(_)) => {
                 return Err(CommandError::Failed(with_causes(&error)));
+            }
+            // At boot the gate is put up by a user who has no business there, before any daemon.
+            Err(StateLockError::File { source, .. })
+                if source.kind() == ErrorKind::PermissionDenied =>
+            {
+                return Ok(Carrier::Command(None));
             }
             Err(error) => {
                 eprintln!("warning: {}", with_causes(&error));

@@ -9,13 +9,13 @@ use crate::clock::BootMicros;
 use crate::config::{Settings, format_duration};
 use crate::control::{ControlRequest, ControlResponse};
 use crate::gate::{InstallReport, Plan};
+use crate::gate_record::GateRecord;
 use crate::helper::OrderFile;
-use crate::last_gate::LastGateFile;
 use crate::origin::Origin;
 use crate::replay_store::BootId;
 use crate::trial::{
-    LONGEST, NOT_CONFIRMED, SHORTEST, Trial, TrialFile, TrialState, plan_of, stands_anew,
-    unconfirmable,
+    Announced, LONGEST, NOT_CONFIRMED, SHORTEST, Trial, TrialFile, TrialState, plan_of,
+    stands_anew, unconfirmable,
 };
 use spa_proto::parse_duration;
 use std::path::Path;
@@ -105,11 +105,10 @@ pub(super) fn put_up(
         ))
     })?;
     let plan = plan_of(settings, announced.trial, now);
-    match wait_for(install_without_daemon(&settings.gate, &plan)).flatten() {
+    match put_up_recorded(settings, &plan) {
         Ok(mut report) => {
             let recorded = announced.stands(BootMicros::now()).1;
             report.warnings.extend(recorded.err().map(|error| unconfirmable(&error)));
-            report.warnings.extend(LastGateFile::new(directory).stands(&settings.gate, &plan));
             report.warnings.extend(settings.abandoned_hook());
             Ok(report)
         }
@@ -136,10 +135,8 @@ pub(super) fn state(state_directory: &Path) -> Result<TrialState, CommandError> 
 }
 
 /// A trial has lapsed, maybe with the boot that it began in: that is written down, and told.
-pub(super) fn tell_lapsed(state_directory: &Path) -> Done {
+pub(super) fn tell_lapsed() {
     eprintln!("{LAPSED}");
-    let lapsed = file(state_directory)?.lapse();
-    lapsed.map_err(|error| CommandError::Failed(with_causes(&error)))
 }
 
 /// What an administrator should know of a trial.
@@ -160,7 +157,7 @@ pub(super) fn warning(settings: &Settings) -> Option<String> {
 /// The gate was taken away: if that was in its trial, nobody has confirmed it; and no boot is to
 /// put up again what stood for good.
 pub(super) fn removed(state_directory: &Path) -> Done {
-    let mut forgotten = LastGateFile::new(state_directory).forget();
+    let mut forgotten = record(state_directory)?.removed();
     if let TrialState::Running(_) = state(state_directory)? {
         forgotten = forgotten.and(file(state_directory)?.lapse());
     }
@@ -197,10 +194,38 @@ pub(super) fn what_to_do(length: Duration) -> String {
     )
 }
 
+/// Puts the gate up, and has the next boot know of it.
+pub(super) fn put_up_recorded(
+    settings: &Settings,
+    plan: &Plan,
+) -> Result<InstallReport, CommandError> {
+    let record = record(&settings.state_directory)?;
+    let announced = record.announce(plan, BootMicros::now());
+    match wait_for(install_without_daemon(&settings.gate, plan)).flatten() {
+        Ok(mut report) => {
+            record.stands(announced, &settings.gate, plan, &mut report);
+            Ok(report)
+        }
+        Err(error) => {
+            if let Err(also) = announced.and_then(Announced::withdraw) {
+                eprintln!("{}", with_causes(&also));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What a boot goes by.
+pub(super) fn record(state_directory: &Path) -> Result<GateRecord, CommandError> {
+    Ok(GateRecord::of(state_directory, boot()?))
+}
+
 fn file(state_directory: &Path) -> Result<TrialFile, CommandError> {
-    let boot = BootId::read()
-        .map_err(|source| CommandError::Read { path: BootId::SOURCE.into(), source })?;
-    Ok(TrialFile::new(state_directory, boot))
+    Ok(TrialFile::new(state_directory, boot()?))
+}
+
+fn boot() -> Result<BootId, CommandError> {
+    BootId::read().map_err(|source| CommandError::Read { path: BootId::SOURCE.into(), source })
 }
 
 fn failed(why: &str) -> CommandError {

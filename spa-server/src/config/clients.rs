@@ -8,12 +8,13 @@ use super::client::{ClientSettings, Introduced, Surroundings};
 use super::clients_d::{SUFFIX, client_file_names, clients_directory};
 use super::error::{Fault, Problem, ValueError};
 use super::kept::{Kept, Source};
+use super::key_reader;
 use super::keys::{PairSecrets, ServerKeys};
 use super::lies_in_the_state;
 use crate::enrolment::{ClientKey, ClientKeys, Enrolments, Introduction, Invited, Member, Roster};
 use crate::large_list::with_room_for;
 use crate::policy::{ClientRules, Clients, Entry};
-use spa_keys::{DeriveError, InvitationSecret, PreSharedKey, PublicKey, read_pre_shared_key};
+use spa_keys::{DeriveError, InvitationSecret, PreSharedKey, PublicKey};
 use spa_proto::{ClientId, PairSecret, Sender, ServerKey, UnixMicros};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -262,7 +263,8 @@ impl Reader<'_> {
             .ok()?;
         let (at_first, invited) = match settings.introduced {
             Introduced::ByKey { public_key, pre_shared_key_file } => {
-                let pre_shared = pre_shared_key_file.map(read_pre_shared_key).transpose();
+                let pre_shared =
+                    pre_shared_key_file.map(|file| key_reader().pre_shared_key(file)).transpose();
                 let pre_shared =
                     pre_shared.map_err(|error| wrong("pre-shared-key-file", error.into())).ok()?;
                 let pre_shared = pre_shared.map(Arc::new);

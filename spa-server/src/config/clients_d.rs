@@ -115,7 +115,7 @@ impl Outline {
             (Some(key), None) => Some(Introduction::Key(key.as_str()?.parse().ok()?)),
             (None, Some(invitation)) => {
                 let file = invitation.get("secret-file")?.as_str()?;
-                let secret = spa_keys::read_invitation_secret(file).ok();
+                let secret = super::key_reader().invitation_secret(file).ok();
                 secret.map(|secret| Introduction::Invitation(secret.fingerprint()))
             }
             _ => return None,

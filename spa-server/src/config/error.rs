@@ -59,6 +59,11 @@ pub enum Fault {
     /// It could not be read.
     #[error("can't be read: {0}")]
     Io(io::Error),
+    /// It is for other users.
+    #[error(
+        "is not for this user to read; as root, `spa-server reload` hands it over to the daemon"
+    )]
+    Denied,
     /// Not there, or nothing that can be run.
     #[error("is no program; name an executable file")]
     NotAProgram,

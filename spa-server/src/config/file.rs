@@ -1,6 +1,7 @@
 //! Reads configuration files, and refuses those that somebody else could have written.
 
 use super::error::{Fault, Problem};
+use crate::users::is_trusted_with_state;
 use nix::fcntl::OFlag;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -13,10 +14,18 @@ const MAX_LENGTH: u64 = 1024 * 1024;
 /// Reads a file that belongs to root or to this user and that nobody else can write. It is judged
 /// by what was opened; a link that leads to it is followed.
 pub(crate) fn read(path: &Path) -> Result<String, Problem> {
-    read_opened(path).map_err(|fault| Problem { path: path.into(), fault })
+    read_opened(path, judge).map_err(|fault| Problem { path: path.into(), fault })
 }
 
-fn read_opened(path: &Path) -> Result<String, Fault> {
+/// The same for what the daemon keeps, which may belong to its users.
+pub(crate) fn read_state(path: &Path) -> Result<String, Problem> {
+    read_opened(path, judge_state).map_err(|fault| Problem { path: path.into(), fault })
+}
+
+fn read_opened(
+    path: &Path,
+    judge: fn(&Path, &Metadata) -> Result<(), Fault>,
+) -> Result<String, Fault> {
     let file = open(path, OFlag::O_NONBLOCK)?;
     let metadata = file.metadata().map_err(Fault::Io)?;
     if !metadata.is_file() {
@@ -49,6 +58,14 @@ pub(crate) fn judge_directory(path: &Path) -> Result<(), Problem> {
         .map_err(|fault| Problem { path: path.into(), fault })
 }
 
+/// The same for a directory in which the daemon keeps what it knows: it may belong to its users.
+pub(crate) fn judge_state_directory(path: &Path) -> Result<(), Problem> {
+    open(path, OFlag::O_DIRECTORY)
+        .and_then(|directory| directory.metadata().map_err(Fault::Io))
+        .and_then(|metadata| judge_state(path, &metadata))
+        .map_err(|fault| Problem { path: path.into(), fault })
+}
+
 /// Refuses a program that is none, or that somebody else could have written: it runs as root.
 pub(crate) fn judge_program(path: &Path) -> Result<(), Problem> {
     let judged = open(path, OFlag::O_NONBLOCK).and_then(|file| {
@@ -72,6 +89,7 @@ fn open(path: &Path, flags: OFlag) -> Result<File, Fault> {
     OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| {
         match error.kind() {
             io::ErrorKind::NotFound => Fault::Missing,
+            io::ErrorKind::PermissionDenied => Fault::Denied,
             _ => Fault::Io(error),
         }
     })
@@ -79,10 +97,23 @@ fn open(path: &Path, flags: OFlag) -> Result<File, Fault> {
 
 fn judge(path: &Path, metadata: &Metadata) -> Result<(), Fault> {
     let user = nix::unistd::geteuid().as_raw();
-    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let owner = metadata.uid();
     if owner != 0 && owner != user {
         return Err(Fault::Owner { path: path.into(), owner, user });
     }
+    judge_mode(path, metadata)
+}
+
+fn judge_state(path: &Path, metadata: &Metadata) -> Result<(), Fault> {
+    if is_trusted_with_state(metadata.uid()) {
+        judge_mode(path, metadata)
+    } else {
+        judge(path, metadata)
+    }
+}
+
+fn judge_mode(path: &Path, metadata: &Metadata) -> Result<(), Fault> {
+    let mode = metadata.mode() & 0o7777;
     if mode & 0o022 != 0 {
         return Err(Fault::Mode { path: path.into(), mode });
     }

@@ -6,7 +6,7 @@ use super::settings::Settings;
 use crate::enrolment::{ClientKey, Enrolments, Introduction};
 use spa_keys::{
     InvitationSecret, KeyFileError, PreSharedKey, PrivateKey, PublicKey, mask_key,
-    pair_secret_for_server, read_invitation_secret,
+    pair_secret_for_server,
 };
 use spa_proto::{MaskKey, PairSecret, ServerKey, UnixMicros};
 use std::path::Path;
@@ -94,7 +94,7 @@ impl ClientSettings {
         match &self.introduced {
             Introduced::ByKey { public_key, .. } => Ok((Introduction::Key(*public_key), None)),
             Introduced::ByInvitation { secret_file, .. } => {
-                let secret = read_invitation_secret(secret_file)?;
+                let secret = super::key_reader().invitation_secret(secret_file)?;
                 Ok((Introduction::Invitation(secret.fingerprint()), Some(secret)))
             }
         }
@@ -121,7 +121,7 @@ pub(super) fn server_keys(path: &Path, settings: &Settings) -> (Option<ServerKey
     };
     let mut problems = Vec::new();
     let previous = settings.previous_key.as_ref().and_then(|previous| {
-        match spa_keys::read_private_key(&previous.private_key_file) {
+        match super::key_reader().private_key(&previous.private_key_file) {
             Ok(private) => Some((Arc::new(private), previous.until)),
             Err(error) => {
                 problems.push(problem("previous-private-key-file", error.into()));

@@ -19,9 +19,12 @@ pub use client::{ClientName, ClientNameError, ClientSettings, Introduced};
 pub use clients::ClientCount;
 pub use clients_d::{client_file, client_files, clients_directory, locked_out};
 pub use error::{ConfigError, Fault, Problem, ValueError};
-pub(crate) use file::{judge_directory, judge_program, read as read_judged};
+pub(crate) use file::{
+    judge_directory, judge_program, judge_state_directory, read as read_judged, read_state,
+};
 pub use kept::{KeepError, Kept};
 pub use keys::{PairSecrets, ServerKeys};
+pub(crate) use settings::gate_directory_of;
 pub use settings::{GateSettings, Prefiltering, PreviousKey, Settings};
 pub use spa_proto::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
 pub use time::{TimestampError, format_timestamp, parse_timestamp};
@@ -29,8 +32,9 @@ pub use time::{TimestampError, format_timestamp, parse_timestamp};
 use crate::causes::with_causes;
 use crate::enrolment::{EnrolmentStore, Enrolments, Introduction, Roster};
 use crate::policy::{ClientRules, Policy};
+use crate::users::Users;
 use clients::{Everybody, Known, Senders};
-use spa_keys::{PrivateKey, PublicKey};
+use spa_keys::{KeyReader, PrivateKey, PublicKey};
 use spa_proto::{ClientId, MaskKey, Receiver, Sender};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -222,9 +226,15 @@ pub(crate) fn client_rules(
     clients::rules(path, &client::Surroundings::of(settings))
 }
 
+/// What reads secret keys: root's, which the worker's group may read where the worker is not root.
+pub(crate) fn key_reader() -> KeyReader {
+    let users = Users::of_this_host();
+    users.map_or_else(KeyReader::default, |users| KeyReader::for_group(users.worker.group.as_raw()))
+}
+
 /// Reads the server's private key.
 pub fn read_private_key(path: &Path, settings: &Settings) -> Result<PrivateKey, Problem> {
-    spa_keys::read_private_key(&settings.private_key_file).map_err(|error| Problem {
+    key_reader().private_key(&settings.private_key_file).map_err(|error| Problem {
         path: path.into(),
         fault: Fault::value("private-key-file", ValueError::KeyFile(error)),
     })

@@ -153,11 +153,25 @@ impl Settings {
     }
 }
 
+/// Where the gate helper keeps what it knows, by where the daemon keeps its own: beside it, since
+/// whoever owns that could put another directory in the place of one inside.
+pub(crate) fn gate_directory_of(state_directory: &Path) -> PathBuf {
+    // Without a slash at its end.
+    let mut path = state_directory.components().collect::<PathBuf>().into_os_string();
+    path.push("-gate");
+    path.into()
+}
+
 impl Settings {
+    /// Where the gate helper keeps what it knows, and nobody else writes.
+    pub fn gate_directory(&self) -> PathBuf {
+        gate_directory_of(&self.state_directory)
+    }
+
     /// What is wrong when hook commands have been opening ports and are configured no more: nobody
     /// knows how to close what they opened.
     pub fn abandoned_hook(&self) -> Option<String> {
-        let directory = self.state_directory.join(HOOK_DIRECTORY);
+        let directory = self.gate_directory().join(HOOK_DIRECTORY);
         (self.gate.hook.is_none() && directory.exists()).then(|| {
             format!(
                 "hook commands may have left ports open, which {} tells; put [gate.hook] back and run `spa-server gate remove`, or close them by hand and delete that directory",
@@ -341,7 +355,10 @@ impl Judge {
         let RawGate { mode, refuse, backend, always_admit, tools, hook } = raw;
         let hook = match hook {
             None if backend != Backend::Hook => None,
-            hook => self.hook(hook.unwrap_or_default(), state_directory.join(HOOK_DIRECTORY)),
+            hook => self.hook(
+                hook.unwrap_or_default(),
+                gate_directory_of(state_directory).join(HOOK_DIRECTORY),
+            ),
         };
         let always_admit = self.always_admit(&always_admit);
         for (tool, path) in [

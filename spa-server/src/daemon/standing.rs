@@ -365,7 +365,6 @@ impl Daemon {
                 let (trial, recorded) = announced.stands(BootMicros::now());
                 self.trial = trial;
                 report.warnings.extend(recorded.err().map(|error| unconfirmable(&error)));
-                report.warnings.extend(self.last_gate.stands(&self.settings.gate, &plan));
                 start::tell(&report);
                 Ok(report)
             }
@@ -466,17 +465,17 @@ impl Daemon {
         if let Some(reload) = &mut self.reload {
             reload.drop_installs();
         }
-        let mut forgotten = self.last_gate.forget();
-        if self.trial.take().is_some() {
+        let lapsed = match self.trial.take() {
             // Whoever takes it away in its trial has not confirmed it.
-            forgotten = forgotten.and(self.trial_file.lapse());
-        }
+            Some(_) => self.trial_file.lapse(),
+            None => Ok(()),
+        };
         self.stand(Standing::Removed);
         if let Err(error) = self.take_away().await {
             return ControlResponse::error(&error);
         }
         tracing::warn!("the gate is {}", Standing::Removed.absence().unwrap_or_default());
-        if let Err(error) = forgotten {
+        if let Err(error) = lapsed {
             // Whoever gave the order tries it, too, and is told.
             tracing::error!("a boot may put it up again: {}", with_causes(&error));
         }

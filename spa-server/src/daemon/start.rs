@@ -11,14 +11,13 @@ use crate::authorizer::Authorizer;
 use crate::capture::{Capture, CaptureSettings};
 use crate::causes::with_causes;
 use crate::clock::{BootMicros, Now};
-use crate::config::{Config, Problem, Settings, judge_directory};
+use crate::config::{Config, Problem, Settings, judge_state_directory};
 use crate::connections::Connections;
 use crate::control::{self, ControlResponse};
 use crate::counters::Counters;
 use crate::gate::{Gate as _, GateError, InstallReport};
 use crate::grants::{FileGrantStore, Grant};
 use crate::helper::{Helper, RemoteGate};
-use crate::last_gate::LastGateFile;
 use crate::pipeline::{Judge, Pipeline, SharedJudge, Shortcut};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
 use crate::state_lock::StateLock;
@@ -39,6 +38,7 @@ impl Daemon {
     pub(super) async fn start(
         config: Config,
         left_out: Vec<Problem>,
+        helper: Option<&Path>,
     ) -> anyhow::Result<(Self, Inbox)> {
         for problem in &left_out {
             tracing::error!("this client is left out until it is mended: {problem}");
@@ -62,7 +62,7 @@ impl Daemon {
         // Before this process confines itself, which leaves it its state alone to write.
         let listener = control::bind(&settings.control_socket)?;
         let Helper { gate, connections, passed_over, gone } =
-            Helper::start(&config.path, &settings.state_directory)?;
+            Helper::start(&config.path, &settings.state_directory, helper)?;
         let backend = gate.backend();
         for one in passed_over {
             tracing::info!("this back-end of the gate is passed over: {one}");
@@ -111,7 +111,6 @@ impl Daemon {
         })?;
 
         let trial_file = TrialFile::new(&settings.state_directory, boot);
-        let last_gate = LastGateFile::new(&settings.state_directory);
         let (standing, mut trial) = match trial_file.read(BootMicros::now()) {
             TrialState::None => (Standing::Guards, None),
             TrialState::Running(trial) => (Standing::Guards, Some(trial)),
@@ -136,7 +135,6 @@ impl Daemon {
                     }
                     Some(Err(error)) => report.warnings.push(unconfirmable(&error)),
                 }
-                report.warnings.extend(last_gate.stands(&settings.gate, &plan));
                 tell(&report);
             }
             Some(absence) => {
@@ -169,7 +167,7 @@ impl Daemon {
 
         // Only now: what is admitted by the new gate too is admitted without a gap.
         let left = gate.remove_others().await;
-        for complaint in left.into_iter().chain(settings.abandoned_hook()) {
+        for complaint in left {
             tracing::warn!("{complaint}");
         }
 
@@ -227,7 +225,6 @@ impl Daemon {
             trial,
             trial_stepped: false,
             trial_file,
-            last_gate,
             refused_file,
             restored: Restorations::default(),
             unmended: None,
@@ -289,7 +286,7 @@ fn lock_state(directory: &Path) -> anyhow::Result<StateLock> {
     // A command that works on the gate takes some seconds at the most.
     let lock = StateLock::await_free(directory, LOCK_PATIENCE)?;
     // Whoever can write there lets himself in, by a list of grants or an old replay store.
-    judge_directory(directory).context("the state directory can't be trusted")?;
+    judge_state_directory(directory).context("the state directory can't be trusted")?;
     Ok(lock)
 }
 

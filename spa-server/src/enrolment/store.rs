@@ -5,6 +5,7 @@
 //! used his invitation for ever.
 
 use super::{Enrolments, Record};
+use crate::users::give_to_owner_of;
 use nix::fcntl::OFlag;
 use spa_proto::UnixMicros;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -279,7 +280,10 @@ fn write_anew(
         .mode(0o600)
         .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(&new)
-        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|mut file| {
+            give_to_owner_of(directory, &file)?;
+            file.write_all(content).and_then(|()| file.sync_all())
+        })
         .and_then(|()| publish(&new))
         .and_then(|()| File::open(directory)?.sync_all())
         .map_err(at("make", &directory.join(FILE)));

@@ -5,6 +5,7 @@
 
 use super::record::{GrantRecord, Header, KeyRecord, Record, VERSION, line};
 use super::{Grant, GrantKey};
+use crate::users::give_to_owner_of;
 use nix::fcntl::OFlag;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -231,6 +232,7 @@ fn write_anew(
         .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(&new)
         .map_err(at("create", &new))?;
+    give_to_owner_of(directory, &file).map_err(at("create", &new))?;
     file.write_all(text.as_bytes()).map_err(at("write", &new))?;
     fs::rename(&new, &path).map_err(at("replace", &path))?;
     Ok((file, lines))

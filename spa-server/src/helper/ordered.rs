@@ -7,9 +7,9 @@ use crate::config::{judge_directory, read_judged};
 use crate::replay_store::BootId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Gone after a boot, as the gate is.
@@ -95,6 +95,7 @@ impl OrderFile {
         let set = || match ordered {
             Some(ordered) => {
                 fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)?;
+                fs::set_permissions(&self.directory, Permissions::from_mode(0o755))?;
                 let boot_id = BootId::read()?.to_string();
                 let record = Record { state_directory: state_directory.into(), boot_id, ordered };
                 let new = self.path.with_extension("new");
@@ -103,10 +104,12 @@ impl OrderFile {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => {}
                 }
-                // Whatever the umask says: what others may write is not trusted.
-                let file =
-                    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
-                file.and_then(|mut file| file.write_all(text.as_bytes()))?;
+                // Whatever the umask says, the helper reads it, and nobody else writes it.
+                let file = fs::OpenOptions::new().write(true).create_new(true).open(&new);
+                file.and_then(|mut file| {
+                    file.set_permissions(Permissions::from_mode(0o644))?;
+                    file.write_all(text.as_bytes())
+                })?;
                 fs::rename(new, &self.path)
             }
             None => match fs::remove_file(&self.path) {
@@ -131,8 +134,6 @@ impl OrderFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn the_last_word_holds_and_only_if_nobody_else_can_have_written_it() {

@@ -5,14 +5,18 @@ use super::ordered::OrderFile;
 use super::warden::Warden;
 use super::{HelperAnswer, HelperRequest};
 use crate::causes::with_causes;
-use crate::config::{GateSettings, Settings};
+use crate::clock::BootMicros;
+use crate::config::Settings;
 use crate::connections::{Connections as _, KernelConnections};
 use crate::daemon::{self, Log};
 use crate::gate::{
-    AnyGate, Backend, Choice, Gate as _, GateAnswer, GateError, GateRequest, answer,
+    AnyGate, Backend, Choice, Gate as _, GateAnswer, GateError, GateRequest, Plan, answer,
 };
+use crate::gate_record::GateRecord;
 use crate::priority::{hurry, in_background};
 use crate::privileges;
+use crate::replay_store::BootId;
+use crate::trial::Announced;
 use anyhow::Context as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -61,7 +65,9 @@ async fn serve(
         }
     };
     let orders_file = OrderFile::of(&settings.state_directory);
-    let gate_settings = settings.gate.clone();
+    let boot = BootId::read().with_context(|| format!("cannot read {}", BootId::SOURCE))?;
+    let record = Arc::new(GateRecord::of(&settings.state_directory, boot));
+    let whole_settings = Arc::new(settings.clone());
     let warden = Arc::new(Warden::new(config, settings, orders_file));
     let (end, mut ended) = mpsc::channel(1);
     for (name, line) in [
@@ -73,7 +79,8 @@ async fn serve(
     ] {
         let server = Server {
             gate: Arc::clone(&gate),
-            settings: gate_settings.clone(),
+            settings: Arc::clone(&whole_settings),
+            record: Arc::clone(&record),
             warden: Arc::clone(&warden),
             runtime: Handle::current(),
         };
@@ -128,7 +135,8 @@ impl Drop for Ends {
 /// What serves one line.
 struct Server {
     gate: Arc<AnyGate>,
-    settings: GateSettings,
+    settings: Arc<Settings>,
+    record: Arc<GateRecord>,
     warden: Arc<Warden>,
     runtime: Handle,
 }
@@ -157,6 +165,11 @@ impl Server {
             Ok((request, refused)) => {
                 let answer = self.carry_out(&request);
                 self.warden.note(&request, &answer);
+                if answer == HelperAnswer::Gate(GateAnswer::Removed)
+                    && let Err(error) = self.record.removed()
+                {
+                    tracing::error!("a boot may put it up again: {}", with_causes(&error));
+                }
                 refused.map_or(answer, |why| {
                     tracing::error!("{why}");
                     HelperAnswer::Failed(why)
@@ -172,6 +185,23 @@ impl Server {
         }
     }
 
+    fn install(&self, plan: &Plan) -> GateAnswer {
+        let announced = self.record.announce(plan, BootMicros::now());
+        let request = GateRequest::Install(plan.clone());
+        let mut answer = self.runtime.block_on(answer(&*self.gate, request));
+        match &mut answer {
+            GateAnswer::Installed(report) => {
+                self.record.stands(announced, &self.settings.gate, plan, report);
+            }
+            _ => {
+                if let Err(error) = announced.and_then(Announced::withdraw) {
+                    tracing::error!("{}", with_causes(&error));
+                }
+            }
+        }
+        answer
+    }
+
     fn is_gone(&self) -> bool {
         matches!(self.runtime.block_on(self.gate.snapshot()), Err(GateError::NotInstalled))
     }
@@ -180,12 +210,17 @@ impl Server {
         let connections = KernelConnections;
         let failed = |error: &dyn std::error::Error| HelperAnswer::Failed(with_causes(error));
         match request {
+            HelperRequest::Gate(GateRequest::Install(plan)) => {
+                HelperAnswer::Gate(self.install(plan))
+            }
             HelperRequest::Gate(request) => {
                 HelperAnswer::Gate(self.runtime.block_on(answer(&*self.gate, request.clone())))
             }
-            HelperRequest::RemoveOthers => HelperAnswer::Removed(
-                self.runtime.block_on(self.gate.remove_others(&self.settings)),
-            ),
+            HelperRequest::RemoveOthers => {
+                let left = self.runtime.block_on(self.gate.remove_others(&self.settings.gate));
+                let left = left.into_iter().chain(self.settings.abandoned_hook());
+                HelperAnswer::Removed(left.collect())
+            }
             HelperRequest::Reread => HelperAnswer::Reread,
             HelperRequest::Disturbed => {
                 HelperAnswer::Disturbed(self.runtime.block_on(self.gate.disturbed()))

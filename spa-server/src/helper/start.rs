@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -33,17 +33,17 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Starts this program as the helper, by the same configuration, with the capabilities that this
-    /// thread has now; what changes the firewall this thread then gives up.
+    /// Meets the helper that is started for whoever connects to `socket`. Where there is none, starts this
+    /// program as the helper, by the same configuration, with the capabilities that this thread has now.
     ///
-    /// It then writes only below its state directory, and executes nothing.
-    pub(crate) fn start(config: &Path, state_directory: &Path) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot tell which program this is")?;
-        let kept = ["SPA_LOG", "JOURNAL_STREAM"];
-        let kept = kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
-        let mut command = Command::new(&program);
-        command.arg("--config").arg(config).arg("gate-helper").env_clear().envs(kept);
-        Self::start_by(command, || {
+    /// What changes the firewall this thread then gives up; it writes only below its state directory, and
+    /// executes nothing.
+    pub(crate) fn start(
+        config: &Path,
+        state_directory: &Path,
+        socket: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let keep_to_less = || {
             privileges::keep_to_the_capture()
                 .context("cannot give up what changes the firewall")?;
             if config.starts_with(state_directory) {
@@ -54,7 +54,23 @@ impl Helper {
             }
             privileges::confine_the_worker(&[state_directory]);
             Ok(())
-        })
+        };
+        if let Some(socket) = socket {
+            let link = UnixStream::connect(socket).with_context(|| {
+                format!(
+                    "cannot reach the gate helper at {}; is spa-helper.socket there? systemctl start spa-helper.socket",
+                    socket.display()
+                )
+            })?;
+            keep_to_less()?;
+            return Self::meet(link, None);
+        }
+        let program = std::env::current_exe().context("cannot tell which program this is")?;
+        let kept = ["SPA_LOG", "JOURNAL_STREAM"];
+        let kept = kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        let mut command = Command::new(&program);
+        command.arg("--config").arg(config).arg("gate-helper").env_clear().envs(kept);
+        Self::start_by(command, keep_to_less)
     }
 
     /// Starts a helper by this command; `then` is done before there is another thread, which would
@@ -64,19 +80,24 @@ impl Helper {
         then: impl FnOnce() -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
         let (link, theirs) = UnixStream::pair()?;
-        let pairs = [Line::pair()?, Line::pair()?, Line::pair()?, Line::pair()?, Line::pair()?];
-        let ([orders, looks, doubts, lists, behind], given) = split(pairs);
         command
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             // What a terminal sends to the worker, which then has things to finish, is not for it.
             .process_group(0);
         let program = command.get_program().to_owned();
-        let mut child = command
+        let child = command
             .spawn()
             .with_context(|| format!("cannot start the gate helper, {}", program.display()))?;
         drop(command);
         then()?;
+        Self::meet(link, Some(child))
+    }
+
+    /// Gives the helper at the other end its ends of the lines, and waits until it has a gate.
+    fn meet(link: UnixStream, child: Option<Child>) -> anyhow::Result<Self> {
+        let pairs = [Line::pair()?, Line::pair()?, Line::pair()?, Line::pair()?, Line::pair()?];
+        let ([orders, looks, doubts, lists, behind], given) = split(pairs);
         hand_over(&link, &given).context("cannot talk to the gate helper")?;
         drop(given);
 
@@ -85,7 +106,9 @@ impl Helper {
             await_end(&link);
             // Nobody may be left to tell.
             let _ = tell.send(());
-            let _ = child.wait();
+            if let Some(mut child) = child {
+                let _ = child.wait();
+            }
         })?;
 
         let orders = Asked::new(orders);

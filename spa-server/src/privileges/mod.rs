@@ -39,13 +39,15 @@ pub(crate) fn leave_no_dumps() -> io::Result<()> {
 /// This thread keeps what changes the firewall, and no program that it executes gets more. The legacy
 /// variant of iptables reads its rules over a raw socket.
 pub(crate) fn keep_to_the_gate() -> io::Result<()> {
-    keep(CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE)
+    let those = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE;
+    keep(those, those)
 }
 
 /// This thread keeps what captures, and no program that it executes gets more. The prefilter may need
 /// its own (see [`give_up_loading`]).
 pub(crate) fn keep_to_the_capture() -> io::Result<()> {
-    keep(CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE | CapabilitySet::BPF)
+    let those = CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE | CapabilitySet::BPF;
+    keep(those, CapabilitySet::empty())
 }
 
 /// The same for the worker's other ways out: it executes nothing, writes nothing but its state, and
@@ -72,13 +74,20 @@ fn told(what: &str, held: Result<Held, String>) {
     }
 }
 
-fn keep(those: CapabilitySet) -> io::Result<()> {
+/// Keeps these at most, and passes on what is executed no more than the others.
+fn keep(those: CapabilitySet, inherited: CapabilitySet) -> io::Result<()> {
     set_no_new_privs(true)?;
     let mut sets = capabilities(None)?;
-    for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+    let before = sets;
+    for set in [&mut sets.effective, &mut sets.permitted] {
         *set &= those;
     }
-    Ok(set_capabilities(None, sets)?)
+    sets.inheritable &= inherited;
+    // Of a process that never had more, a unit may refuse the call.
+    if sets != before {
+        set_capabilities(None, sets)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

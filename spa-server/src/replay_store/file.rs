@@ -2,6 +2,7 @@
 
 use super::record::{Chain, HEADER_LENGTH, Header, RECORD_LENGTH};
 use super::{BootId, Condition, Entry, Mark, ReplayStore, Snapshot, StoreError};
+use crate::users::give_to_owner_of;
 use spa_proto::Accepted;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -76,6 +77,9 @@ impl FileStore {
                 .create_new(true)
                 .mode(0o600)
                 .open(&temporary)?;
+            if let Some(directory) = self.path.parent() {
+                give_to_owner_of(directory, &file)?;
+            }
             file.write_all(&bytes)?;
             file.sync_all()?;
             std::fs::rename(&temporary, &self.path)?;

@@ -22,4 +22,5 @@ done
 
 install -m 0755 "$1" usr/sbin/spa-server
 install -m 0644 "$2"/spa-*.service "$2"/spa-*.socket usr/lib/systemd/system/
+systemd-sysusers --root="$PWD" "$2/sysusers.conf"
 seed=$3

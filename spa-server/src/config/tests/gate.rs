@@ -16,11 +16,11 @@ fn hook_commands_are_read_and_judged() {
     assert_eq!(plain.open.to_string(), "/bin/open {source}");
     assert_eq!(plain.close.program(), Path::new("/bin/close"));
     assert_eq!((plain.refresh, plain.time_limit), (false, Duration::from_secs(10)));
-    assert_eq!(plain.directory, Path::new("/var/lib/spa/hook"));
+    assert_eq!(plain.directory, Path::new("/var/lib/spa-gate/hook"));
     let text = hook(&format!("{pair}refresh = true\ntime-limit = \"1m\""));
     let full = settings(&format!("state-directory = \"/srv\"\n{text}")).gate.hook.unwrap();
     assert_eq!((full.refresh, full.time_limit), (true, Duration::from_secs(60)));
-    assert_eq!(full.directory, Path::new("/srv/hook"));
+    assert_eq!(full.directory, Path::new("/srv-gate/hook"));
     // It may stand there for the day when it is wanted.
     let other = settings(&hook(pair).replace("\"hook\"", "\"ipset\"")).gate;
     assert!(other.backend == Backend::Ipset && other.hook.is_some());

@@ -6,9 +6,10 @@
 
 use super::run::Running;
 use crate::clock::BootMicros;
-use crate::config::{Problem, judge_directory};
+use crate::config::{Problem, judge_state_directory};
 use crate::gate::types::Element;
 use crate::service::Target;
+use crate::users::give_to_owner_of;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -128,12 +129,12 @@ impl Ledger {
     /// Makes the directory if need be, and takes it for this process; says whether it was made.
     pub(super) fn hold(&self) -> Result<(Hold, bool), LedgerError> {
         let directory = &self.directory;
-        let made = match DirBuilder::new().mode(0o700).create(directory) {
+        let made = match make(directory) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(failed("make", directory)(error)),
         };
-        judge_directory(directory).map_err(LedgerError::Untrusted)?;
+        judge_state_directory(directory).map_err(LedgerError::Untrusted)?;
         // Never through a link: what lies elsewhere is not ours to delete.
         let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
         let opened = OpenOptions::new().read(true).custom_flags(flags).open(directory);
@@ -203,6 +204,7 @@ impl Ledger {
             .custom_flags(OFlag::O_NOFOLLOW.bits())
             .open(&beside)
             .and_then(|mut file| {
+                give_to_owner_of(&self.directory, &file)?;
                 file.write_all(text.as_bytes())?;
                 if syncs {
                     file.sync_all()?;
@@ -253,6 +255,14 @@ impl Ledger {
         let element = Element { source, ports };
         (self.path(element) == path).then_some(element)
     }
+}
+
+/// Makes the directory, which is its owner's in whose it is.
+fn make(directory: &Path) -> io::Result<()> {
+    let above = directory.parent().unwrap_or(Path::new("/"));
+    DirBuilder::new().recursive(true).mode(0o700).create(above)?;
+    DirBuilder::new().mode(0o700).create(directory)?;
+    give_to_owner_of(above, &File::open(directory)?)
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> LedgerError {

@@ -1,0 +1,100 @@
+//! The users that the units run the daemon's two processes as, and what root leaves to them.
+//!
+//! Where a host has them not, or the daemon is started by hand, all of it is root's.
+
+use nix::unistd::{Gid, Uid, User, fchown, geteuid};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// Runs the worker; its group reads the keys.
+const WORKER: &str = "spa";
+/// Runs the gate helper; its group, to which the worker belongs, reads the rest of the configuration.
+const HELPER: &str = "spa-gate";
+
+/// Both users of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Users {
+    /// The worker's.
+    pub worker: Account,
+    /// The gate helper's.
+    pub helper: Account,
+}
+
+/// A user, and the group that is his own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    /// The user.
+    pub user: Uid,
+    /// The group.
+    pub group: Gid,
+}
+
+impl Users {
+    /// Those of this host, if it has both. They are looked up once.
+    pub fn of_this_host() -> Option<Self> {
+        static USERS: OnceLock<Option<Users>> = OnceLock::new();
+        *USERS.get_or_init(|| {
+            Some(Self { worker: Account::of(WORKER)?, helper: Account::of(HELPER)? })
+        })
+    }
+
+    /// Whether this is one of them.
+    pub fn has(&self, user: Uid) -> bool {
+        user == self.worker.user || user == self.helper.user
+    }
+}
+
+impl Account {
+    fn of(name: &str) -> Option<Self> {
+        let user = User::from_name(name).ok().flatten()?;
+        Some(Self { user: user.uid, group: user.gid })
+    }
+}
+
+/// Whether what belongs to `owner` is as trusted as what is this process's own, where the daemon keeps
+/// what it knows: root has given it to the daemon's users.
+pub fn is_trusted_with_state(owner: u32) -> bool {
+    let (owner, user) = (Uid::from_raw(owner), geteuid());
+    owner.is_root()
+        || owner == user
+        || user.is_root() && Users::of_this_host().is_some_and(|users| users.has(owner))
+}
+
+/// What root makes in a directory that was given to another user is that user's as well.
+pub fn give_to_owner_of(directory: &Path, file: &File) -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let directory = fs::metadata(directory)?;
+    if directory.uid() == 0 {
+        return Ok(());
+    }
+    let (user, group) = (Uid::from_raw(directory.uid()), Gid::from_raw(directory.gid()));
+    Ok(fchown(file, Some(user), Some(group))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::chown;
+
+    /// Tests run as root.
+    #[test]
+    fn what_root_makes_in_a_given_directory_is_its_owner_s() {
+        let directory = tempfile::tempdir().unwrap();
+        let made = |name: &str| {
+            let path = directory.path().join(name);
+            let file = File::create(&path).unwrap();
+            give_to_owner_of(directory.path(), &file).unwrap();
+            let metadata = file.metadata().unwrap();
+            (metadata.uid(), metadata.gid())
+        };
+        assert_eq!(made("before"), (0, 0));
+        chown(directory.path(), Some(4711), Some(4712)).unwrap();
+        assert_eq!(made("after"), (4711, 4712));
+        assert!(is_trusted_with_state(0) && !is_trusted_with_state(4711));
+    }
+}
