@@ -59,17 +59,24 @@ pub fn read_public_key(path: impl AsRef<Path>) -> Result<PublicKey, KeyFileError
     read(path.as_ref(), KeyKind::Public, KeyReader::default())
 }
 
-/// Reads secret keys that a group may read, too: that of a daemon which is not root, and whose keys
-/// root keeps.
+/// Reads secret keys of a daemon that is not root: the keys are its own, or root's who lets it read them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeyReader {
-    group: Option<u32>,
+    daemon: Option<Daemon>,
+}
+
+/// The user of a daemon, and the group that is his own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Daemon {
+    user: u32,
+    group: u32,
 }
 
 impl KeyReader {
-    /// Root's files may also be read by the group of this id, and by root's own.
-    pub const fn for_group(id: u32) -> Self {
-        Self { group: Some(id) }
+    /// Files may also belong to the user of this id; and root's may also be read by that group, and by
+    /// root's own.
+    pub const fn for_daemon(user: u32, group: u32) -> Self {
+        Self { daemon: Some(Daemon { user, group }) }
     }
 
     /// Reads a private key.
@@ -259,7 +266,7 @@ fn read_for(
         return Err(KeyFileError::NotAFile { path: path.into(), found });
     }
     if audience == Audience::Owner {
-        system::check_owner_and_mode(path, &metadata, reader.group)?;
+        system::check_owner_and_mode(path, &metadata, reader.daemon)?;
     }
     read_bounded(file, path, limit)
 }

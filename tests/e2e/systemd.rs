@@ -501,6 +501,30 @@ fn what_root_writes_of_the_configuration_is_handed_over() -> Result<()> {
     installation.ensure_a_knock_opens()
 }
 
+/// The server's key lies where only root gets, or is sealed: systemd hands it over at the start.
+#[test]
+fn the_server_s_key_comes_as_a_credential() -> Result<()> {
+    let installation = Installation::new()?;
+    let (machine, lab) = (&installation.machine, &installation.lab);
+    let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
+    machine.sh("mv /etc/spa/server.key /root/server.key")?;
+    let config = machine.read(CONFIG)?;
+    let there = "private-key-file = \"/run/credentials/spa-server.service/server.key\"\n";
+    machine.write(CONFIG, &format!("{there}{config}"))?;
+    // The control: the place is empty without it.
+    let started = machine.run("systemctl start spa-server")?;
+    ensure!(!started.success(), "{started}");
+    machine.await_journal(UNIT, "server.key")?;
+    machine.drop_in(UNIT, "[Service]\nLoadCredential=server.key:/root/server.key\n")?;
+    installation.await_successor("0")?;
+    installation.ensure_a_knock_opens()?;
+    machine.sh("spa-server check")?;
+    machine.sh("systemctl reload spa-server")?;
+    let journal = machine.journal(UNIT)?;
+    ensure!(!journal.contains("handed over"), "{journal}");
+    Ok(())
+}
+
 /// Commands of root's work on what the daemon's users have; and those can do nothing to what the other
 /// one has, nor to what root has.
 #[test]
@@ -559,8 +583,8 @@ fn root_s_commands_leave_to_each_process_what_is_its_own() -> Result<()> {
         ("spa-gate", "touch /etc/spa/server.toml"),
         // Nobody else asks the gate helper anything.
         ("spa-gate", MEET),
-        ("nobody", MEET),
-        ("nobody", "cat /etc/spa/server.toml"),
+        ("65534", MEET),
+        ("65534", "cat /etc/spa/server.toml"),
     ] {
         let refused = as_user(user, order)?;
         ensure!(refused.said().contains("ermission denied"), "{user}: {refused}");

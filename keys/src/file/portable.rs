@@ -17,7 +17,7 @@ pub(super) fn open_options() -> OpenOptions {
 pub(super) fn check_owner_and_mode(
     _: &Path,
     _: &Metadata,
-    _: Option<u32>,
+    _: Option<super::Daemon>,
 ) -> Result<(), KeyFileError> {
     Ok(())
 }

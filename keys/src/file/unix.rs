@@ -1,6 +1,6 @@
 //! What key files need from a Unix system: flags, owners, modes.
 
-use super::{Audience, KeyFileError};
+use super::{Audience, Daemon, KeyFileError};
 use nix::fcntl::OFlag;
 use nix::unistd::{Uid, geteuid};
 use std::fs::{File, Metadata, OpenOptions, Permissions};
@@ -25,12 +25,15 @@ pub(super) fn open_options() -> OpenOptions {
 pub(super) fn check_owner_and_mode(
     path: &Path,
     file: &Metadata,
-    readers: Option<u32>,
+    daemon: Option<Daemon>,
 ) -> Result<(), KeyFileError> {
-    let may_read = readers.is_some_and(|group| {
+    let may_read = daemon.is_some_and(|Daemon { group, .. }| {
         file.uid() == ROOT && (file.gid() == group || file.gid() == ROOT_S_GROUP)
     });
-    judge(path, file.uid(), file.mode(), may_read, geteuid())
+    let user = geteuid();
+    // To root it is as good as his own.
+    let is_its_own = daemon.is_some_and(|daemon| file.uid() == daemon.user) && user.is_root();
+    judge(path, if is_its_own { ROOT } else { file.uid() }, file.mode(), may_read, user)
 }
 
 fn judge(
@@ -111,10 +114,11 @@ mod tests {
     #[test]
     fn the_group_that_was_named_reads_root_s_files_and_no_other() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let judged = |owner, group, mode, readers| {
+        let judged = |owner, group, mode, group_of_daemon: Option<u32>| {
+            let daemon = group_of_daemon.map(|group| Daemon { user: 4710, group });
             std::os::unix::fs::chown(file.path(), Some(owner), Some(group)).unwrap();
             file.as_file().set_permissions(Permissions::from_mode(mode)).unwrap();
-            check_owner_and_mode(file.path(), &file.as_file().metadata().unwrap(), readers)
+            check_owner_and_mode(file.path(), &file.as_file().metadata().unwrap(), daemon)
         };
         for group in [ROOT_S_GROUP, 4711] {
             judged(ROOT, group, 0o640, Some(4711)).unwrap();
@@ -127,5 +131,8 @@ mod tests {
         }
         assert!(judged(ROOT, 4712, 0o640, Some(4711)).is_err());
         assert!(judged(4711, 4711, 0o640, Some(4711)).is_err(), "not root's");
+        judged(4710, 4711, 0o400, Some(4711)).unwrap();
+        assert!(judged(4710, 4711, 0o440, Some(4711)).is_err(), "who else is in it?");
+        assert!(judged(4710, 4711, 0o400, None).is_err());
     }
 }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// What the legacy variant of iptables locks; it has to be there to be let through.
 const XTABLES_LOCK: &str = "/run/xtables.lock";
+/// What systemd has handed over itself (`LoadCredential=`), and nobody can change.
+const CREDENTIALS: &str = "/run/credentials";
 /// How files end that hold secrets of clients.
 const SECRETS: [&str; 2] = ["psk", "invitation"];
 
@@ -64,6 +66,7 @@ fn hand_over(config: &Path, lock: &Path, users: &Users) -> Vec<String> {
     if let Ok(settings) = Settings::load(config) {
         let previous = settings.previous_key.map(|previous| previous.private_key_file);
         let own = [settings.private_key_file].into_iter().chain(previous);
+        let own = own.filter(|path| !path.starts_with(CREDENTIALS));
         to_lend.extend(own.map(|path| (path, file(keys))));
     }
     let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(lock);

@@ -229,7 +229,9 @@ pub(crate) fn client_rules(
 /// What reads secret keys: root's, which the worker's group may read where the worker is not root.
 pub(crate) fn key_reader() -> KeyReader {
     let users = Users::of_this_host();
-    users.map_or_else(KeyReader::default, |users| KeyReader::for_group(users.worker.group.as_raw()))
+    users.map_or_else(KeyReader::default, |Users { worker, .. }| {
+        KeyReader::for_daemon(worker.user.as_raw(), worker.group.as_raw())
+    })
 }
 
 /// Reads the server's private key.

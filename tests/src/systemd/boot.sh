@@ -38,4 +38,6 @@ mount --bind /dev/null dev/console
 
 pivot_root . .old
 umount -l /.old
+# As a container's manager leaves it: what systemd mounts for a unit, that one finds.
+mount --make-rshared /
 exec env -i container=nspawn PATH=/usr/sbin:/usr/bin /lib/systemd/systemd --unit=machine.target
