@@ -479,7 +479,7 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
             if let Some(command) =
                 ["ExecStart=", "ExecReload="].iter().find_map(|key| line.strip_prefix(key))
             {
-                let path = command.split(' ').next().unwrap_or_default();
+                let path = command.split(' ').next().unwrap_or_default().trim_start_matches('+');
                 ensure!(installed(path).is_file(), "{line}: there is no such program");
                 programs += 1;
             }
