@@ -119,7 +119,7 @@ mod tests {
             GateRecord::of(&self.0.path().join("state"), BootId([boot; 16]))
         }
 
-        fn puts_up(&self, record: &GateRecord, trial: Option<u32>) -> Vec<String> {
+        fn puts_up(record: &GateRecord, trial: Option<u32>) -> Vec<String> {
             let settings = GateSettings { backend: Backend::Nftables, ..GateSettings::default() };
             let (plan, mut report) = (plan(trial), InstallReport::default());
             let announced = record.announce(&plan, BootMicros::now());
@@ -134,17 +134,17 @@ mod tests {
         let state = |record: &GateRecord| (record.trial(BootMicros::now()), record.last.exists());
         let record = host.record(1);
         assert_eq!(state(&record), (TrialState::None, false));
-        assert!(host.puts_up(&record, None).is_empty());
+        assert!(Host::puts_up(&record, None).is_empty());
         assert_eq!(state(&host.record(2)), (TrialState::None, true));
-        assert!(host.puts_up(&record, Some(60)).is_empty());
+        assert!(Host::puts_up(&record, Some(60)).is_empty());
         assert!(matches!(state(&host.record(1)), (TrialState::Running(_), true)));
         assert_eq!(state(&host.record(2)).0, TrialState::Lapsed);
         // It was confirmed.
-        assert!(host.puts_up(&record, None).is_empty());
+        assert!(Host::puts_up(&record, None).is_empty());
         assert_eq!(state(&host.record(2)), (TrialState::None, true));
         record.removed().unwrap();
         assert_eq!(state(&host.record(2)), (TrialState::None, false));
-        assert!(host.puts_up(&record, Some(60)).is_empty());
+        assert!(Host::puts_up(&record, Some(60)).is_empty());
         record.removed().unwrap();
         assert_eq!(state(&host.record(1)), (TrialState::Lapsed, false));
         let entries = std::fs::read_dir(host.0.path()).unwrap();
@@ -156,7 +156,7 @@ mod tests {
     fn a_gate_that_could_not_be_put_up_leaves_what_was_known_of_the_one_before() {
         let host = Host(tempfile::tempdir().unwrap());
         let record = host.record(1);
-        host.puts_up(&record, None);
+        Host::puts_up(&record, None);
         let announced = record.announce(&plan(Some(60)), BootMicros::now()).unwrap();
         assert!(matches!(record.trial(BootMicros::now()), TrialState::Running(_)));
         announced.withdraw().unwrap();
@@ -169,11 +169,11 @@ mod tests {
         let record = host.record(1);
         std::fs::write(host.0.path().join("state-gate"), "").unwrap();
         for _ in 0..2 {
-            assert_eq!(host.puts_up(&record, None).len(), 1);
-            assert_eq!(host.puts_up(&record, Some(60)).len(), 1);
+            assert_eq!(Host::puts_up(&record, None).len(), 1);
+            assert_eq!(Host::puts_up(&record, Some(60)).len(), 1);
         }
         std::fs::remove_file(host.0.path().join("state-gate")).unwrap();
-        assert!(host.puts_up(&record, None).is_empty());
+        assert!(Host::puts_up(&record, None).is_empty());
         assert!(record.last.exists());
     }
 }

@@ -6,7 +6,7 @@ use nix::unistd::{Gid, Uid, User, fchown, geteuid};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// Runs the worker; its group reads the keys.
@@ -54,6 +54,28 @@ impl Account {
     }
 }
 
+impl Account {
+    /// The first directory on the way to `path` that he does not get into, in whatever other groups he is;
+    /// those are left out that `lent` are.
+    pub fn is_barred_by(&self, path: &Path, others: &[Gid], lent: &[&Path]) -> Option<PathBuf> {
+        let may_enter = |directory: &Path| {
+            let Ok(metadata) = fs::metadata(directory) else { return true };
+            let group = Gid::from_raw(metadata.gid());
+            let shift = if Uid::from_raw(metadata.uid()) == self.user {
+                6
+            } else if group == self.group || others.contains(&group) {
+                3
+            } else {
+                0
+            };
+            (metadata.mode() >> shift) & 1 == 1
+        };
+        let above: Vec<_> = path.ancestors().skip(1).collect();
+        let barred = above.iter().rev().find(|it| !lent.contains(it) && !may_enter(it));
+        barred.map(|directory| directory.to_path_buf())
+    }
+}
+
 /// Whether what belongs to `owner` is as trusted as what is this process's own, where the daemon keeps
 /// what it knows: root has given it to the daemon's users.
 pub fn is_trusted_with_state(owner: u32) -> bool {
@@ -79,7 +101,30 @@ pub fn give_to_owner_of(directory: &Path, file: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::chown;
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
+    #[test]
+    fn the_first_directory_that_he_does_not_get_into_is_found() {
+        let account = Account { user: Uid::from_raw(4711), group: Gid::from_raw(4711) };
+        let directory = tempfile::tempdir().unwrap();
+        let (outer, inner) = (directory.path(), directory.path().join("inner"));
+        fs::create_dir(&inner).unwrap();
+        let file = inner.join("file");
+        let barred = |outer_is: (u32, u32), inner_is: (u32, u32)| {
+            for (path, (group, mode)) in [(outer, outer_is), (&inner, inner_is)] {
+                chown(path, Some(0), Some(group)).unwrap();
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            }
+            account.is_barred_by(&file, &[Gid::from_raw(4712)], &[])
+        };
+        assert_eq!(barred((0, 0o755), (0, 0o711)), None);
+        assert_eq!(barred((4711, 0o710), (4712, 0o710)), None);
+        assert_eq!(barred((0, 0o755), (4713, 0o710)).as_deref(), Some(&*inner));
+        assert_eq!(barred((0, 0o700), (0, 0o700)).as_deref(), Some(outer));
+        assert_eq!(account.is_barred_by(&file, &[], &[outer, &inner]), None);
+        chown(outer, Some(4711), None).unwrap();
+        assert_eq!(account.is_barred_by(&file, &[], &[]).as_deref(), Some(&*inner));
+    }
 
     /// Tests run as root.
     #[test]

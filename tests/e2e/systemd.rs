@@ -501,6 +501,34 @@ fn what_root_writes_of_the_configuration_is_handed_over() -> Result<()> {
     installation.ensure_a_knock_opens()
 }
 
+/// What worked for a daemon that was root is told before it is restarted as another user.
+#[test]
+fn what_the_daemon_s_user_can_not_get_at_is_found_by_check() -> Result<()> {
+    let installation = Installation::new()?;
+    let machine = &installation.machine;
+    let checked = machine.sh("spa-server check")?;
+    ensure!(checked.contains("spa and spa-gate get to their files"), "{checked}");
+    let config = machine.read(CONFIG)?;
+    machine.sh("install -d -m 700 /srv/keys")?;
+    machine.sh("cp -a /etc/spa/server.key /srv/keys/server.key")?;
+    let elsewhere = format!("private-key-file = \"/srv/keys/server.key\"\n{config}");
+    machine.write(CONFIG, &elsewhere)?;
+    let checked = machine.run("spa-server check")?;
+    let said = checked.said();
+    ensure!(!checked.success() && said.contains("does not get into /srv/keys"), "{checked}");
+    ensure!(!machine.run("systemctl start spa-server")?.success(), "it is right");
+    machine.sh("systemctl stop spa-server")?;
+    machine.sh("chmod o+x /srv/keys")?;
+    machine.sh("spa-server check")?;
+    machine.sh("systemctl start spa-server")?;
+
+    machine.sh("install -d -m 700 /srv/state")?;
+    machine.write(CONFIG, &format!("state-directory = \"/srv/state\"\n{config}"))?;
+    let checked = machine.run("spa-server check")?;
+    ensure!(checked.said().contains("chown -R spa:spa /srv/state"), "{checked}");
+    Ok(())
+}
+
 /// The server's key lies where only root gets, or is sealed: systemd hands it over at the start.
 #[test]
 fn the_server_s_key_comes_as_a_credential() -> Result<()> {

@@ -2,7 +2,7 @@
 //! the daemon runs as, and for nobody else.
 
 use super::{CommandError, Done};
-use crate::config::{Settings, client_files, clients_directory};
+use crate::config::{Settings, client_files, clients_directory, secret_files};
 use crate::users::Users;
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, fchown, geteuid};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// What the legacy variant of iptables locks; it has to be there to be let through.
 const XTABLES_LOCK: &str = "/run/xtables.lock";
 /// What systemd has handed over itself (`LoadCredential=`), and nobody can change.
-const CREDENTIALS: &str = "/run/credentials";
+pub(super) const CREDENTIALS: &str = "/run/credentials";
 /// How files end that hold secrets of clients.
 const SECRETS: [&str; 2] = ["psk", "invitation"];
 
@@ -62,7 +62,9 @@ fn hand_over(config: &Path, lock: &Path, users: &Users) -> Vec<String> {
     to_lend.push((clients.clone(), directory(all)));
     to_lend
         .extend(client_files(config).unwrap_or_default().into_iter().map(|path| (path, file(all))));
-    to_lend.extend(secrets_in(&clients).into_iter().map(|path| (path, file(keys))));
+    // Those of a file that makes no sense as well.
+    let secrets = secrets_in(&clients).into_iter().chain(secret_files(config));
+    to_lend.extend(secrets.map(|path| (path, file(keys))));
     if let Ok(settings) = Settings::load(config) {
         let previous = settings.previous_key.map(|previous| previous.private_key_file);
         let own = [settings.private_key_file].into_iter().chain(previous);
@@ -157,12 +159,20 @@ mod tests {
             ("old.key", 0o600, 4711),
             ("clients.d/a-1.psk", 0o600, 4711),
             ("clients.d/a.invitation", 0o400, 4711),
+            ("elsewhere/b", 0o600, 4711),
             // Not ours, or for all to read.
             ("notes", 0o600, 0),
             ("clients.d/b.toml", 0o644, 0),
         ];
+        let client = format!("pre-shared-key-file = {:?}\n", path("elsewhere/b"));
+        fs::create_dir(path("elsewhere")).unwrap();
         for (name, mode, _) in files {
-            write(&path(name), if name == "server.toml" { &server } else { "" }, mode);
+            let text = match name {
+                "server.toml" => &server,
+                "clients.d/b.toml" => &client,
+                _ => "",
+            };
+            write(&path(name), text, mode);
         }
         for _ in 0..2 {
             assert!(hand_over(&path("server.toml"), &path("lock"), &USERS).is_empty());

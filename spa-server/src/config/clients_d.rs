@@ -100,6 +100,16 @@ pub fn locked_out<'a>(
     out.map(|(client, ..)| *client).collect()
 }
 
+/// The files with secrets that clients' files name, as far as these make sense.
+pub(crate) fn secret_files(server_toml: &Path) -> Vec<PathBuf> {
+    let named = |file: &PathBuf| {
+        let table = toml::from_str::<toml::Table>(&file::read_unjudged(file).ok()?).ok()?;
+        let invitation = table.get("invitation").and_then(|it| it.get("secret-file"));
+        table.get("pre-shared-key-file").or(invitation)?.as_str().map(PathBuf::from)
+    };
+    client_files(server_toml).unwrap_or_default().iter().filter_map(named).collect()
+}
+
 /// Who a client's file is about, and whether he is let in.
 struct Outline {
     /// `None`: somebody who is invited, by a secret that can't be read.
