@@ -9,6 +9,7 @@ mod shortcut;
 mod twins;
 mod waiting;
 
+pub(crate) use judge::Judged;
 pub use judge::{Judge, Locked, SharedJudge, Told};
 pub use shortcut::{CarryOut, Shortcut};
 
@@ -17,7 +18,6 @@ use crate::clock::{Now, StepWatch};
 use crate::counters::{Counters, Dropped, count};
 use crate::frame::{Datagram, FrameError};
 use crate::policy::Permit;
-use judge::Judged;
 use spa_proto::{Announced, DropReason, Knock, PortRange, Sieve, UnixMicros};
 use std::collections::BTreeSet;
 use std::net::IpAddr;

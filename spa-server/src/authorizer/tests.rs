@@ -2,6 +2,7 @@
 
 mod failing_kernel;
 mod limits;
+mod whole;
 
 use super::*;
 use crate::gate::{

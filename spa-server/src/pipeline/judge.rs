@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a datagram came to that was not dropped.
 #[derive(Debug)]
-pub(super) enum Judged {
+pub(crate) enum Judged {
     Knock(Candidate),
     Announced(Announced),
 }
@@ -196,7 +196,7 @@ impl Judge {
         self.waiting.went(client);
     }
 
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &mut self,
         now: Now,
         source: IpAddr,
