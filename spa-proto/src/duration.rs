@@ -94,6 +94,13 @@ mod tests {
     }
 
     #[test]
+    fn durations_are_written_without_what_is_zero() {
+        for (seconds, text) in [(0, "0s"), (30, "30s"), (3600, "1h"), (90_000, "1d1h")] {
+            assert_eq!(format_duration(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
     fn a_plain_number_is_seconds_where_that_is_asked_for() {
         for (text, seconds) in [("0", 0), ("3", 3), ("030", 30), ("90", 90)] {
             assert_eq!(parse_duration_or_seconds(text), Ok(Duration::from_secs(seconds)));

@@ -382,6 +382,9 @@ mod tests {
         ] {
             assert_eq!(ten.overlaps(range(other)), overlaps, "{other}");
             assert_eq!(ten.covers(range(other)), covers, "{other}");
+            if let Some(port) = range(other).single() {
+                assert_eq!(ten.contains(port), overlaps, "{other}");
+            }
         }
     }
 

@@ -250,3 +250,40 @@ impl<'a> Parts<'a> {
         Some(plaintext)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::item::{Item, Items};
+    use crate::request::MessageType;
+
+    #[test]
+    fn a_packet_is_88_bytes_longer_than_the_plaintext_which_has_its_bounds() {
+        for (plaintext, packet) in [(128, 216), (129, 217), (320, 408)] {
+            let length = PacketLength::try_from(plaintext).unwrap();
+            assert_eq!((length.plaintext(), length.packet()), (plaintext.into(), packet));
+            assert!(packet <= PacketLength::MAX);
+        }
+        assert_eq!(PacketLength::MAX, 408);
+        for plaintext in [0, 127, 321, u16::MAX] {
+            assert_eq!(PacketLength::try_from(plaintext), Err(PacketLengthError(plaintext)));
+        }
+    }
+
+    #[test]
+    fn items_that_find_no_room_are_told_with_the_room_that_there_is() {
+        let names = (0..8).map(|n| alloc::format!("administration-{n}").parse().unwrap());
+        let request = Request {
+            message_type: MessageType::Open,
+            items: Items::try_from(names.collect::<Vec<Item>>()).unwrap(),
+            bound_source: None,
+            lifetime: None,
+        };
+        let pair = PairSecret::new([1; 32], [2; 32], [3; 32]);
+        let mask = MaskKey::new([9; 32]);
+        let sealed = |length| seal(&pair, &mask, &request, UnixMicros(0), Nonce([5; 24]), length);
+        let too_long = SealError::TooLong { needed: 8 * 17, room: 97 };
+        assert_eq!(sealed(PacketLength::default()), Err(too_long));
+        assert_eq!(sealed(PacketLength::try_from(31 + 8 * 17).unwrap()).unwrap().len(), 255);
+    }
+}

@@ -235,7 +235,9 @@ mod tests {
             bound_source: None,
             lifetime: None,
         };
-        assert_eq!(request.encode(UnixMicros(0), &mut [0; 128]), Ok(()));
+        let mut plaintext = [0xaa; 128];
+        assert_eq!(request.encode(UnixMicros(0), &mut plaintext), Ok(()));
+        assert_eq!(Request::decode(&plaintext), Some((request.clone(), UnixMicros(0))));
         assert_eq!(request.encode(UnixMicros(0), &mut [0; 126]), Err(127));
     }
 }

@@ -232,6 +232,38 @@ fn a_restart_remembers() {
 }
 
 #[test]
+fn a_restart_remembers_what_the_windows_held() {
+    let mut pair = Pair::new();
+    let before = pair.knock();
+    pair.pass(5);
+    let close = pair.seal_at(1, pair.now, &request(MessageType::Close));
+    assert_eq!(pair.deliver(&close), Ok(()));
+    let ahead = pair.seal_at(1, pair.now.saturating_add(W), &open());
+    assert_eq!(pair.deliver(&ahead), Ok(()));
+    let windows: Vec<_> = pair.receiver.windows().collect();
+    pair.store.clear();
+    pair.restart(None);
+    let fresh = pair.receive(&close);
+    assert!(fresh.is_ok(), "the control: nothing is known yet");
+    for (client, window) in windows {
+        pair.receiver.restore_floor(client, window.floor);
+        for (nonce, stamp) in window.accepted {
+            pair.receiver.restore_nonce(client, nonce, stamp);
+        }
+        for closed in window.closed {
+            pair.receiver.restore_close(client, closed);
+        }
+    }
+    for accepted in [&close, &ahead] {
+        assert_eq!(pair.deliver(accepted), Err(DropReason::Replay));
+    }
+    assert_eq!(pair.deliver(&before), Err(DropReason::Superseded));
+    // Fresh, and a window and one second older than what was accepted a window ahead.
+    let under = pair.seal_at(1, pair.now.saturating_sub(W), &open());
+    assert_eq!(pair.deliver(&under), Err(DropReason::Floor));
+}
+
+#[test]
 fn a_barrier_stands_for_one_window_and_covers_clients_that_run_ahead() {
     let mut pair = Pair::new();
     let lost = pair.seal_at(1, pair.now.saturating_add(W), &open());
@@ -287,6 +319,30 @@ fn an_open_that_is_older_than_the_last_close_is_refused() {
     pair.pass(1);
     let later = pair.knock();
     assert_eq!(pair.deliver(&later), Ok(()));
+}
+
+#[test]
+fn what_one_key_of_a_client_has_closed_all_its_keys_have() {
+    for is_added in [false, true] {
+        let mut pair = Pair::new();
+        let keys = [1, 2, 3].map(|key| ClientId([key; 32]));
+        if is_added {
+            pair.receiver.add_kin(keys[1], keys[0]);
+        } else {
+            pair.receiver.set_kin([(keys[0], vec![keys[1]]), (keys[1], vec![keys[0]])]);
+        }
+        let [of_other_key, of_other_client] = [2, 3].map(|key| pair.seal_at(key, START, &open()));
+        pair.pass(5);
+        let close = pair.seal_at(1, pair.now, &request(MessageType::Close));
+        assert_eq!(pair.deliver(&close), Ok(()));
+        assert_eq!(pair.deliver(&of_other_key), Err(DropReason::Superseded));
+        assert_eq!(pair.deliver(&of_other_client), Ok(()));
+        // And the other way round.
+        let held_back = pair.seal_at(1, pair.now.saturating_add(W), &open());
+        let close = pair.seal_at(2, pair.now.saturating_add(W), &request(MessageType::Close));
+        assert_eq!(pair.deliver(&close), Ok(()));
+        assert_eq!(pair.deliver(&held_back), Err(DropReason::Superseded));
+    }
 }
 
 #[test]

@@ -56,6 +56,9 @@ fn the_sieve_says_of_noise_what_the_receiver_says() {
         }
     }
     // Where the clock has jumped it can't know: the receiver is asked.
+    assert!(!sieve.is_late(NOW) && sieve.is_late(LATER));
+    let late_from = sieve.late_from();
+    assert!(sieve.is_late(late_from) && !sieve.is_late(UnixMicros(late_from.0 - 1)));
     assert_eq!(sieve.sift(LATER, &[0x5a; 216]), Ok(()));
 }
 
@@ -73,6 +76,21 @@ fn what_is_computed_meanwhile_is_what_rolling_gives() {
     let sieve = receiver.sieve();
     assert_eq!(sieve.sift(LATER, &knock(1, LATER).unwrap()), Ok(()));
     assert_eq!(sieve.sift(LATER, &[0x5a; 216]), Err(DropReason::UnknownTag));
+}
+
+/// With many clients that takes long, and is done while the next minute has not begun.
+#[test]
+fn a_minute_later_no_datagram_has_to_wait_for_new_tags() {
+    let mut receiver = receiver();
+    let source = "192.0.2.1".parse().unwrap();
+    let before = receiver.generation();
+    let next = UnixMicros(NOW.0 + 60_000_000);
+    let verdict = receiver.receive(next, source, &knock(1, next).unwrap());
+    assert!(matches!(verdict, Verdict::Authentic(_)), "{verdict:?}");
+    assert_eq!(receiver.generation(), before);
+    // The control: after a jump it has to.
+    let _ = receiver.receive(LATER, source, &knock(1, LATER).unwrap());
+    assert_ne!(receiver.generation(), before);
 }
 
 #[test]
