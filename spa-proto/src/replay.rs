@@ -205,3 +205,38 @@ impl ReplayWindow {
 fn floor_under(stamp: UnixMicros, freshness: Freshness) -> UnixMicros {
     stamp.saturating_sub(freshness.get()).saturating_sub(freshness.get())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::time::Duration;
+
+    /// What it holds, and not only what it says: nobody may fill the memory of a server that runs for
+    /// years, or that reads the list of a long time.
+    #[test]
+    fn what_lies_under_the_floor_takes_no_memory() {
+        let (mut entered, mut restored) = (ReplayWindow::default(), ReplayWindow::default());
+        let (freshness, client) = (Freshness::default(), ClientId([1; 32]));
+        for second in 1..2_000_u64 {
+            let mut nonce = [0; 24];
+            nonce[..8].copy_from_slice(&second.to_be_bytes());
+            let (nonce, stamp) = (Nonce(nonce), UnixMicros::from_secs(second));
+            let port = u16::try_from(second).unwrap();
+            let closed = alloc::vec![alloc::format!("tcp/{port}").parse().unwrap()];
+            let close = MessageType::Close;
+            let result = entered.enter(nonce, stamp, close, &closed, false, freshness, 1_000);
+            assert_eq!(result, Ok(()));
+            restored.restore(&Accepted { client, nonce, stamp, closed }, freshness);
+        }
+        for window in [entered, restored] {
+            let held = window.state().accepted.len();
+            assert_eq!((held, window.state().closed.len()), (120, 120));
+            assert_eq!(
+                window.floor.distance(UnixMicros::from_secs(1_999)),
+                Duration::from_secs(120)
+            );
+            assert!(window.accepted.len() <= 2 * held, "{}", window.accepted.len());
+            assert!(window.closed.len() <= 2 * held, "{}", window.closed.len());
+        }
+    }
+}

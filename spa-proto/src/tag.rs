@@ -378,6 +378,8 @@ mod tests {
         for (client, pair) in (500..).zip(&pairs[500..600]) {
             table.add(client, pair);
         }
+        // Nor is it much larger than it has to be.
+        assert!(table.heads.len() <= table.taken * 3);
         table = table.without(17);
         for (client, pair) in (0..).zip(&pairs) {
             let known = client < 600 && client != 17;
@@ -418,6 +420,8 @@ mod tests {
             assert_eq!(found, (last < 3).then_some(wanted));
             assert!(table.may_hold(tag(last)));
         }
+        // An owner and an epoch share a number.
+        assert_eq!(TagTable::MOST << EPOCH_BITS >> EPOCH_BITS, TagTable::MOST);
         // A head that would mean a free slot.
         assert_eq!(Print::of(Tag([0; 16])), Print { head: 1, tail: 0 });
     }

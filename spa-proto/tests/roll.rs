@@ -37,6 +37,8 @@ fn receiver() -> Receiver {
 fn the_sieve_says_of_noise_what_the_receiver_says() {
     let mut receiver = receiver();
     let sieve = receiver.sieve();
+    let heads: Vec<u32> = sieve.tag_heads().collect();
+    assert!(heads.len() == 8 && !heads.contains(&0), "{heads:?}");
     let source = "192.0.2.1".parse().unwrap();
     let mut broken = knock(1, NOW).unwrap();
     *broken.last_mut().unwrap() ^= 1;
