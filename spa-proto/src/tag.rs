@@ -399,6 +399,22 @@ mod tests {
         assert!(table.taken * 4 <= table.heads.len() * 3);
     }
 
+    /// In a full table the search for what is not there would not end.
+    #[test]
+    fn a_table_that_grows_keeps_a_quarter_of_its_slots_free() {
+        let pairs = pairs();
+        let mut table = TagTable::default();
+        roll(&mut table, at(100), &pairs.iter().map(Some));
+        for client in 3..200 {
+            let mut key = [7; 32];
+            key[0] = u8::try_from(client).unwrap();
+            table.add(client, &PairSecret::new(key, [0; 32], [0; 32]));
+            assert!(table.taken * 4 <= table.heads.len() * 3);
+            assert!(table.heads.len() <= table.taken * 3);
+        }
+        assert_eq!(table.len(), 200 * 8);
+    }
+
     /// Also at the end, where the search goes on at the beginning.
     #[test]
     fn whoever_has_a_tag_is_found_among_those_whose_tags_look_like_it() {
