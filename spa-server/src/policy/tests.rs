@@ -280,6 +280,106 @@ fn a_service_for_one_connection_is_so_by_each_port_and_what_was_for_more_is_not_
     }
 }
 
+const fn id(number: u8) -> ClientId {
+    ClientId([number; 32])
+}
+
+/// Two clients who are known, one who is invited.
+fn three() -> Policy {
+    let entry =
+        |name: &str| Entry { introduction: None, name: name.into(), rules: Arc::new(rules()) };
+    let known = vec![(id(2), entry("phone")), (id(1), entry("laptop"))];
+    Policy::of_clients(services(), Clients::new(known, [(id(9), entry("guest"))]))
+}
+
+fn enabled(policy: &Policy) -> Vec<(ClientId, Introduction, &str)> {
+    let mut enabled: Vec<_> = policy.enabled().collect();
+    enabled.sort_unstable_by_key(|(id, ..)| *id);
+    enabled
+}
+
+#[test]
+fn who_is_invited_is_listed_and_may_announce_but_does_not_knock() {
+    let policy = three();
+    assert_eq!(**policy.clients.keys(), [id(1), id(2)]);
+    assert!(policy.client(&id(1)).is_some() && policy.client(&id(9)).is_none());
+    assert_eq!([1, 9, 7].map(|it| policy.name(&id(it))), [Some("laptop"), Some("guest"), None]);
+    assert_eq!([1, 9, 7].map(|it| policy.is_enabled(&id(it))), [true, true, false]);
+    assert_eq!(policy.clients_named("phone"), Some(vec![id(2)]));
+    assert_eq!(policy.clients_named("guest"), Some(vec![]));
+    assert_eq!(policy.clients_named("nobody"), None);
+    let source = "192.0.2.7".parse().unwrap();
+    assert_eq!(policy.judge_announcement(&id(9), source, NOW), Ok("guest"));
+    assert_eq!(policy.judge_announcement(&id(7), source, NOW), Err(Refusal::UnknownClient));
+    let invited = Knock { client: id(9), ..knock(&["ssh"]) };
+    assert_eq!(policy.judge(&invited, NOW), Err(Refusal::UnknownClient));
+}
+
+#[test]
+fn a_key_that_came_later_has_the_rules_and_the_beginning_of_the_one_it_came_from() {
+    let policy = three().with_key(id(3), &id(1)).with_key(id(4), &id(9)).with_key(id(5), &id(7));
+    assert!(policy.judge(&Knock { client: id(3), ..knock(&["ssh"]) }, NOW).is_ok());
+    assert_eq!([3, 4, 5].map(|it| policy.name(&id(it))), [Some("laptop"), Some("guest"), None]);
+    assert_eq!(policy.clients_named("laptop"), Some(vec![id(1), id(3)]));
+    assert_eq!(policy.clients_named("guest"), Some(vec![id(4)]));
+    let key = |number| Introduction::Key(id(number).into());
+    let all = [
+        (id(1), key(1), "laptop"),
+        (id(2), key(2), "phone"),
+        (id(3), key(1), "laptop"),
+        (id(4), key(9), "guest"),
+        (id(9), key(9), "guest"),
+    ];
+    assert_eq!(enabled(&policy), all);
+    // The former key goes, and the one that came from it stays.
+    let policy = policy.without_key(&id(1));
+    assert_eq!(policy.judge(&knock(&["ssh"]), NOW), Err(Refusal::UnknownClient));
+    assert_eq!(policy.clients_named("laptop"), Some(vec![id(3)]));
+    assert_eq!(enabled(&policy), all[1..]);
+    assert_eq!(policy.all().count(), 4);
+}
+
+#[test]
+fn who_is_locked_out_is_known_and_disabled_whether_by_key_or_by_invitation() {
+    let policy = three().without(&[id(1), id(9), id(7)]);
+    assert_eq!(policy.judge(&knock(&["ssh"]), NOW), Err(Refusal::Disabled));
+    assert_eq!([1, 2, 9].map(|it| policy.is_enabled(&id(it))), [false, true, false]);
+    assert_eq!(policy.clients_named("laptop"), Some(vec![id(1)]));
+    assert_eq!(policy.clients_named("guest"), Some(vec![]));
+    let source = "192.0.2.7".parse().unwrap();
+    assert_eq!(policy.judge_announcement(&id(9), source, NOW), Err(Refusal::Disabled));
+    assert_eq!(enabled(&policy).iter().map(|(id, ..)| *id).collect::<Vec<_>>(), [id(2)]);
+    let mut all: Vec<_> = policy.all().map(|(name, rules)| (name, rules.enabled)).collect();
+    all.sort_unstable();
+    assert_eq!(all, [("guest", false), ("laptop", false), ("phone", true)]);
+}
+
+#[test]
+fn a_refusal_says_what_there_is_to_say_of_it() {
+    let item = || "db".parse().unwrap();
+    let (asked, max) = (Duration::from_secs(7200), Duration::from_secs(3600));
+    for (refusal, text) in [
+        (Refusal::Rate, "rate"),
+        (Refusal::ServiceNotAllowed(item()), "service-not-allowed (db)"),
+        (Refusal::FamilyNotServed(item()), "family-not-served (db)"),
+        (Refusal::SourceRefused("192.0.2.0/24".parse().unwrap()), "source-refused (192.0.2.0/24)"),
+        (Refusal::Lifetime { asked, max }, "lifetime (asked 7200 s, maximum 3600 s)"),
+    ] {
+        assert_eq!(refusal.to_string(), text);
+    }
+}
+
+#[test]
+fn whoever_may_have_something_may_knock_from_there() {
+    let mut rules = rules();
+    let may = |rules: &ClientRules, source: &str| may_have(rules, source.parse().unwrap());
+    assert!(may(&rules, "198.51.100.5") && !may(&rules, "198.51.100.0/24"));
+    rules.sources = vec!["192.0.2.0/24".parse().unwrap()];
+    assert!(may(&rules, "192.0.2.7") && !may(&rules, "198.51.100.5"));
+    rules.prefixes.v4 = 16;
+    assert!(may(&rules, "192.0.2.0/24") && !may(&rules, "192.0.0.0/16"));
+}
+
 #[test]
 fn every_refusal_is_named_once() {
     let duration = Duration::ZERO;
