@@ -8,6 +8,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(TARGET)/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+CARGO_MUTANTS := $(TOOLS)/bin/cargo-mutants
+CARGO_MUTANTS_VERSION := 27.1.0
 CARGO_CYCLONEDX := $(TOOLS)/bin/cargo-cyclonedx
 CARGO_CYCLONEDX_VERSION := 0.5.9
 # What `make bench-fire` alone compares with.
@@ -149,6 +151,26 @@ fuzz: needs ## What comes from outside, fed by libFuzzer. MINUTES (10) for each 
 fuzz-briefly: needs ## The same for a few seconds each, as a part of `test`.
 	fuzz/run --seconds 4
 
+# It works on a copy of the tree, and builds there: what a mutant leaves in a target directory that stays would
+# pass for the original the next time.
+MUTANTS := $(abspath $(TARGET))/mutants
+MUTATE = mkdir -p $(MUTANTS) && PATH="$(abspath $(TOOLS))/bin:$$PATH" env -u CARGO_TARGET_DIR \
+	cargo mutants --cargo-arg=--locked --no-times
+# What decides who gets in, with the tests of just that: a mutant is to cost seconds.
+DECIDES := policy.rs limits.rs grants/table.rs helper/permits.rs helper/warden.rs
+
+.PHONY: mutants
+mutants: needs mutants-proto mutants-server ## Small changes of the code, each of which some test is to notice. An hour, likewise.
+
+.PHONY: mutants-proto
+mutants-proto: $(CARGO_MUTANTS) ## Of the protocol. Part of `mutants`.
+	$(MUTATE) -p spa-proto --all-features --cargo-arg=--lib --cargo-arg=--tests -o $(MUTANTS)/spa-proto
+
+.PHONY: mutants-server
+mutants-server: $(CARGO_MUTANTS) ## Of policy, limits, grants, and the helper's judge, likewise.
+	$(MUTATE) -p spa-server $(addprefix -f spa-server/src/,$(DECIDES)) --cargo-arg=--lib -o $(MUTANTS)/spa-server \
+		-- -- policy:: limits:: grants:: helper:: authorizer::tests::whole
+
 .PHONY: soak
 soak: needs ## A server under a mixed load; fails if it misses a knock or grows. MINUTES (10), likewise.
 	cargo build --locked --release -p spa-tests -p spa-server --bin spa-soak --bin spa-server
@@ -165,6 +187,9 @@ deny: $(CARGO_DENY) ## Licences, sources and known faults of what we depend on.
 
 $(CARGO_DENY):
 	cargo install --quiet cargo-deny@$(CARGO_DENY_VERSION) --locked --root $(TOOLS)
+
+$(CARGO_MUTANTS):
+	cargo install --quiet cargo-mutants@$(CARGO_MUTANTS_VERSION) --locked --root $(TOOLS)
 
 # What it writes goes beside each Cargo.toml, and tells where that is on this machine; neither is to
 # stay. Of one commit it is always the same.
