@@ -181,9 +181,9 @@ mod tests {
         assert!(!limits.available(&one, RATE, at(0)) && !limits.take(&one, RATE, at(0)));
         assert!(limits.available(&other, RATE, at(0)));
         limits.prune(at(2999));
-        assert_eq!(limits.len(), 1);
+        assert_eq!((limits.len(), limits.is_empty()), (1, false));
         limits.prune(at(3000));
-        assert!(limits.is_empty());
+        assert_eq!((limits.len(), limits.is_empty()), (0, true));
     }
 
     proptest! {
