@@ -187,6 +187,23 @@ mod tests {
     }
 
     #[test]
+    fn clients_who_differ_in_where_they_come_from_alone_have_each_what_is_theirs() {
+        let shared =
+            ClientRules { prefixes: Prefixes { v4: 24, v6: 64 }, ..rules(&["ssh"], 1, &[]) };
+        for one_by_one in [
+            [rules(&["ssh"], 1, &["10.0.0.0/8"]), rules(&["ssh"], 1, &["192.0.2.0/24"])],
+            [rules(&["ssh"], 1, &[]), shared],
+        ] {
+            let all = permits(one_by_one.clone());
+            for source in ["10.0.0.7", "192.0.2.7", "10.0.0.0/24", "192.0.2.0/24", "0.0.0.0/0"] {
+                let each =
+                    one_by_one.clone().map(|it| seconds(&permits([it]), "tcp/22", source, 30));
+                assert_eq!(seconds(&all, "tcp/22", source, 30), each[0].max(each[1]), "{source}");
+            }
+        }
+    }
+
+    #[test]
     fn where_nobody_answers_nobody_is_admitted() {
         let inner = permits([rules(&["inner"], 1, &[])]);
         assert_eq!(seconds(&inner, "tcp/443", "192.0.2.7", 30), Some(30));
