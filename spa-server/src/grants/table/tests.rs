@@ -62,7 +62,8 @@ fn a_refresh_keeps_the_time_of_opening_and_a_new_start_does_not() {
     let _ = table.open(at(5), again.clone());
     assert_eq!(table.get(&again.key).unwrap().opened, UnixMicros(7));
     again.expires = at(50);
-    let _ = table.open(at(40), again.clone());
+    // In the moment in which it ends.
+    let _ = table.open(at(20), again.clone());
     assert_eq!(table.get(&again.key).unwrap().opened, UnixMicros(99));
 }
 
@@ -103,6 +104,14 @@ fn sources_are_those_of_live_grants() {
     let sources = |now| table.sources_of(ClientId([1; 32]), at(now)).len();
     assert_eq!([sources(0), sources(10), sources(20), sources(30)], [3, 2, 1, 0]);
     assert!(table.sources_of(ClientId([2; 32]), at(0)).is_empty());
+    // What it costs nothing to ask counts those that are over, until they are taken out.
+    assert_eq!(table.at_most_sources_of(&ClientId([1; 32])), 3);
+    assert!(!table.is_empty() && table.iter().count() == 4);
+    let _ = table.expire(at(10));
+    assert_eq!(table.at_most_sources_of(&ClientId([1; 32])), 2);
+    let _ = table.expire(at(30));
+    assert_eq!(table.at_most_sources_of(&ClientId([1; 32])), 0);
+    assert!(table.is_empty());
 }
 
 #[test]
@@ -148,6 +157,7 @@ fn what_was_used_is_not_put_back_and_a_port_that_is_left_lives_on() {
     // The control: as long as all is there, nothing was used.
     let all = [live("tcp/5900"), live("tcp/5901"), live("tcp/22")];
     assert_eq!(table.take_used(at(1), &all), []);
+    assert!(table.has_single());
     let used = table.take_used(at(1), &[live("tcp/5901"), live("tcp/22")]);
     assert_eq!(used, [one(1, 1, "desk", &["tcp/5900"], 60)]);
     assert_eq!(table.get(&used[0].key), Some(&one(1, 1, "desk", &["tcp/5901"], 60)));
