@@ -180,6 +180,20 @@ fn what_ends_anyway_was_not_used() {
 }
 
 #[test]
+fn a_connection_uses_up_nothing_that_is_for_as_many_as_come() {
+    let mut table = GrantTable::new();
+    let of_one =
+        Grant { connections: Connections::One, ..grant(1, 1, "desk", &["tcp/5900"], 60 * SECOND) };
+    let of_many = grant(2, 1, "all", &["tcp/5900"], 60 * SECOND);
+    for grant in [&of_one, &of_many] {
+        let _ = table.open(at(0), grant.clone());
+    }
+    assert_eq!(table.take_used(at(1), &[]), [of_one]);
+    assert_eq!(table.get(&of_many.key), Some(&of_many));
+    assert!(!table.has_single());
+}
+
+#[test]
 fn nothing_but_a_knock_admits_what_is_for_one_connection() {
     let mut table = GrantTable::new();
     let _ = table.open(at(0), one(1, 1, "desk", &["tcp/5900"], 60));
