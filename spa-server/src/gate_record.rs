@@ -16,6 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+/// What is to stand has been said, or could not be, which for a gate that stands for good is worth a
+/// warning only.
+pub type Announcement = Result<Announced, StateFileError>;
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct GateRecord {
@@ -48,8 +52,17 @@ impl GateRecord {
     ///
     /// # Errors
     ///
-    /// It can't be written, and is as it was.
-    pub fn announce(&self, plan: &Plan, now: BootMicros) -> Result<Announced, StateFileError> {
+    /// A gate is on trial, and a boot would take it for one that stands for good: it must not be put up.
+    pub fn announce(&self, plan: &Plan, now: BootMicros) -> Result<Announcement, StateFileError> {
+        let announced = self.write(plan, now);
+        let is_known = || matches!(self.trial(now), TrialState::Running(_));
+        match announced {
+            Err(error) if plan.trial_seconds.is_some() && !is_known() => Err(error),
+            announced => Ok(announced),
+        }
+    }
+
+    fn write(&self, plan: &Plan, now: BootMicros) -> Announcement {
         // What can't be made is told by what is then to be written in it.
         let _ = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
         let trial =
@@ -60,7 +73,7 @@ impl GateRecord {
     /// The gate stands by this plan; what could not be written of it is in the report's warnings.
     pub fn stands(
         &self,
-        announced: Result<Announced, StateFileError>,
+        announced: Announcement,
         settings: &GateSettings,
         plan: &Plan,
         report: &mut InstallReport,
@@ -122,7 +135,10 @@ mod tests {
         fn puts_up(record: &GateRecord, trial: Option<u32>) -> Vec<String> {
             let settings = GateSettings { backend: Backend::Nftables, ..GateSettings::default() };
             let (plan, mut report) = (plan(trial), InstallReport::default());
-            let announced = record.announce(&plan, BootMicros::now());
+            let announced = match record.announce(&plan, BootMicros::now()) {
+                Ok(announced) => announced,
+                Err(error) => return vec![format!("not put up: {error}")],
+            };
             record.stands(announced, &settings, &plan, &mut report);
             report.warnings
         }
@@ -157,23 +173,31 @@ mod tests {
         let host = Host(tempfile::tempdir().unwrap());
         let record = host.record(1);
         Host::puts_up(&record, None);
-        let announced = record.announce(&plan(Some(60)), BootMicros::now()).unwrap();
+        let announced = record.announce(&plan(Some(60)), BootMicros::now()).unwrap().unwrap();
         assert!(matches!(record.trial(BootMicros::now()), TrialState::Running(_)));
         announced.withdraw().unwrap();
         assert_eq!(record.trial(BootMicros::now()), TrialState::None);
     }
 
     #[test]
-    fn what_a_boot_will_not_know_is_told_each_time_until_it_can_be_written() {
+    fn what_a_boot_will_not_know_is_told_each_time_and_a_trial_not_begun() {
         let host = Host(tempfile::tempdir().unwrap());
         let record = host.record(1);
         std::fs::write(host.0.path().join("state-gate"), "").unwrap();
         for _ in 0..2 {
-            assert_eq!(Host::puts_up(&record, None).len(), 1);
-            assert_eq!(Host::puts_up(&record, Some(60)).len(), 1);
+            let told = Host::puts_up(&record, None);
+            assert!(told.len() == 1 && told[0].contains("a boot"), "{told:?}");
+            let told = Host::puts_up(&record, Some(60));
+            assert!(told.len() == 1 && told[0].starts_with("not put up"), "{told:?}");
         }
         std::fs::remove_file(host.0.path().join("state-gate")).unwrap();
         assert!(Host::puts_up(&record, None).is_empty());
         assert!(record.last.exists());
+        // One that is known to be on trial may be put up anew.
+        assert!(Host::puts_up(&record, Some(60)).is_empty());
+        let in_the_way = host.0.path().join("state-gate/trial.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        let told = Host::puts_up(&record, Some(60));
+        assert!(told.len() == 1 && told[0].contains("does not know"), "{told:?}");
     }
 }

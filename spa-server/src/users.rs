@@ -2,7 +2,7 @@
 //!
 //! Where a host has them not, or the daemon is started by hand, all of it is root's.
 
-use nix::unistd::{Gid, Uid, User, fchown, geteuid};
+use nix::unistd::{Gid, Group, Uid, User, fchown, geteuid};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,6 +13,9 @@ use std::sync::OnceLock;
 const WORKER: &str = "spa";
 /// Runs the gate helper; its group, to which the worker belongs, reads the rest of the configuration.
 const HELPER: &str = "spa-gate";
+
+/// From here on users are humans' (login.defs(5)).
+const FIRST_HUMAN: u32 = 1000;
 
 /// Both users of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +51,12 @@ impl Users {
 }
 
 impl Account {
+    /// Somebody who is called so, and is no user of the system with a group of its own, is another one.
     fn of(name: &str) -> Option<Self> {
         let user = User::from_name(name).ok().flatten()?;
-        Some(Self { user: user.uid, group: user.gid })
+        let group = Group::from_gid(user.gid).ok().flatten()?;
+        let is_ours = user.uid.as_raw() < FIRST_HUMAN && group.name == name;
+        is_ours.then_some(Self { user: user.uid, group: user.gid })
     }
 }
 
@@ -76,6 +82,17 @@ impl Account {
     }
 }
 
+/// Whether nobody but root can have put there what is at `path`.
+pub fn is_root_s_to_place(path: &Path) -> bool {
+    path.ancestors().skip(1).all(|directory| {
+        // In a directory that is everybody's, as /tmp, nobody moves what is another's.
+        fs::symlink_metadata(directory).is_ok_and(|it| {
+            let mode = it.mode();
+            it.is_dir() && it.uid() == 0 && (mode & 0o022 == 0 || mode & 0o1000 != 0)
+        })
+    })
+}
+
 /// Whether what belongs to `owner` is as trusted as what is this process's own, where the daemon keeps
 /// what it knows: root has given it to the daemon's users.
 pub fn is_trusted_with_state(owner: u32) -> bool {
@@ -91,7 +108,9 @@ pub fn give_to_owner_of(directory: &Path, file: &File) -> io::Result<()> {
         return Ok(());
     }
     let directory = fs::metadata(directory)?;
-    if directory.uid() == 0 {
+    let made = file.metadata()?;
+    // What has another name elsewhere may be anybody's.
+    if directory.uid() == 0 || made.uid() != 0 || made.is_file() && made.nlink() > 1 {
         return Ok(());
     }
     let (user, group) = (Uid::from_raw(directory.uid()), Gid::from_raw(directory.gid()));
@@ -140,6 +159,10 @@ mod tests {
         assert_eq!(made("before"), (0, 0));
         chown(directory.path(), Some(4711), Some(4712)).unwrap();
         assert_eq!(made("after"), (4711, 4712));
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        fs::hard_link(elsewhere.path(), directory.path().join("linked")).unwrap();
+        give_to_owner_of(directory.path(), elsewhere.as_file()).unwrap();
+        assert_eq!(elsewhere.as_file().metadata().unwrap().uid(), 0);
         assert!(is_trusted_with_state(0) && !is_trusted_with_state(4711));
     }
 }

@@ -487,7 +487,7 @@ fn what_root_writes_of_the_configuration_is_handed_over() -> Result<()> {
     machine.sh(&format!("chmod 600 {path}"))?;
     machine.sh("systemctl kill --signal=HUP --kill-who=main spa-server")?;
     let told = machine.await_journal(UNIT, "laptop.toml")?;
-    ensure!(told.contains("spa-server reload"), "{told}");
+    ensure!(told.contains("spa-server hand-over"), "{told}");
     installation.ensure_a_knock_opens()?;
     machine.sh("spa-server grants revoke --all")?;
     machine.sh("systemctl reload spa-server")?;
@@ -584,6 +584,10 @@ fn root_s_commands_leave_to_each_process_what_is_its_own() -> Result<()> {
             ensure!(others.is_empty(), "not {user}'s: {others}");
         }
     }
+    // A backup that somebody has put back.
+    machine.sh("chown root:root /var/lib/spa/lock")?;
+    let checked = machine.run("spa-server check")?;
+    ensure!(checked.said().contains("/var/lib/spa/lock is not the daemon's"), "{checked}");
     machine.sh("rm /var/lib/spa/lock")?;
     machine.sh("spa-server gate install")?;
     machine.sh("systemctl start spa-server")?;

@@ -19,12 +19,13 @@ pub(crate) fn install(config: &Path, output: Output) -> Done {
     let directory = Settings::state_directory_of(config);
     let socket = Settings::control_socket_of(config);
     let _lock = match order::give(&socket, &directory, &ControlRequest::Status) {
-        // Who is not to speak to it is not root, but finds its socket all the same.
-        Ok(Carrier::Daemon(_)) | Err(CommandError::Call(CallError::NotPermitted { .. })) => {
+        Ok(Carrier::Daemon(_)) => {
             eprintln!("the daemon runs, and sees to the gate itself");
             return Ok(());
         }
         Ok(Carrier::Command(lock)) => lock,
+        // Who is not root can't ask. A gate that stands as it should is left as it is.
+        Err(CommandError::Call(CallError::NotPermitted { .. })) => None,
         Err(error @ CommandError::Call(_)) => return Err(error),
         // Nothing is to be in the way of the gate.
         Err(error) => {

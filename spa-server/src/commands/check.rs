@@ -18,7 +18,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::num::NonZeroU16;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Is there where systemd runs (sd_booted(3)).
 const SYSTEMD: &str = "/run/systemd/system";
@@ -429,6 +429,21 @@ fn look_at_users(config: &Path, settings: &Settings, findings: &mut Findings) {
             ),
         );
     }
+    for (directory, account) in [(state, users.worker), (&settings.gate_directory(), users.helper)]
+    {
+        // What is root's, all of it, its unit gives away at its next start.
+        let owner = fs::metadata(directory).map(|it| it.uid());
+        if owner.is_ok_and(|it| it == account.user.as_raw())
+            && let Some(path) = somebody_else_s(directory, account.user.as_raw())
+        {
+            is_well = false;
+            let (path, directory) = (path.display(), directory.display());
+            findings.error(
+                check,
+                format!("{path} is not the daemon's; chown -R --reference={directory} {directory}"),
+            );
+        }
+    }
     if settings.gate.backend == Backend::Hook {
         findings.warning(
             check,
@@ -438,6 +453,13 @@ fn look_at_users(config: &Path, settings: &Settings, findings: &mut Findings) {
     if is_well {
         findings.ok(check, "spa and spa-gate get to their files");
     }
+}
+
+/// A file in this directory that another user has, as a backup that root has put back.
+fn somebody_else_s(directory: &Path, user: u32) -> Option<PathBuf> {
+    let entries = fs::read_dir(directory).ok()?.flatten();
+    let mut others = entries.filter(|entry| entry.metadata().is_ok_and(|it| it.uid() != user));
+    others.next().map(|entry| entry.path())
 }
 
 /// The port that everybody thinks of first is easily forgotten.

@@ -13,7 +13,7 @@ use crate::gate::{
     AnyGate, Backend, Choice, Gate as _, GateError, InstallReport, LiveElement, Plan,
 };
 use crate::helper::{OrderFile, Ordered};
-use crate::trial::Trial;
+use crate::trial::{Announced, Trial};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
@@ -53,6 +53,16 @@ pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
     let (state, orders) = (&settings.state_directory, OrderFile::of(&settings.state_directory));
     let at = BootMicros::now();
     let ordered = length.map(|length| Ordered::Trial { at, until: at.saturating_add(length) });
+    // Before the daemon writes anything: if the power fails meanwhile, a boot is not to put up for good
+    // what was to be tried.
+    let begun = match length {
+        Some(length) => {
+            let trial_seconds = u32::try_from(length.as_secs()).ok();
+            let plan = Plan { trial_seconds, ..settings.gate_plan() };
+            trial::announced(&trial::record(state)?, &plan)?.ok()
+        }
+        None => None,
+    };
     let before = orders.say(state, ordered);
     hand_over::before_it_reads(config);
     let given = order::give(&settings.control_socket, state, &request);
@@ -60,6 +70,11 @@ pub(crate) fn install(config: &Path, args: &GateInstallArgs) -> Done {
     let is_refused = matches!(given, Err(CommandError::Call(CallError::Refused { .. })));
     if is_refused && orders.read() == ordered {
         orders.say(state, before);
+    }
+    // Nobody does it, or this one, who says so himself.
+    let is_not_theirs = is_refused || matches!(given, Ok(Carrier::Command(_)));
+    if is_not_theirs && let Some(Err(error)) = begun.map(Announced::withdraw) {
+        eprintln!("{}", with_causes(&error));
     }
     let (report, runs) = match given? {
         Carrier::Daemon(ControlResponse::GateInstalled { report, reloaded }) => {

@@ -3,7 +3,7 @@
 
 use super::{CommandError, Done};
 use crate::config::{Settings, client_files, clients_directory, secret_files};
-use crate::users::Users;
+use crate::users::{Users, is_root_s_to_place};
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, fchown, geteuid};
 use std::fs::{File, OpenOptions, Permissions};
@@ -42,9 +42,10 @@ pub(crate) fn run(config: &Path) -> Done {
 /// The same before the daemon is told to read anew. What can't be done is told; the daemon then says what
 /// it can't read.
 pub(super) fn before_it_reads(config: &Path) {
-    if let Some(users) = Users::of_this_host()
-        && geteuid().is_root()
-    {
+    let Some(users) = Users::of_this_host().filter(|_| geteuid().is_root()) else { return };
+    // Another daemon may have been started by hand.
+    let socket = std::fs::metadata(Settings::control_socket_of(config));
+    if socket.is_ok_and(|socket| socket.uid() == users.worker.user.as_raw()) {
         for failure in hand_over(config, Path::new(XTABLES_LOCK), &users) {
             eprintln!("warning: {failure}");
         }
@@ -96,8 +97,17 @@ fn secrets_in(directory: &Path) -> Vec<PathBuf> {
 
 /// Gives a group a right to what is root's, if it has it not already.
 fn lend(path: &Path, Reader { group, right }: Reader) -> io::Result<()> {
-    let opened = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    // The configuration may be a link of root's; to what it leads has to be root's as well.
+    let path = if is_root_s_to_place(path) { &path.canonicalize()? } else { path };
+    if !is_root_s_to_place(path) {
+        return Err(io::Error::other("others than root could have put it there"));
+    }
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = opened.metadata()?;
+    if metadata.is_file() && metadata.nlink() > 1 {
+        return Err(io::Error::other("it has another name elsewhere"));
+    }
     let mode = metadata.mode() & 0o7777;
     let is_ours = metadata.gid() == group.as_raw();
     let has = mode & right == right || is_ours && (mode >> 3) & right == right;
@@ -185,6 +195,32 @@ mod tests {
             }
             assert_eq!(of(&path("lock")), (4712, 0o640));
         }
+    }
+
+    #[test]
+    fn what_others_could_have_put_there_is_lent_to_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (secret, reader) = (path("secret"), Reader { group: Gid::from_raw(4711), right: 0o4 });
+        write(&secret, "", 0o600);
+        fs::create_dir(path("theirs")).unwrap();
+        std::os::unix::fs::chown(path("theirs"), Some(4711), None).unwrap();
+        std::os::unix::fs::symlink(&secret, path("theirs/link")).unwrap();
+        std::os::unix::fs::symlink(path("theirs/link"), path("link")).unwrap();
+        fs::hard_link(&secret, path("theirs/name")).unwrap();
+        for name in ["theirs/link", "theirs/name", "secret"] {
+            lend(&path(name), reader).unwrap_err();
+        }
+        fs::remove_file(path("theirs/name")).unwrap();
+        fs::rename(&secret, path("theirs/secret")).unwrap();
+        lend(&path("theirs/secret"), reader).unwrap_err();
+        // The control: root's own link to root's own file.
+        fs::rename(path("theirs/secret"), &secret).unwrap();
+        fs::remove_file(path("link")).unwrap();
+        std::os::unix::fs::symlink(&secret, path("link")).unwrap();
+        assert_eq!(of(&secret), (0, 0o600));
+        lend(&path("link"), reader).unwrap();
+        assert_eq!(of(&secret), (4711, 0o640));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::clock::BootMicros;
 use crate::config::{Settings, format_duration};
 use crate::control::{ControlRequest, ControlResponse};
 use crate::gate::{InstallReport, Plan};
-use crate::gate_record::GateRecord;
+use crate::gate_record::{Announcement, GateRecord};
 use crate::helper::OrderFile;
 use crate::origin::Origin;
 use crate::replay_store::BootId;
@@ -200,7 +200,7 @@ pub(super) fn put_up_recorded(
     plan: &Plan,
 ) -> Result<InstallReport, CommandError> {
     let record = record(&settings.state_directory)?;
-    let announced = record.announce(plan, BootMicros::now());
+    let announced = announced(&record, plan)?;
     match wait_for(install_without_daemon(&settings.gate, plan)).flatten() {
         Ok(mut report) => {
             record.stands(announced, &settings.gate, plan, &mut report);
@@ -213,6 +213,16 @@ pub(super) fn put_up_recorded(
             Err(error)
         }
     }
+}
+
+/// What is put up is written down for a boot first.
+pub(super) fn announced(record: &GateRecord, plan: &Plan) -> Result<Announcement, CommandError> {
+    record.announce(plan, BootMicros::now()).map_err(|error| {
+        let why = with_causes(&error);
+        CommandError::Failed(format!(
+            "the gate is as it was, since a boot would take it for one that stands for good: {why}"
+        ))
+    })
 }
 
 /// What a boot goes by.

@@ -61,7 +61,7 @@ pub enum Fault {
     Io(io::Error),
     /// It is for other users.
     #[error(
-        "is not for this user to read; as root, `spa-server reload` hands it over to the daemon"
+        "is not for this user to read; what is of the configuration, `spa-server hand-over`, as root, lets the daemon's users read"
     )]
     Denied,
     /// Not there, or nothing that can be run.

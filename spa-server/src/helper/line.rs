@@ -114,11 +114,13 @@ pub(super) fn hand_over(link: &UnixStream, lines: &[Line; LINES]) -> io::Result<
 
 /// Takes the helper's ends.
 pub(super) fn take_over(link: &UnixStream) -> io::Result<[Line; LINES]> {
+    link.set_read_timeout(Some(PATIENCE))?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(LINES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let mut byte = [IoSliceMut::new(&mut byte)];
     retry_on_intr(|| recvmsg(link, &mut byte, &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
+    link.set_read_timeout(None)?;
     let lines: Vec<OwnedFd> = ancillary
         .drain()
         .filter_map(|message| match message {

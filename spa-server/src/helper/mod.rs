@@ -113,7 +113,9 @@ pub enum HelperError {
     #[error("{0}")]
     Refused(String),
     /// It is gone, or does not answer.
-    #[error("the gate helper does not answer; the daemon starts anew, and it with it")]
+    #[error(
+        "the gate helper does not answer (`journalctl -u 'spa-helper@*'` may say why); the daemon starts anew, and it with it"
+    )]
     Silent(#[source] io::Error),
     /// It has answered something else than it was asked.
     #[error("the gate helper answers what it was not asked; is it another version?")]

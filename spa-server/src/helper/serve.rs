@@ -34,7 +34,11 @@ pub(crate) fn run(config: &Path) -> anyhow::Result<()> {
     let lines = take_over(&link).context(
         "the gate helper is started by `spa-server run`, which it serves, and has no use without",
     )?;
-    let settings = Settings::load(config)?;
+    let settings = Settings::load(config).inspect_err(|error| {
+        let [orders, ..] = &lines;
+        // It tells it as well, if it is still there.
+        let _ = orders.send(&HelperAnswer::Failed(with_causes(error)));
+    })?;
     // Commands of the administrator's may need more than the gate.
     if settings.gate.backend != Backend::Hook {
         privileges::keep_to_the_gate().context("cannot give up what the gate does not need")?;
@@ -186,7 +190,15 @@ impl Server {
     }
 
     fn install(&self, plan: &Plan) -> GateAnswer {
-        let announced = self.record.announce(plan, BootMicros::now());
+        let announced = match self.record.announce(plan, BootMicros::now()) {
+            Ok(announced) => announced,
+            Err(error) => {
+                let why = with_causes(&error);
+                return GateAnswer::Failed(format!(
+                    "a boot would take this gate on trial for one that stands for good: {why}"
+                ));
+            }
+        };
         let request = GateRequest::Install(plan.clone());
         let mut answer = self.runtime.block_on(answer(&*self.gate, request));
         match &mut answer {

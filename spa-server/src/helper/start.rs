@@ -16,6 +16,9 @@ use tokio::sync::oneshot;
 /// It tries out which back-end works, with several tools.
 const UNTIL_IT_HAS_CHOSEN: Duration = Duration::from_secs(300);
 
+/// Where a helper is met by those who can't start one (packaging/spa-helper.socket).
+const SOCKET: &str = "/run/spa-helper.sock";
+
 /// Comes when the helper is gone.
 pub type Gone = oneshot::Receiver<()>;
 
@@ -55,7 +58,10 @@ impl Helper {
             privileges::confine_the_worker(&[state_directory]);
             Ok(())
         };
-        if let Some(socket) = socket {
+        // Whoever has changed the unit's command would else have a helper that can do nothing.
+        let usual = Path::new(SOCKET);
+        let is_needed = || !privileges::may_change_the_firewall() && usual.exists();
+        if let Some(socket) = socket.or_else(|| is_needed().then_some(usual)) {
             let link = UnixStream::connect(socket).with_context(|| {
                 format!(
                     "cannot reach the gate helper at {}; is spa-helper.socket there? systemctl start spa-helper.socket",

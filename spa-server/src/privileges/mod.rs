@@ -36,6 +36,11 @@ pub(crate) fn leave_no_dumps() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// Whether this thread, and what it starts, may change the firewall.
+pub(crate) fn may_change_the_firewall() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
+}
+
 /// This thread keeps what changes the firewall, and no program that it executes gets more. The legacy
 /// variant of iptables reads its rules over a raw socket.
 pub(crate) fn keep_to_the_gate() -> io::Result<()> {

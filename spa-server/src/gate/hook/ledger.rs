@@ -262,7 +262,10 @@ fn make(directory: &Path) -> io::Result<()> {
     let above = directory.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o700).create(above)?;
     DirBuilder::new().mode(0o700).create(directory)?;
-    give_to_owner_of(above, &File::open(directory)?)
+    // Its owner may have put something else there meanwhile.
+    let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
+    let made = OpenOptions::new().read(true).custom_flags(flags).open(directory)?;
+    give_to_owner_of(above, &made)
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> LedgerError {
