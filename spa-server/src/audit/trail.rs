@@ -2,6 +2,7 @@
 
 use crate::config::{format_timestamp, parse_timestamp};
 use crate::source::Source;
+use serde::Deserialize;
 use spa_proto::UnixMicros;
 use std::fmt;
 use std::net::IpAddr;
@@ -35,9 +36,14 @@ impl Entry {
         (entry.fields.first()?.0 == "event").then_some(entry)
     }
 
-    /// A line of the log on standard error: time, level, `audit:` and the trail's line; nothing, if
-    /// it is another one.
+    /// A line of the log on standard error: time, level, `audit:` and the trail's line, or the same in
+    /// JSON; nothing, if it is another one.
     pub fn parse_logged(line: &str) -> Option<Self> {
+        if line.trim_start().starts_with('{') {
+            let Logged { time, target, message } = serde_json::from_str(line).ok()?;
+            let at = parse_timestamp(&time).ok()?;
+            return (target == "audit").then(|| Self::parse(at, &message)).flatten();
+        }
         let (at, rest) = line.trim_start().split_once(' ')?;
         let (_level, rest) = rest.trim_start().split_once(' ')?;
         Self::parse(parse_timestamp(at).ok()?, rest.strip_prefix("audit: ")?)
@@ -47,6 +53,14 @@ impl Entry {
     pub fn get(&self, key: &str) -> Option<&str> {
         self.fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
+}
+
+/// What counts of a line in JSON. Its fields say what the message says, in another order.
+#[derive(Deserialize)]
+struct Logged {
+    time: String,
+    target: String,
+    message: String,
 }
 
 impl fmt::Display for Entry {
@@ -186,10 +200,16 @@ mod tests {
         }
         let logged = "2027-01-15T08:00:00.000000Z  INFO audit: event=opened client=laptop id=1";
         assert_eq!(Entry::parse_logged(logged), Some(entry("event=opened client=laptop id=1")));
+        let logged = r#"{"time":"2027-01-15T08:00:00.000000Z","level":"INFO","target":"audit","message":"event=opened client=laptop id=1","event":"refused"}"#;
+        assert_eq!(Entry::parse_logged(logged), Some(entry("event=opened client=laptop id=1")));
         for line in [
             "2027-01-15T08:00:00.000000Z  INFO spa_server::daemon: ready",
             "2027-01-15T08:00:00.000000Z  WARN spa_server: it said: audit: event=opened client=laptop",
             "now  INFO audit: event=opened client=laptop",
+            r#"{"time":"2027-01-15T08:00:00Z","target":"spa_server","message":"event=opened"}"#,
+            r#"{"time":"now","target":"audit","message":"event=opened"}"#,
+            r#"{"time":"2027-01-15T08:00:00Z","target":"audit","event":"opened"}"#,
+            r#"{"time":"2027-01-15T08:00:00Z","target":"audit","message":"event=opened""#,
         ] {
             assert_eq!(Entry::parse_logged(line), None, "{line}");
         }

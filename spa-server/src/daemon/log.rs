@@ -1,10 +1,12 @@
 //! Where the daemon's log goes.
 
+mod entry;
 mod journal;
+mod json;
 mod sink;
 
 use anyhow::Context as _;
-use journal::JournalLayer;
+use entry::{Entries, Entry};
 use sink::{Journal, Sink, StandardError};
 use std::io::{IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
@@ -28,25 +30,51 @@ impl Log {
     }
 }
 
+/// How a line on standard error is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Text,
+    Json,
+}
+
 /// The log goes to standard error; under systemd to the journal, with priorities and the target
 /// as fields (`journalctl TARGET=audit` is the audit trail).
-/// `SPA_LOG` sets what is logged, as in `SPA_LOG=spa_server=debug`.
+/// `SPA_LOG` sets what is logged, as in `SPA_LOG=spa_server=debug`, and `SPA_LOG_FORMAT` how
+/// standard error has it.
 pub(super) fn start() -> anyhow::Result<Log> {
     let filter = filter(std::env::var("SPA_LOG").ok().as_deref())?;
+    let format = format(std::env::var("SPA_LOG_FORMAT").ok().as_deref())?;
     // The journal itself knows priorities, which a line on standard error has not.
     let journal = stderr_is_the_journal().then(Journal::find).and_then(Result::ok);
     let is_journal = journal.is_some();
-    let sink = Arc::new(journal.map_or_else(|| Sink::new(StandardError), Sink::new));
-    let journal = is_journal.then(|| JournalLayer(Arc::clone(&sink)));
-    let lines = Arc::clone(&sink);
-    let stderr = (!is_journal).then(|| {
+    let sink = journal.map_or_else(|| Sink::new(StandardError(format)), Sink::new);
+    let sink = Arc::new(sink);
+    let entries = |render: fn(&Entry<'_>) -> Vec<u8>| Entries { sink: Arc::clone(&sink), render };
+    let journal = is_journal.then(|| entries(journal::entry));
+    let json = (!is_journal && format == Format::Json).then(|| entries(json::line));
+    let text = (!is_journal && format == Format::Text).then(|| {
         let terminal = std::io::stderr().is_terminal();
+        let lines = Arc::clone(&sink);
         let writer = move || Line(Arc::clone(&lines));
         tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(terminal)
     });
-    let started = tracing_subscriber::registry().with(filter).with(journal).with(stderr).try_init();
-    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))?;
+    let layers = tracing_subscriber::registry().with(filter).with(journal).with(json).with(text);
+    layers.try_init().map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))?;
+    if is_journal && format == Format::Json {
+        tracing::warn!(
+            "SPA_LOG_FORMAT is for standard error, and the log goes to the journal, which has the same in fields: journalctl --output=json"
+        );
+    }
     Ok(Log(sink))
+}
+
+/// How it was asked for.
+fn format(asked: Option<&str>) -> anyhow::Result<Format> {
+    match asked.map_or("", str::trim) {
+        "" | "text" => Ok(Format::Text),
+        "json" => Ok(Format::Json),
+        other => anyhow::bail!("SPA_LOG_FORMAT is {other:?}; it is text or json"),
+    }
 }
 
 /// What one line is written to, in one piece.
@@ -92,6 +120,16 @@ fn stderr_is_the_journal() -> bool {
 mod tests {
     use super::*;
     use tracing::Level;
+
+    #[test]
+    fn text_is_usual_and_json_is_asked_for() {
+        for text in [None, Some(""), Some(" text ")] {
+            assert_eq!(format(text).unwrap(), Format::Text, "{text:?}");
+        }
+        assert_eq!(format(Some("json")).unwrap(), Format::Json);
+        let error = format(Some("xml")).unwrap_err().to_string();
+        assert!(error.contains("xml") && error.contains("SPA_LOG_FORMAT"), "{error}");
+    }
 
     #[test]
     fn what_is_asked_for_is_logged_and_the_audit_trail_in_any_case() {

@@ -72,7 +72,7 @@ impl Helper {
             return Self::meet(link, None);
         }
         let program = std::env::current_exe().context("cannot tell which program this is")?;
-        let kept = ["SPA_LOG", "JOURNAL_STREAM"];
+        let kept = ["SPA_LOG", "SPA_LOG_FORMAT", "JOURNAL_STREAM"];
         let kept = kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let mut command = Command::new(&program);
         command.arg("--config").arg(config).arg("gate-helper").env_clear().envs(kept);

@@ -1,70 +1,68 @@
-//! Lines of the log as entries of the journal. Pure, but for where they go.
+//! Entries of the log as the journal takes them. Pure.
 
-use super::sink::Sink;
-use std::fmt::{self, Write as _};
-use std::sync::Arc;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::layer::{Context, Layer};
+use super::entry::Entry;
+use tracing::Level;
 
 /// A message is cut beyond this: an entry has to fit into a datagram.
 const LONGEST: usize = 32 * 1024;
+/// The journal takes no longer name of a field.
+const LONGEST_NAME: usize = 64;
 
-/// Hands each event to the journal, with its priority, and its target as a field.
-pub(super) struct JournalLayer(pub(super) Arc<Sink>);
-
-impl<S: Subscriber> Layer<S> for JournalLayer {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut said = Said::default();
-        event.record(&mut said);
-        let Said { mut message, fields } = said;
-        message.push_str(&fields);
-        let metadata = event.metadata();
-        self.0.line(entry(*metadata.level(), metadata.target(), &message));
-    }
-}
-
-/// What an event says: its message, and behind it its fields, as on standard error.
-#[derive(Default)]
-struct Said {
-    message: String,
-    fields: String,
-}
-
-impl Visit for Said {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Writing to a string can't fail.
-        let _ = match field.name() {
-            "message" => write!(self.message, "{value:?}"),
-            name => write!(self.fields, " {name}={value:?}"),
-        };
-    }
-}
-
-/// An entry in the native protocol of the journal (systemd.io, "Native Journal Protocol").
-pub(super) fn entry(level: Level, target: &str, message: &str) -> Vec<u8> {
+/// An entry in the native protocol of the journal (systemd.io, "Native Journal Protocol"). What the audit
+/// trail says in pairs are fields that begin with `SPA_`.
+pub(super) fn entry(entry: &Entry<'_>) -> Vec<u8> {
     // As syslog(3) has them; what is usual is a notice.
-    let priority = match level {
+    let priority = match entry.level {
         Level::ERROR => 3,
         Level::WARN => 4,
         Level::INFO => 5,
         Level::DEBUG => 6,
         Level::TRACE => 7,
     };
+    let (target, message) = (entry.target, entry.message);
     let message = message.get(..message.floor_char_boundary(LONGEST)).unwrap_or(message);
-    let mut entry =
-        format!("PRIORITY={priority}\nSYSLOG_IDENTIFIER=spa-server\nTARGET={target}\nMESSAGE\n")
-            .into_bytes();
-    // With its length, so that no line break in it begins another field.
-    entry.extend_from_slice(&u64::try_from(message.len()).unwrap_or(u64::MAX).to_le_bytes());
-    entry.extend_from_slice(message.as_bytes());
-    entry.push(b'\n');
-    entry
+    let mut lines = format!("PRIORITY={priority}\nSYSLOG_IDENTIFIER=spa-server\nTARGET={target}\n")
+        .into_bytes();
+    field(&mut lines, "MESSAGE", message);
+    for (key, value) in entry.pairs() {
+        let name = format!("SPA_{}", key.to_ascii_uppercase().replace('-', "_"));
+        // Of a longer one the message has what there is room for.
+        if value.len() <= LONGEST && name.len() <= LONGEST_NAME {
+            field(&mut lines, &name, &value);
+        }
+    }
+    lines
+}
+
+/// With its length, so that no line break in it begins another field.
+fn field(lines: &mut Vec<u8>, name: &str, value: &str) {
+    lines.extend_from_slice(name.as_bytes());
+    lines.push(b'\n');
+    lines.extend_from_slice(&u64::try_from(value.len()).unwrap_or(u64::MAX).to_le_bytes());
+    lines.extend_from_slice(value.as_bytes());
+    lines.push(b'\n');
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn entry(level: Level, target: &str, message: &str) -> Vec<u8> {
+        super::entry(&Entry { at: jiff::Timestamp::UNIX_EPOCH, level, target, message })
+    }
+
+    #[test]
+    fn the_audit_trail_has_its_pairs_as_fields() {
+        let shown = |target: &str, message: &str| {
+            let text = String::from_utf8(entry(Level::INFO, target, message)).unwrap();
+            text.split_once(message).unwrap().1.replace('\0', ".")
+        };
+        assert_eq!(
+            shown("audit", "event=rotated server-key=previous reason=\"a\\nSPA_CLIENT=b\""),
+            "\nSPA_EVENT\n\u{7}.......rotated\nSPA_SERVER_KEY\n\u{8}.......previous\nSPA_REASON\n\u{e}.......a\nSPA_CLIENT=b\n"
+        );
+        assert_eq!(shown("spa_server", "event=opened client=mallory"), "\n");
+    }
 
     #[test]
     fn no_message_begins_a_field_of_its_own() {

@@ -1,6 +1,8 @@
 //! Where lines of the log go, without ever waiting for who reads them: a pipe that nobody empties, or
 //! a journal that hangs, must keep nobody out. It knows nothing of what the lines say.
 
+use super::Format;
+use super::entry::Entry;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::AsFd as _;
@@ -115,12 +117,15 @@ impl Waiting {
 }
 
 /// What there is to say of lines that are lost.
-pub(super) fn loss(lines: u64) -> String {
-    format!("lines of the log that are lost, because they could not be written: {lines}")
+fn with_loss<R>(lines: u64, render: impl FnOnce(&Entry<'_>) -> R) -> R {
+    let message =
+        &format!("lines of the log that are lost, because they could not be written: {lines}");
+    let (at, level) = (jiff::Timestamp::now(), tracing::Level::WARN);
+    render(&Entry { at, level, target: "spa_server::daemon::log", message })
 }
 
 /// The standard error of this process.
-pub(super) struct StandardError;
+pub(super) struct StandardError(pub(super) Format);
 
 impl Outlet for StandardError {
     fn put(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -133,8 +138,13 @@ impl Outlet for StandardError {
     }
 
     fn loss(&self, lines: u64) -> Vec<u8> {
-        let now = jiff::Timestamp::now();
-        format!("{now:.6}  WARN spa_server::daemon::log: {}\n", loss(lines)).into_bytes()
+        with_loss(lines, |entry| match self.0 {
+            Format::Json => super::json::line(entry),
+            Format::Text => {
+                let Entry { at, level, target, message } = entry;
+                format!("{at:.6}  {level} {target}: {message}\n").into_bytes()
+            }
+        })
     }
 }
 
@@ -160,7 +170,7 @@ impl Outlet for Journal {
     }
 
     fn loss(&self, lines: u64) -> Vec<u8> {
-        super::journal::entry(tracing::Level::WARN, "spa_server::daemon::log", &loss(lines))
+        with_loss(lines, super::journal::entry)
     }
 }
 
