@@ -4,6 +4,7 @@
 //! where the log goes, under the target `audit`. What an attacker sends without a key never
 //! writes a line; what a client's key refuses writes one a minute at most, for each reason.
 
+pub(crate) mod journal;
 pub mod trail;
 
 use crate::clock::BootMicros;

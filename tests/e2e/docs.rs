@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use spa_client::Config;
+use spa_server::audit::trail::EVENTS;
 use spa_server::config::{ClientSettings, Settings};
 use spa_server::counters::Counters;
 use spa_tests::{finish, our_binary, program};
@@ -180,6 +181,13 @@ fn every_setting_is_in_the_manual() -> Result<()> {
 fn every_drop_reason_is_in_the_manual_and_no_other() -> Result<()> {
     let counted: BTreeSet<String> = Counters::default().dropped().into_keys().collect();
     assert_eq!(first_column(section(MANUAL, "Drop reasons")?), counted);
+    Ok(())
+}
+
+#[test]
+fn every_event_is_in_the_manual_and_no_other() -> Result<()> {
+    let events: BTreeSet<String> = EVENTS.map(Into::into).into();
+    assert_eq!(first_column(section(MANUAL, "Log and audit trail")?), events);
     Ok(())
 }
 

@@ -73,11 +73,29 @@ impl fmt::Display for Entry {
     }
 }
 
+/// All that can happen.
+pub const EVENTS: [&str; 14] = [
+    "opened",
+    "closed",
+    "revoked",
+    "failed",
+    "used",
+    "gate-restored",
+    "gate-contested",
+    "enrolled",
+    "rotation-announced",
+    "rotated",
+    "source-refused",
+    "source-lifted",
+    "key-withdrawn",
+    "refused",
+];
+
 /// Which lines are wanted: those that have all of this.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// What happened.
-    pub event: Option<String>,
+    /// What happened, one of these; if there are none, anything.
+    pub events: Vec<String>,
     /// The client's name.
     pub client: Option<String>,
     /// From where.
@@ -103,7 +121,8 @@ impl Wanted {
         let asks_for = |service: &String| {
             entry.get("services").is_some_and(|all| all.split(',').any(|one| one == service))
         };
-        has("event", &self.event)
+        let is_one = |event: &String| entry.get("event") == Some(event);
+        (self.events.is_empty() || self.events.iter().any(is_one))
             && has("client", &self.client)
             && self.source.is_none_or(comes_from)
             && self.service.as_ref().is_none_or(asks_for)
@@ -151,6 +170,7 @@ fn unquoted(text: &str) -> Option<(String, &str)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     const AT: UnixMicros = UnixMicros::from_secs(1_800_000_000);
 
@@ -169,7 +189,13 @@ mod tests {
         let picks = |wanted: Wanted| [wanted.is(&opened), wanted.is(&failed)];
         let text = |text: &str| Some(text.to_owned());
         assert_eq!(picks(Wanted::default()), [true, true]);
-        assert_eq!(picks(Wanted { event: text("failed"), ..Wanted::default() }), [false, true]);
+        let events = |names: &[&str]| {
+            let events = names.iter().map(ToString::to_string).collect();
+            picks(Wanted { events, ..Wanted::default() })
+        };
+        assert_eq!(events(&["failed"]), [false, true]);
+        assert_eq!(events(&["opened", "failed"]), [true, true]);
+        assert_eq!(events(&["closed"]), [false, false]);
         assert_eq!(picks(Wanted { client: text("a b"), ..Wanted::default() }), [false, true]);
         assert_eq!(picks(Wanted { client: text("lap"), ..Wanted::default() }), [false, false]);
         assert_eq!(picks(Wanted { service: text("tcp/443"), ..Wanted::default() }), [true, false]);
@@ -182,6 +208,21 @@ mod tests {
             picks(Wanted { since: Some(AT), until: later, ..Wanted::default() }),
             [true, true]
         );
+    }
+
+    #[test]
+    fn all_that_is_written_is_in_the_list() {
+        let sources = [include_str!("../audit.rs"), include_str!("../daemon/announce.rs")];
+        let written = sources.map(|source| source.split("#[cfg(test)]").next().unwrap()).concat();
+        // Either in the line itself, or in what an arm of `match` gives for it.
+        let arms =
+            written.lines().filter_map(|line| line.split_once("Event::")?.1.split_once("=> "));
+        let arms = arms.filter_map(|(_, name)| name.trim_start_matches('(').strip_prefix('"'));
+        let whole = written.match_indices("event=").map(|(at, word)| &written[at + word.len()..]);
+        let is_of_name = |c: char| c.is_ascii_lowercase() || c == '-';
+        let names = arms.chain(whole).filter_map(|rest| rest.split(|c| !is_of_name(c)).next());
+        let names: BTreeSet<_> = names.filter(|name| !name.is_empty()).collect();
+        assert_eq!(names, EVENTS.into());
     }
 
     #[test]

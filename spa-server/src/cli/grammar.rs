@@ -1,5 +1,6 @@
 //! What may stand on the command line, and the help to it.
 
+use crate::audit::trail::{EVENTS, Wanted};
 use crate::config::{ClientName, DEFAULT_PATH};
 use crate::source::Source;
 use clap::{ArgGroup, Args, Parser, Subcommand};
@@ -121,18 +122,8 @@ Examples:
 
 TIME is how long ago (90s, 12h, 7d), a date, or date, time and offset.")]
 pub(crate) struct LogArgs {
-    /// Of this client only.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) client: Option<ClientName>,
-    /// From this address only.
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) source: Option<IpAddr>,
-    /// Only what asked for this service, or protocol/port.
-    #[arg(long, value_name = "SERVICE")]
-    pub(crate) service: Option<Item>,
-    /// Only this event: opened, closed, revoked, used, failed, refused, ...
-    #[arg(long, value_name = "EVENT")]
-    pub(crate) event: Option<String>,
+    #[command(flatten)]
+    pub(crate) which: WhichArgs,
     /// Not before.
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<String>,
@@ -145,6 +136,45 @@ pub(crate) struct LogArgs {
     /// Write JSON, one line for each.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Which lines of the audit trail.
+#[derive(Debug, Args)]
+pub(crate) struct WhichArgs {
+    /// Of this client only.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client: Option<ClientName>,
+    /// From this address only.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) source: Option<IpAddr>,
+    /// Only what asked for this service, or protocol/port.
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) service: Option<Item>,
+    /// Only these events: opened, failed, refused, ...
+    #[arg(long = "event", value_name = "EVENT", value_delimiter = ',', value_parser = event)]
+    pub(crate) events: Vec<String>,
+}
+
+impl WhichArgs {
+    /// The same for what reads the trail.
+    pub(crate) fn wanted(&self) -> Wanted {
+        Wanted {
+            events: self.events.clone(),
+            client: self.client.as_ref().map(ToString::to_string),
+            source: self.source,
+            service: self.service.as_ref().map(ToString::to_string),
+            since: None,
+            until: None,
+        }
+    }
+}
+
+/// A word that never comes would be waited for in silence.
+fn event(name: &str) -> Result<String, String> {
+    if EVENTS.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("there is no such event; there are {}", EVENTS.join(", ")))
 }
 
 #[derive(Debug, Args)]

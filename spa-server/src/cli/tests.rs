@@ -132,6 +132,7 @@ fn words_that_do_not_go_together_are_refused() {
         "refuse --list --for 1m",
         "refuse --lift 192.0.2.7 --no-cut",
         "status now",
+        "log --event open",
     ] {
         let words = ["spa-server"].into_iter().chain(words.split_ascii_whitespace());
         let error = Cli::try_parse_from(words.clone()).expect_err(&format!("{words:?}"));
@@ -144,6 +145,7 @@ fn words_that_do_not_go_together_are_refused() {
         "refuse 192.0.2.0/24 --for 1h --no-cut --json",
         "refuse --list --json",
         "refuse --lift ::1",
+        "log --event opened --event refused,failed --json",
         "status --json --config /tmp/server.toml",
     ] {
         let words = ["spa-server"].into_iter().chain(words.split_ascii_whitespace());

@@ -2,33 +2,22 @@
 
 use super::output::print;
 use super::{CommandError, Done};
+use crate::audit::journal::{JOURNALCTL, Recorded, journalctl};
 use crate::audit::trail::{Entry, Wanted};
 use crate::cli::LogArgs;
 use crate::clock::Now;
 use crate::config::{parse_duration, parse_timestamp};
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use spa_proto::UnixMicros;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
-const JOURNALCTL: &str = "/usr/bin/journalctl";
-/// Anybody may write to the journal, but not as this unit; what the daemon starts may.
-const TRAIL: [&str; 2] = ["TARGET=audit", "_SYSTEMD_UNIT=spa-server.service"];
 
 pub(crate) fn run(args: &LogArgs) -> Done {
     let now = Now::realtime();
     let instant = |text: &Option<String>| text.as_deref().map(|text| when(text, now)).transpose();
-    let wanted = Wanted {
-        event: args.event.clone(),
-        client: args.client.as_ref().map(ToString::to_string),
-        source: args.source,
-        service: args.service.as_ref().map(ToString::to_string),
-        since: instant(&args.since)?,
-        until: instant(&args.until)?,
-    };
+    let (since, until) = (instant(&args.since)?, instant(&args.until)?);
+    let wanted = Wanted { since, until, ..args.which.wanted() };
     let mut found = 0_u64;
     let show = |entry: &Entry| {
         if wanted.is(entry) {
@@ -85,18 +74,8 @@ fn from_file(path: &Path, mut show: impl FnMut(&Entry) -> Done) -> Done {
     Ok(())
 }
 
-/// What the journal has of a line; there is more.
-#[derive(Deserialize)]
-struct Recorded {
-    #[serde(rename = "MESSAGE")]
-    message: Value,
-    #[serde(rename = "__REALTIME_TIMESTAMP")]
-    at: String,
-}
-
 fn from_journal(wanted: &Wanted, mut show: impl FnMut(&Entry) -> Done) -> Done {
-    let mut command = Command::new(JOURNALCTL);
-    command.args(["--no-pager", "--output=json", "--all", "--output-fields=MESSAGE"]).args(TRAIL);
+    let mut command = journalctl();
     // It takes whole seconds; the rest is picked here.
     if let Some(since) = wanted.since {
         command.arg(format!("--since=@{}", since.as_secs()));
@@ -104,7 +83,6 @@ fn from_journal(wanted: &Wanted, mut show: impl FnMut(&Entry) -> Done) -> Done {
     if let Some(until) = wanted.until {
         command.arg(format!("--until=@{}", until.as_secs().saturating_add(1)));
     }
-    command.env_clear().env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped());
     let no_journal = |error: io::Error| {
         CommandError::Failed(format!(
             "{JOURNALCTL} can't be run ({error}); where the log goes to a file, name it: spa-server log --file FILE"
@@ -115,7 +93,7 @@ fn from_journal(wanted: &Wanted, mut show: impl FnMut(&Entry) -> Done) -> Done {
     for line in output.flat_map(|output| output.split(b'\n')) {
         let failed = |source| CommandError::Read { path: PathBuf::from(JOURNALCTL), source };
         let line = line.map_err(failed)?;
-        if let Some(entry) = serde_json::from_slice(&line).ok().as_ref().and_then(recorded)
+        if let Some(entry) = Recorded::parse(&line).as_ref().and_then(Recorded::entry)
             && let Err(error) = show(&entry)
         {
             // Nobody reads on. It may have ended by itself.
@@ -132,20 +110,6 @@ fn from_journal(wanted: &Wanted, mut show: impl FnMut(&Entry) -> Done) -> Done {
     }
 }
 
-/// Text, or its bytes where it is not printable.
-fn recorded(Recorded { message, at }: &Recorded) -> Option<Entry> {
-    let text = match message {
-        Value::String(text) => text.clone(),
-        Value::Array(bytes) => {
-            let bytes: Option<Vec<u8>> =
-                bytes.iter().map(|byte| u8::try_from(byte.as_u64()?).ok()).collect();
-            String::from_utf8_lossy(&bytes?).into_owned()
-        }
-        _ => return None,
-    };
-    Entry::parse(UnixMicros(at.parse().ok()?), &text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,16 +124,8 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_has_text_or_bytes() {
-        let of = |message: &str| {
-            let line = format!("{{\"MESSAGE\":{message},\"__REALTIME_TIMESTAMP\":\"5\",\"A\":1}}");
-            recorded(&serde_json::from_str(&line).unwrap())
-        };
+    fn a_line_for_programs() {
         let entry = Entry::parse(UnixMicros(5), "event=closed client=a").unwrap();
-        assert_eq!(of("\"event=closed client=a\""), Some(entry.clone()));
-        let bytes: Vec<String> = b"event=closed client=a".iter().map(ToString::to_string).collect();
-        assert_eq!(of(&format!("[{}]", bytes.join(","))), Some(entry.clone()));
-        assert_eq!(of("null"), None);
         assert_eq!(json(&entry), "{\"client\":\"a\",\"event\":\"closed\",\"time\":5}\n");
     }
 }
