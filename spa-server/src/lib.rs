@@ -36,6 +36,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod origin;
 pub mod pipeline;
+mod plain;
 pub mod policy;
 pub mod prefilter;
 mod priority;

@@ -25,6 +25,7 @@ pub struct Run<'a> {
     path: &'a Path,
     args: Vec<&'a str>,
     stdin: &'a [u8],
+    variables: Vec<(&'a str, &'a str)>,
     time_limit: Duration,
 }
 
@@ -113,12 +114,19 @@ impl<'a> Run<'a> {
 
     /// Prepares a run of the tool at this absolute path.
     pub fn new(path: &'a Path, args: &[&'a str]) -> Self {
-        Self { path, args: args.to_vec(), stdin: &[], time_limit: Self::TIME_LIMIT }
+        let (args, time_limit) = (args.to_vec(), Self::TIME_LIMIT);
+        Self { path, args, stdin: &[], variables: Vec::new(), time_limit }
     }
 
     /// Gives the tool this input; without it, it reads nothing.
     pub fn stdin(mut self, input: &'a str) -> Self {
         self.stdin = input.as_bytes();
+        self
+    }
+
+    /// Adds variables to its environment, in which there are no others but `LC_ALL`.
+    pub fn variables(mut self, variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        self.variables.extend(variables);
         self
     }
 
@@ -157,6 +165,7 @@ impl<'a> Run<'a> {
             .args(&self.args)
             .env_clear()
             .env("LC_ALL", "C")
+            .envs(self.variables.iter().copied())
             .current_dir("/")
             .stdin(if self.stdin.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())

@@ -5,7 +5,6 @@
 //! is as it was.
 
 mod frame;
-mod plain;
 mod state;
 
 use super::{CommandError, Done};

@@ -1,9 +1,9 @@
 //! One frame of `spa-server top`, drawn from what is known. Pure: it draws into a buffer.
 
-use super::plain::plain;
 use super::state::{MOST_LISTED, Row, State};
 use crate::commands::daemon::{count, guarding, micros_in_words, seconds};
 use crate::control::Status;
+use crate::plain::plain;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize as _};

@@ -2,9 +2,9 @@
 //!
 //! Pure: neither terminal nor socket. Whatever comes from outside becomes plain text here.
 
-use super::plain::plain;
 use crate::control::{GrantView, Status};
 use crate::frame::FrameError;
+use crate::plain::plain;
 use spa_proto::DropReason;
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,9 +1,9 @@
-//! Text that can do nothing to a terminal.
+//! Text that can do nothing to a terminal, nor to a line that it stands in.
 
 /// The text with a sign in the place of each character that a terminal would obey, or that would
 /// have the rest read otherwise than it is written: control characters, and those that turn the
 /// direction of writing or take no place.
-pub(super) fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if is_harmful(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
