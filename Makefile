@@ -24,6 +24,9 @@ BINDIR := $(PREFIX)/bin
 UNITDIR := $(PREFIX)/lib/systemd/system
 SYSUSERSDIR := $(PREFIX)/lib/sysusers.d
 UNITS := $(notdir $(wildcard packaging/*.service packaging/*.socket))
+# What the units run of ours beside the programs.
+LIBEXECDIR := $(PREFIX)/libexec/spa
+NOTIFIERS := $(notdir $(wildcard packaging/notify/*))
 DOCDIR := $(PREFIX)/share/doc/spa
 MANDIR := $(PREFIX)/share/man
 BASHDIR := $(PREFIX)/share/bash-completion/completions
@@ -258,7 +261,10 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	install -D -m 755 $(TARGET)/release/spa-client $(DESTDIR)$(BINDIR)/spa-client
 	install -d -m 755 $(DESTDIR)$(UNITDIR)
 	install -m 644 $(addprefix packaging/,$(UNITS)) $(DESTDIR)$(UNITDIR)
-	sed -i 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	sed -i -e 's|/usr/sbin/spa-server|$(SBINDIR)/spa-server|' -e 's|/usr/libexec/spa|$(LIBEXECDIR)|' $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	@for notifier in $(NOTIFIERS); do \
+		install -D -m 755 packaging/notify/$$notifier $(DESTDIR)$(LIBEXECDIR)/notify-$$notifier || exit 1; \
+	done
 	install -D -m 644 packaging/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/spa-server.conf
 	install -D -m 644 packaging/prometheus/alerts.yml $(DESTDIR)$(DOCDIR)/examples/prometheus/alerts.yml
 	install -D -m 644 packaging/prometheus/grafana.json $(DESTDIR)$(DOCDIR)/examples/prometheus/grafana.json
@@ -288,12 +294,13 @@ uninstall: ## Remove what `make install` has installed. Configuration and state 
 	fi
 	rm -f $(DESTDIR)$(SBINDIR)/spa-server $(DESTDIR)$(BINDIR)/spa-client
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(SYSUSERSDIR)/spa-server.conf
+	rm -f $(addprefix $(DESTDIR)$(LIBEXECDIR)/notify-,$(NOTIFIERS))
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/examples/,server.toml client.toml config.toml prometheus/alerts.yml prometheus/grafana.json fail2ban/action.d/spa.conf fail2ban/jail.d/spa.conf)
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,$(PAGES))
 	rm -f $(DESTDIR)$(BASHDIR)/spa-client $(DESTDIR)$(ZSHDIR)/_spa-client $(DESTDIR)$(FISHDIR)/spa-client.fish
 	rm -f $(DESTDIR)$(MANDIR)/man1/spa-client.1 $(DESTDIR)$(MANDIR)/man1/spa-client-*.1
 	rm -f $(DESTDIR)$(MANDIR)/man8/spa-server.8 $(DESTDIR)$(MANDIR)/man8/spa-server-*.8
-	@for directory in $(addprefix $(DESTDIR)$(DOCDIR)/examples/,prometheus fail2ban/action.d fail2ban/jail.d fail2ban) $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR); do \
+	@for directory in $(addprefix $(DESTDIR)$(DOCDIR)/examples/,prometheus fail2ban/action.d fail2ban/jail.d fail2ban) $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR) $(DESTDIR)$(LIBEXECDIR); do \
 		[ ! -d $$directory ] || rmdir --ignore-fail-on-non-empty $$directory; \
 	done
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi

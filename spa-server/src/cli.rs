@@ -3,8 +3,8 @@
 mod grammar;
 
 pub(crate) use grammar::{
-    AddArgs, GateInstallArgs, InitArgs, InviteArgs, LogArgs, ManArgs, Output, RefuseArgs,
-    ResetArgs, RevokeArgs, RotateKeyArgs, RuleArgs,
+    AddArgs, GateInstallArgs, InitArgs, InviteArgs, LogArgs, ManArgs, NotifyArgs, Output,
+    RefuseArgs, ResetArgs, RevokeArgs, RotateKeyArgs, RuleArgs,
 };
 
 use crate::commands::{self, CommandError};
@@ -54,6 +54,7 @@ fn run(cli: Cli) -> u8 {
         Command::Status(output) => commands::daemon::status(&config, output),
         Command::Top => commands::top::run(&config),
         Command::Log(args) => commands::log::run(&args),
+        Command::Notify(args) => commands::notify::run(&args),
         Command::Metrics(args) => commands::metrics::run(&config, args.http),
         Command::Grants(GrantsCommand::List(output)) => {
             commands::daemon::grants_list(&config, output)

@@ -34,6 +34,7 @@ pub mod latency;
 pub mod limits;
 pub mod metrics;
 pub mod netlink;
+mod notify;
 pub mod origin;
 pub mod pipeline;
 mod plain;

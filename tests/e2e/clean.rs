@@ -179,7 +179,9 @@ fn an_installation_starts_nothing_and_a_knock_opens_once_it_is_set_up() -> Resul
     let machine = &clean.machine;
     clean.install("1")?.ok()?;
     ensure!(!clean.is_active()?, "it was started");
-    for unit in ["spa-server.service", "spa-gate.service", "spa-metrics.socket"] {
+    for unit in
+        ["spa-server.service", "spa-gate.service", "spa-metrics.socket", "spa-notify.service"]
+    {
         let enabled = machine.run(&format!("systemctl is-enabled {unit}"))?;
         ensure!(enabled.stdout == "disabled\n", "{enabled}");
     }

@@ -509,6 +509,17 @@ fn what_is_installed_fits_together_and_is_removed_again() -> Result<()> {
         let functions = if prefix == "/usr" { "vendor-completions" } else { "site-functions" };
         let zsh = installed(&format!("{prefix}/share/zsh/{functions}/_spa-client"));
         ensure!(zsh.is_file(), "{}", zsh.display());
+        // What a unit runs beside the program is there too.
+        let unit = installed(&format!("{prefix}/lib/systemd/system/spa-notify.service"));
+        let unit = fs::read_to_string(unit)?;
+        let command = unit.split_whitespace().find(|word| word.ends_with("/notify-mail"));
+        let command = installed(command.context("the unit runs it")?);
+        ensure!(
+            command.is_file() && command.starts_with(installed(prefix)),
+            "{}",
+            command.display()
+        );
+        ensure!(installed(&format!("{prefix}/libexec/spa/notify-webhook")).is_file());
         let action = format!("{prefix}/share/doc/spa/examples/fail2ban/action.d/spa.conf");
         let action = fs::read_to_string(installed(&action))?;
         ensure!(action.contains(&format!("\nspa-server = {prefix}/sbin/spa-server\n")), "{action}");

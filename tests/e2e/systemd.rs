@@ -419,6 +419,87 @@ fn metrics_are_read_by_http_once_the_socket_is_enabled() -> Result<()> {
 }
 
 #[test]
+fn the_unit_of_notifications_tells_what_the_journal_has_and_remembers_it() -> Result<()> {
+    const NOTIFY: &str = "spa-notify.service";
+    let installation = Installation::started()?;
+    let machine = &installation.machine;
+    let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
+    // What Debian does at boot: the group may read it.
+    machine.sh("systemd-tmpfiles --create --prefix=/run/log/journal")?;
+    let command = "/usr/local/bin/tell";
+    machine.write(
+        command,
+        "#!/bin/sh\nid -u >/var/lib/spa-notify/user\ncat >>/var/lib/spa-notify/told\n",
+    )?;
+    fs::set_permissions(machine.path_of(command), Permissions::from_mode(0o755))?;
+    machine.drop_in(
+        NOTIFY,
+        &format!("[Service]\nExecStart=\nExecStart=/usr/sbin/spa-server notify --event opened,revoked -- {command}\n"),
+    )?;
+    let told = || {
+        let told = machine.read("/var/lib/private/spa-notify/told").unwrap_or_default();
+        let told =
+            told.lines().map(serde_json::from_str).collect::<Result<Vec<serde_json::Value>, _>>();
+        told.context("not JSON")
+    };
+    let await_told = |count: usize| {
+        eventually("it is to be told", || Ok(Some(told()?).filter(|told| told.len() >= count)))
+            .with_context(|| machine.journal(NOTIFY).unwrap_or_default())
+    };
+    let enabled = machine.run("systemctl is-enabled spa-notify")?;
+    ensure!(enabled.stdout == "disabled\n", "it is off by default: {enabled}");
+    // Before it began.
+    installation.open("10m")?;
+    eventually("the journal has it", || {
+        Ok((machine.sh("spa-server log --client laptop")?.lines().count() == 2).then_some(()))
+    })?;
+    // It begins with the second in which it is started.
+    let before = Instant::now();
+    eventually("another second is to begin", || {
+        Ok((before.elapsed() > Duration::from_secs(1)).then_some(()))
+    })?;
+    machine.sh("systemctl enable --now spa-notify")?;
+    machine.await_journal(NOTIFY, "follows the audit trail")?;
+    // Somebody else's words are none of ours.
+    let forged = "MESSAGE=event=opened client=mallory\nTARGET=audit\n";
+    finish_reading(forged, machine.command("logger")?.arg("--journald"))?.ok()?;
+    installation.open("20m")?;
+    let events = await_told(2)?;
+    let sources: Vec<_> = events.iter().filter_map(|event| event["source"].as_str()).collect();
+    for family in Family::BOTH {
+        let source = installation.lab.owner().address(family).to_string();
+        ensure!(sources.contains(&source.as_str()), "{events:?}");
+    }
+    // The journal has them in fields, too.
+    let fields = machine.sh("journalctl --output=cat SPA_CLIENT=laptop SPA_EVENT=opened")?;
+    ensure!(fields.lines().count() == 4, "{fields}");
+
+    machine.await_journal(NOTIFY, "told: ")?;
+    machine.sh("systemctl stop spa-notify")?;
+    ensure!(machine.property(NOTIFY, "Result")? == "success", "{}", machine.journal(NOTIFY)?);
+    machine.sh("spa-server grants revoke --all")?;
+    machine.sh("systemctl start spa-notify")?;
+    let events = await_told(4)?;
+    let names: Vec<_> = events.iter().filter_map(|event| event["event"].as_str()).collect();
+    ensure!(names == ["opened", "opened", "revoked", "revoked"], "{events:?}");
+    ensure!(events.iter().all(|event| event["client"] == "laptop"), "{events:?}");
+
+    // It has no rights, and neither has what it runs.
+    let user = machine.read("/var/lib/private/spa-notify/user")?;
+    ensure!(user.trim() != "0", "it runs as user {user}");
+    let status = machine.read(&format!("/proc/{}/status", machine.property(NOTIFY, "MainPID")?))?;
+    for line in ["CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
+        ensure!(status.lines().any(|known| known == line), "{line}: {status}");
+    }
+    ensure!(!status.contains("\nUid:\t0"), "{status}");
+    let score = machine.run("systemd-analyze security --threshold=15 spa-notify.service")?;
+    ensure!(score.success(), "{score}");
+    let verified = machine.run("systemd-analyze verify spa-notify.service")?;
+    ensure!(verified.success() && verified.said().is_empty(), "{verified}");
+    Ok(())
+}
+
+#[test]
 fn each_process_can_write_its_own_directories_only() -> Result<()> {
     let installation = Installation::started()?;
     let (machine, worker) = (&installation.machine, installation.pid()?);

@@ -3,7 +3,7 @@
 use crate::audit::trail::{EVENTS, Wanted};
 use crate::config::{ClientName, DEFAULT_PATH};
 use crate::source::Source;
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, value_parser};
 use spa_proto::Item;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,10 +16,8 @@ use std::path::PathBuf;
     arg_required_else_help = true,
     disable_help_subcommand = true,
     after_help = "\
-Example, on a fresh server:
-  spa-server init && spa-server invite laptop --allow ssh
-  spa-server check && systemctl start spa-server # enable once the laptop got in
-
+Example, on a fresh server (then `systemctl start spa-server`):
+  spa-server init && spa-server invite laptop --allow ssh && spa-server check
 Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."
 )]
 pub(super) struct Cli {
@@ -68,6 +66,8 @@ PgUp, PgDn, Home and End scroll what is open, p has the picture stand still.")]
     Top,
     /// Show the audit trail: who opened what, and what was refused.
     Log(LogArgs),
+    /// Run a command for what happens: to send a mail, say.
+    Notify(NotifyArgs),
     /// Print what `status` shows for Prometheus.
     Metrics(MetricsArgs),
     /// Show or revoke what is open.
@@ -79,7 +79,7 @@ PgUp, PgDn, Home and End scroll what is open, p has the picture stand still.")]
     /// Have the running daemon read its configuration anew.
     #[command(after_help = "Example:\n  spa-server reload")]
     Reload(Output),
-    /// Let the daemon's users read what root has written of the configuration.
+    /// Let the daemon's users read what root has written.
     #[command(after_help = "\
 Example:
   spa-server hand-over
@@ -175,6 +175,38 @@ fn event(name: &str) -> Result<String, String> {
         return Ok(name.to_owned());
     }
     Err(format!("there is no such event; there are {}", EVENTS.join(", ")))
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  spa-server notify -- /usr/libexec/spa/notify-mail root smtp://localhost
+  spa-server notify --event opened,refused -- /usr/local/bin/tell-me
+
+Follows the audit trail. The command has the event as JSON on standard input, and
+in SPA_EVENT, SPA_CLIENT, SPA_TEXT and so on. Without --event it is failed, refused,
+gate-restored, gate-contested and what becomes of clients' keys.")]
+pub(crate) struct NotifyArgs {
+    #[command(flatten)]
+    pub(crate) which: WhichArgs,
+    /// Follow this file, or `-`, not the journal.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// How often a minute it is run at most.
+    #[arg(long, value_name = "N", default_value = "10", value_parser = value_parser!(u16).range(1..=600))]
+    pub(crate) per_minute: u16,
+    /// How long it may take.
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub(crate) time_limit: String,
+    /// How often it is tried, if it fails.
+    #[arg(long, value_name = "N", default_value = "6", value_parser = value_parser!(u32).range(1..=100))]
+    pub(crate) tries: u32,
+    /// Remember here what was told [default: $STATE_DIRECTORY].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// What to run: an absolute path, and arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]

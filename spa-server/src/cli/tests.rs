@@ -30,7 +30,7 @@ fn the_command_line_holds_together() {
 #[test]
 fn every_help_fits_a_screen_and_shows_an_example() {
     let helps = helps(&built(), "spa-server");
-    assert_eq!(helps.len(), 32, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
+    assert_eq!(helps.len(), 33, "{:?}", helps.iter().map(|(name, _)| name).collect::<Vec<_>>());
     for (names, help) in helps {
         assert!(help.contains("Example"), "{names}: no example\n{help}");
         assert!(help.lines().count() <= 30, "{names}: too long\n{help}");
@@ -57,11 +57,12 @@ fn help_of_the_program() {
       status      Show how the running daemon is
       top         Watch the running daemon: what is open, knocks, noise
       log         Show the audit trail: who opened what, and what was refused
+      notify      Run a command for what happens: to send a mail, say
       metrics     Print what `status` shows for Prometheus
       grants      Show or revoke what is open
       refuse      Open nothing for an address for a time, and throw out who is in
       reload      Have the running daemon read its configuration anew
-      hand-over   Let the daemon's users read what root has written of the configuration
+      hand-over   Let the daemon's users read what root has written
       gate        Install, show or remove the firewall rules without the daemon
 
     Options:
@@ -69,10 +70,8 @@ fn help_of_the_program() {
       -h, --help           Print help
       -V, --version        Print version
 
-    Example, on a fresh server:
-      spa-server init && spa-server invite laptop --allow ssh
-      spa-server check && systemctl start spa-server # enable once the laptop got in
-
+    Example, on a fresh server (then `systemctl start spa-server`):
+      spa-server init && spa-server invite laptop --allow ssh && spa-server check
     Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.
     ");
 }
@@ -133,6 +132,10 @@ fn words_that_do_not_go_together_are_refused() {
         "refuse --lift 192.0.2.7 --no-cut",
         "status now",
         "log --event open",
+        "notify",
+        "notify /bin/true",
+        "notify --event open -- /bin/true",
+        "notify --per-minute 0 -- /bin/true",
     ] {
         let words = ["spa-server"].into_iter().chain(words.split_ascii_whitespace());
         let error = Cli::try_parse_from(words.clone()).expect_err(&format!("{words:?}"));
@@ -146,6 +149,7 @@ fn words_that_do_not_go_together_are_refused() {
         "refuse --list --json",
         "refuse --lift ::1",
         "log --event opened --event refused,failed --json",
+        "notify --event opened --client laptop --file - -- /bin/true --flag -- x",
         "status --json --config /tmp/server.toml",
     ] {
         let words = ["spa-server"].into_iter().chain(words.split_ascii_whitespace());

@@ -16,6 +16,7 @@ pub(crate) mod invite;
 pub(crate) mod log;
 pub(crate) mod man;
 pub(crate) mod metrics;
+pub(crate) mod notify;
 mod order;
 mod output;
 pub(crate) mod refuse;
