@@ -190,6 +190,26 @@ fn a_daemon_that_fails_to_start_leaves_the_ports_hidden_but_for_those_always_adm
     reboot.ensure_sees(lab.owner(), PortState::Open)
 }
 
+/// The user that puts the gate up at boot is not to speak to the daemon: where he finds no way to its socket
+/// that is no sign of a daemon.
+#[test]
+fn a_control_socket_that_the_gate_s_user_does_not_get_at_keeps_no_gate_away() -> Result<()> {
+    let reboot = Reboot::of(
+        |machine| {
+            let config = machine.read(CONFIG)?;
+            let elsewhere = "control-socket = \"/var/lib/spa/control.sock\"\n";
+            machine.write(CONFIG, &format!("{elsewhere}{config}"))?;
+            machine.sh("systemctl start spa-server").map(drop)
+        },
+        |seed| Ok(fs::write(seed.join("etc/spa/server.key"), "nonsense\n")?),
+    )?;
+    let lab = &reboot.lab;
+    let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
+    reboot.await_state(GATE, "active")?;
+    ensure!(reboot.machine.property(DAEMON, "ActiveState")? != "active");
+    reboot.ensure_sees(lab.other(), PortState::Filtered)
+}
+
 #[test]
 fn a_wrong_configuration_leaves_the_ports_hidden_but_for_those_always_admitted_before() -> Result<()>
 {

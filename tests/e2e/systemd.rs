@@ -610,6 +610,27 @@ fn what_the_daemon_s_user_can_not_get_at_is_found_by_check() -> Result<()> {
     Ok(())
 }
 
+/// Whoever had given the unit a command of his own, before there was a socket to meet the helper at, gets
+/// a helper as well; and one that ends at once is told where to look.
+#[test]
+fn a_helper_is_met_without_being_named_and_one_that_fails_is_told() -> Result<()> {
+    let installation = Installation::new()?;
+    let machine = &installation.machine;
+    let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
+    machine.drop_in(UNIT, "[Service]\nExecStart=\nExecStart=/usr/sbin/spa-server run\n")?;
+    machine.sh("systemctl start spa-server")?;
+    installation.ensure_a_knock_opens()?;
+    machine.sh("spa-server grants revoke --all")?;
+    machine.sh("systemctl stop spa-server")?;
+    let helper = "spa-helper@.service";
+    machine.drop_in(helper, "[Service]\nExecStart=\nExecStart=/bin/false\n")?;
+    ensure!(!machine.run("systemctl start spa-server")?.success(), "with no helper");
+    machine.await_journal(UNIT, "journalctl -u 'spa-helper@*'")?;
+    machine.drop_in(helper, "")?;
+    installation.await_successor("0")?;
+    installation.ensure_a_knock_opens()
+}
+
 /// The server's key lies where only root gets, or is sealed: systemd hands it over at the start.
 #[test]
 fn the_server_s_key_comes_as_a_credential() -> Result<()> {

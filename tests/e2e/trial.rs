@@ -233,6 +233,12 @@ fn a_trial_that_can_not_be_begun_leaves_the_gate_as_it_was() -> Result<()> {
     let refused = trial(LONG)?;
     ensure!(!refused.success() && refused.said().contains("trial.new"), "{refused}");
     fs::remove_dir(state.join("trial.new"))?;
+    // The same for the file that a boot goes by: with and without the daemon.
+    let in_the_way = scene.server.configuration().gate_directory().join("trial.new");
+    fs::create_dir(&in_the_way)?;
+    let refused = trial(LONG)?;
+    ensure!(!refused.success() && refused.said().contains("a boot would take it"), "{refused}");
+    fs::remove_dir(&in_the_way)?;
     stands_for_good(&scene)?;
     begin(&scene, LONG)
 }
