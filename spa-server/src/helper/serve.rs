@@ -72,7 +72,7 @@ async fn serve(
     let boot = BootId::read().with_context(|| format!("cannot read {}", BootId::SOURCE))?;
     let record = Arc::new(GateRecord::of(&settings.state_directory, boot));
     let whole_settings = Arc::new(settings.clone());
-    let warden = Arc::new(Warden::new(config, settings, orders_file));
+    let warden = Arc::new(Warden::new(config, settings, orders_file, Arc::clone(&record)));
     let (end, mut ended) = mpsc::channel(1);
     for (name, line) in [
         ("orders", orders),

@@ -10,9 +10,11 @@ use crate::causes::with_causes;
 use crate::clock::BootMicros;
 use crate::config::{Settings, client_rules};
 use crate::gate::{Change, Connection, Cut, Element, GateAnswer, GateRequest, Guarded, Plan};
+use crate::gate_record::GateRecord;
+use crate::trial::TrialState;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -30,6 +32,7 @@ pub(super) struct Warden {
     /// By the configuration that this process began with: what of it holds until the next start.
     knock_ports: Vec<u16>,
     orders: OrderFile,
+    record: Arc<GateRecord>,
     started: BootMicros,
     state: Mutex<State>,
 }
@@ -100,7 +103,12 @@ enum Reading {
 type Refusal = String;
 
 impl Warden {
-    pub(super) fn new(config: &Path, settings: Settings, orders: OrderFile) -> Self {
+    pub(super) fn new(
+        config: &Path,
+        settings: Settings,
+        orders: OrderFile,
+        record: Arc<GateRecord>,
+    ) -> Self {
         let (plan, knock_ports) = (settings.gate_plan(), settings.knock_ports.clone());
         let path = config.to_path_buf();
         // Not behind all others: the first knock may wait for it.
@@ -113,6 +121,7 @@ impl Warden {
             config: config.into(),
             knock_ports,
             orders,
+            record,
             started: BootMicros::now(),
             state: Mutex::new(State {
                 plan,
@@ -236,7 +245,7 @@ impl Warden {
         let ends = BootMicros::now().saturating_add(Duration::from_secs(seconds.into()));
         match self.orders.read() {
             Some(Ordered::Trial { at, until })
-                if ends <= until.saturating_add(SLACK) && !self.state().is_over(at) =>
+                if ends <= until.saturating_add(SLACK) && self.is_on_trial_since(at) =>
             {
                 Ok(())
             }
@@ -244,12 +253,17 @@ impl Warden {
         }
     }
 
+    /// Whether what was ordered then holds: no gate stands for good since, by this process or one before.
+    fn is_on_trial_since(&self, ordered: BootMicros) -> bool {
+        !self.state().is_over(ordered) && self.record.trial(BootMicros::now()) != TrialState::None
+    }
+
     fn judge_removal(&self) -> Result<(), Refusal> {
         match self.orders.read() {
             // One that was given to the daemon before this one was for that one: it is up again.
             Some(Ordered::Removed { at }) if at >= self.started => Ok(()),
             Some(Ordered::Trial { at, until })
-                if until <= BootMicros::now() && !self.state().is_over(at) =>
+                if until <= BootMicros::now() && self.is_on_trial_since(at) =>
             {
                 Ok(())
             }
@@ -354,6 +368,7 @@ fn for_good(plan: &Plan) -> Plan {
 mod tests {
     use super::*;
     use crate::gate::{Doubt, InstallReport};
+    use crate::replay_store::BootId;
     use spa_keys::PrivateKey;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt as _;
@@ -366,6 +381,7 @@ mod tests {
         directory: tempfile::TempDir,
         warden: Warden,
         orders: OrderFile,
+        record: Arc<GateRecord>,
     }
 
     impl Host {
@@ -376,8 +392,24 @@ mod tests {
             write(directory.path(), "server.toml", SERVER);
             client(directory.path(), "laptop", &["ssh"]);
             let config = directory.path().join("server.toml");
-            let warden = Warden::new(&config, Settings::load(&config).unwrap(), orders.clone());
-            Self { directory, warden, orders }
+            let record = GateRecord::of(&directory.path().join("state"), BootId([7; 16])).into();
+            let settings = Settings::load(&config).unwrap();
+            let warden = Warden::new(&config, settings, orders.clone(), Arc::clone(&record));
+            Self { directory, warden, orders, record }
+        }
+
+        /// What a helper would have that is started now.
+        fn next_warden(&self) -> Warden {
+            let settings = Settings::load(&self.warden.config).unwrap();
+            let (orders, record) = (self.orders.clone(), Arc::clone(&self.record));
+            Warden::new(&self.warden.config, settings, orders, record)
+        }
+
+        /// As the commands of root's do, and whoever puts a gate up.
+        fn announce(&self, trial_seconds: Option<u32>) {
+            let plan = Plan { trial_seconds, ..self.plan() };
+            let announced = self.record.announce(&plan, BootMicros::now()).unwrap().unwrap();
+            announced.stands(BootMicros::now()).1.unwrap();
         }
 
         fn plan(&self) -> Plan {
@@ -524,15 +556,21 @@ mod tests {
         let removes = || host.judge(GateRequest::Remove).is_ok();
         assert!(!removes() && !host.installs(&trial(60)));
         host.order(Some(Ordered::Trial { at: BootMicros::now(), until: in_a_minute() }));
+        assert!(!host.installs(&trial(60)), "a boot would take it for one that stands for good");
+        host.announce(Some(60));
         assert!(host.installs(&trial(60)) && host.installs(&trial(1)));
         assert!(!host.installs(&trial(3600)), "for longer than was ordered");
         assert!(!removes(), "its time is not over");
         let now = BootMicros::now();
         host.order(Some(Ordered::Trial { at: now, until: now }));
         assert!(removes());
+        let remove = || HelperRequest::Gate(GateRequest::Remove);
+        host.next_warden().judge(remove()).unwrap();
         // Somebody has confirmed it, and the order was not taken back.
         assert!(host.installs(&plan));
         assert!(!removes() && !host.installs(&trial(1)));
+        host.announce(None);
+        host.next_warden().judge(remove()).unwrap_err();
         host.order(Some(Ordered::Removed { at: BootMicros::now() }));
         assert!(removes() && !host.installs(&trial(60)));
         let before = BootMicros(host.warden.started.0 - 1);
