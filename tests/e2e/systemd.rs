@@ -663,7 +663,8 @@ fn root_s_commands_leave_to_each_process_what_is_its_own() -> Result<()> {
     let (machine, lab) = (&installation.machine, &installation.lab);
     let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
     let config = machine.read(CONFIG)?;
-    machine.write(CONFIG, &config.replace("[gate]\n", "[gate]\nbackend = \"nftables\"\n"))?;
+    let config = config.replace("[gate]\n", "[gate]\nbackend = \"nftables\"\n");
+    machine.write(CONFIG, &format!("interfaces = [\"eth0\"]\n{config}"))?;
     machine.sh("systemctl start spa-server")?;
     installation.ensure_a_knock_opens()?;
     ensure!(machine.sh("nft list tables")?.contains("spa"));
