@@ -17,6 +17,9 @@ const HELPER: &str = "spa-gate";
 /// From here on users are humans' (login.defs(5)).
 const FIRST_HUMAN: u32 = 1000;
 
+/// More links, one after another, are a circle.
+const MOST_LINKS: usize = 8;
+
 /// Both users of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Users {
@@ -82,14 +85,38 @@ impl Account {
     }
 }
 
-/// Whether nobody but root can have put there what is at `path`.
-pub fn is_root_s_to_place(path: &Path) -> bool {
-    path.ancestors().skip(1).all(|directory| {
+/// Where the file is that `path` leads to, if nobody but root can have put it there, nor any of the links
+/// on the way.
+pub fn placed_by_root(path: &Path) -> Option<PathBuf> {
+    let mut path = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        let directory = path.parent()?;
+        if !is_root_s(directory, MOST_LINKS) {
+            return None;
+        }
+        let metadata = fs::symlink_metadata(&path).ok()?;
+        if !metadata.is_symlink() {
+            return Some(path);
+        }
+        path = directory.join(fs::read_link(&path).ok().filter(|_| metadata.uid() == 0)?);
+    }
+    None
+}
+
+/// Whether root alone says what is in this directory, and in all above it.
+fn is_root_s(directory: &Path, links: usize) -> bool {
+    directory.ancestors().all(|it| {
+        let Ok(metadata) = fs::symlink_metadata(it) else { return false };
+        let mode = metadata.mode();
+        if metadata.is_symlink() {
+            let above = it.parent().unwrap_or(it);
+            let target = fs::read_link(it).map(|target| above.join(target));
+            return links > 0
+                && metadata.uid() == 0
+                && target.is_ok_and(|target| is_root_s(&target, links - 1));
+        }
         // In a directory that is everybody's, as /tmp, nobody moves what is another's.
-        fs::symlink_metadata(directory).is_ok_and(|it| {
-            let mode = it.mode();
-            it.is_dir() && it.uid() == 0 && (mode & 0o022 == 0 || mode & 0o1000 != 0)
-        })
+        metadata.is_dir() && metadata.uid() == 0 && (mode & 0o022 == 0 || mode & 0o1000 != 0)
     })
 }
 

@@ -3,7 +3,7 @@
 
 use super::{CommandError, Done};
 use crate::config::{Settings, client_files, clients_directory, secret_files};
-use crate::users::{Users, is_root_s_to_place};
+use crate::users::{Users, placed_by_root};
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, fchown, geteuid};
 use std::fs::{File, OpenOptions, Permissions};
@@ -97,23 +97,23 @@ fn secrets_in(directory: &Path) -> Vec<PathBuf> {
 
 /// Gives a group a right to what is root's, if it has it not already.
 fn lend(path: &Path, Reader { group, right }: Reader) -> io::Result<()> {
-    // The configuration may be a link of root's; to what it leads has to be root's as well.
-    let path = if is_root_s_to_place(path) { &path.canonicalize()? } else { path };
-    if !is_root_s_to_place(path) {
+    // What is not there needs nothing.
+    std::fs::symlink_metadata(path)?;
+    let Some(path) = placed_by_root(path) else {
         return Err(io::Error::other("others than root could have put it there"));
-    }
+    };
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = opened.metadata()?;
-    if metadata.is_file() && metadata.nlink() > 1 {
-        return Err(io::Error::other("it has another name elsewhere"));
-    }
     let mode = metadata.mode() & 0o7777;
     let is_ours = metadata.gid() == group.as_raw();
     let has = mode & right == right || is_ours && (mode >> 3) & right == right;
     // What is somebody else's, or no file, is for whoever reads it to judge.
     if has || metadata.uid() != 0 || !(metadata.is_file() || metadata.is_dir()) {
         return Ok(());
+    }
+    if metadata.is_file() && metadata.nlink() > 1 {
+        return Err(io::Error::other("it has another name elsewhere"));
     }
     let only_owner = mode & !0o070;
     if !is_ours {
@@ -221,6 +221,18 @@ mod tests {
         assert_eq!(of(&secret), (0, 0o600));
         lend(&path("link"), reader).unwrap();
         assert_eq!(of(&secret), (4711, 0o640));
+        // And a directory of root's by a link of root's.
+        fs::create_dir(path("own")).unwrap();
+        write(&path("own/file"), "", 0o600);
+        std::os::unix::fs::symlink("own", path("by-link")).unwrap();
+        lend(&path("by-link/file"), reader).unwrap();
+        assert_eq!(of(&path("own/file")), (4711, 0o640));
+        write(&path("own/file"), "", 0o600);
+        std::os::unix::fs::lchown(path("by-link"), Some(4711), None).unwrap();
+        lend(&path("by-link/file"), reader).unwrap_err();
+        std::os::unix::fs::symlink("circle", path("circle")).unwrap();
+        lend(&path("circle"), reader).unwrap_err();
+        assert_eq!(lend(&path("none"), reader).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
