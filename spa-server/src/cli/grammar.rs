@@ -16,8 +16,9 @@ use std::path::PathBuf;
     arg_required_else_help = true,
     disable_help_subcommand = true,
     after_help = "\
-Example, on a fresh server (then `systemctl start spa-server`):
-  spa-server init && spa-server invite laptop --allow ssh && spa-server check
+Example, on a fresh server:
+  spa-server init && spa-server invite laptop --allow ssh
+  spa-server check && systemctl start spa-server # enable once the laptop got in
 Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."
 )]
 pub(super) struct Cli {
@@ -80,12 +81,15 @@ PgUp, PgDn, Home and End scroll what is open, p has the picture stand still.")]
     #[command(after_help = "Example:\n  spa-server reload")]
     Reload(Output),
     /// Let the daemon's users read what root has written.
-    #[command(after_help = "\
+    #[command(
+        hide = true,
+        after_help = "\
 Example:
   spa-server hand-over
 
 The units do so before the daemon starts, and `reload` before the daemon reads. Files that only
-root can read are then readable for the group spa-gate, keys for the group spa.")]
+root can read are then readable for the group spa-gate, keys for the group spa."
+    )]
     HandOver,
     /// Install, show or remove the firewall rules without the daemon.
     #[command(after_help = "Example:\n  spa-server gate show")]

@@ -62,7 +62,6 @@ fn help_of_the_program() {
       grants      Show or revoke what is open
       refuse      Open nothing for an address for a time, and throw out who is in
       reload      Have the running daemon read its configuration anew
-      hand-over   Let the daemon's users read what root has written
       gate        Install, show or remove the firewall rules without the daemon
 
     Options:
@@ -70,8 +69,9 @@ fn help_of_the_program() {
       -h, --help           Print help
       -V, --version        Print version
 
-    Example, on a fresh server (then `systemctl start spa-server`):
-      spa-server init && spa-server invite laptop --allow ssh && spa-server check
+    Example, on a fresh server:
+      spa-server init && spa-server invite laptop --allow ssh
+      spa-server check && systemctl start spa-server # enable once the laptop got in
     Exit status: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration.
     ");
 }

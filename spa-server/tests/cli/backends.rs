@@ -100,7 +100,7 @@ fn hook_commands_are_checked_and_their_gate_installed_and_removed() {
     ] {
         assert!(said.out.contains(part), "{part}: {said:#?}");
     }
-    assert!(!host.path("state/hook").exists());
+    assert!(!host.path("state-gate/hook").exists());
     fs::set_permissions(host.path("hook"), Permissions::from_mode(0o757)).unwrap();
     let checked = host.script_in_namespace("% check");
     assert!(
@@ -133,7 +133,7 @@ fn another_backend_takes_over_what_is_open_and_the_former_one_goes() {
     assert!(hook.ends_with("\nopen tcp/22 192.0.2.7\n"), "{hook}");
     assert!(ipset.starts_with("add spa4 192.0.2.7,tcp:22 timeout 4"), "{ipset}");
     assert!(ipset.ends_with("\nopen tcp/22 192.0.2.7\nclose tcp/22 192.0.2.7\n"), "{ipset}");
-    assert!(!host.path("state/hook").exists());
+    assert!(!host.path("state-gate/hook").exists());
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_removal_finds_what_another_backend_has_installed() {
 #[test]
 fn what_hook_commands_have_left_open_is_not_forgotten_with_them() {
     let host = host_with("ipset");
-    fs::create_dir(host.path("state/hook")).unwrap();
+    fs::create_dir_all(host.path("state-gate/hook")).unwrap();
     let start = host.read("server.toml");
     host.edit("server.toml", |text| {
         let (begin, rest) = text.split_once("[gate.hook]").unwrap();
@@ -164,7 +164,7 @@ fn what_hook_commands_have_left_open_is_not_forgotten_with_them() {
     assert!(said.err.contains(told), "{said:#?}");
     host.write("server.toml", &start);
     let said = host.script_in_namespace("% gate install; % check").done();
-    assert!(!said.out.contains(told) && !host.path("state/hook").exists(), "{said:#?}");
+    assert!(!said.out.contains(told) && !host.path("state-gate/hook").exists(), "{said:#?}");
 }
 
 #[test]
