@@ -5,7 +5,7 @@ use super::{ALLOWED_PORT, Neighbour, Room, Ssh, ensure_drops_by_default};
 use crate::command::finish;
 use crate::lab::Lab;
 use crate::wait::eventually;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::process::Child;
 
@@ -90,12 +90,26 @@ impl<'a> Firewalld<'a> {
 
     /// `firewall-cmd --reload`
     pub fn reload(&self) -> Result<()> {
-        self.room.sh("firewall-cmd --reload").map(|_| ())
+        self.order("firewall-cmd --reload")
     }
 
     /// `firewall-cmd --complete-reload`
     pub fn complete_reload(&self) -> Result<()> {
-        self.room.sh("firewall-cmd --complete-reload").map(|_| ())
+        self.order("firewall-cmd --complete-reload")
+    }
+
+    /// Who puts chains back while firewalld deletes all that there are has its `iptables-restore` fail now
+    /// and then: the nft variant looks first, and then deletes what it saw. Whoever gave the order is told,
+    /// and gives it again.
+    fn order(&self, line: &str) -> Result<()> {
+        for _ in 0..2 {
+            let done = self.room.run(line)?;
+            if done.success() {
+                return Ok(());
+            }
+            ensure!(done.said().contains("CHAIN_DEL failed"), "{done}");
+        }
+        self.room.sh(line).map(|_| ())
     }
 }
 
