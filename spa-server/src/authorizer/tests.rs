@@ -237,16 +237,19 @@ struct Server {
 
 fn server() -> Server {
     let receiver = Receiver::new(Settings::default(), MaskKey::new([9; 32]));
-    let judge =
-        SharedJudge::new(Judge::new(receiver, policy(rules()), Freshness::default(), Now::read()));
-    let (kernel, store, counters) = (Kernel::default(), Store::default(), Arc::default());
+    let judge = Judge::new(receiver, policy(rules()), Freshness::default(), Now::read());
+    server_of(judge, Kernel::default(), 100)
+}
+
+fn server_of(judge: Judge, kernel: Kernel, max_grants: usize) -> Server {
+    let (judge, store, counters) = (SharedJudge::new(judge), Store::default(), Arc::default());
     let authorizer = Authorizer::new(
         judge.clone(),
         Arc::clone(&counters),
         kernel.clone(),
         store.clone(),
         Some(NoLog),
-        100,
+        max_grants,
     );
     Server { authorizer, judge, kernel, store, counters }
 }
