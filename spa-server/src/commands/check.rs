@@ -7,7 +7,8 @@ use crate::capture::{Capture, CaptureSettings, Interfaces};
 use crate::causes::with_causes;
 use crate::cli::Output;
 use crate::config::{
-    Config, ConfigError, Settings, clients_directory, format_timestamp, secret_files,
+    Config, ConfigError, STATE_DIRECTORY, Settings, clients_directory, format_timestamp,
+    secret_files,
 };
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
 use crate::gate::{AnyGate, Backend, Choice, Gate as _, GateError, Mode, ToolOverrides, Tools};
@@ -418,7 +419,7 @@ fn look_at_users(config: &Path, settings: &Settings, findings: &mut Findings) {
     let state = &settings.state_directory;
     let owner = fs::metadata(state).map(|metadata| metadata.uid());
     // That one its unit gives it.
-    if state != Path::new("/var/lib/spa") && owner.is_ok_and(|it| it != users.worker.user.as_raw())
+    if state != Path::new(STATE_DIRECTORY) && owner.is_ok_and(|it| it != users.worker.user.as_raw())
     {
         is_well = false;
         let state = state.display();

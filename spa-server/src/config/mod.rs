@@ -25,8 +25,8 @@ pub(crate) use file::{
 };
 pub use kept::{KeepError, Kept};
 pub use keys::{PairSecrets, ServerKeys};
-pub(crate) use settings::gate_directory_of;
 pub use settings::{GateSettings, Prefiltering, PreviousKey, Settings};
+pub(crate) use settings::{STATE_DIRECTORY, gate_directory_of};
 pub use spa_proto::{DurationError, format_duration, parse_duration, parse_duration_or_seconds};
 pub use time::{TimestampError, format_timestamp, parse_timestamp};
 

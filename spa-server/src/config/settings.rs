@@ -27,7 +27,7 @@ pub(super) const MIN_LIFETIME: Duration = Duration::from_secs(1);
 /// The longest lifetime of a grant: ipset has no longer timeout.
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(2_147_483);
 const CONTROL_SOCKET: &str = "/run/spa/control.sock";
-const STATE_DIRECTORY: &str = "/var/lib/spa";
+pub(crate) const STATE_DIRECTORY: &str = "/var/lib/spa";
 const MAX_GRANTS: i64 = 1_048_576;
 /// How long a hook command may take, at least and at most: knocks wait for it.
 const HOOK_TIME_LIMITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
