@@ -11,7 +11,7 @@ use super::{Extent, with_causes};
 use crate::frames::Frame;
 use crate::lab::{Family, Host, Lab};
 use crate::programs::program;
-use crate::wait::eventually;
+use crate::wait::{eventually, eventually_within};
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// What a daemon looks after now and then must show in both halves of a trace.
 const TRACED_FOR: Duration = Duration::from_secs(1);
+/// For so long strace may take to let go of what it traces.
+const LETS_GO: Duration = Duration::from_secs(5);
 
 /// One program, its host, and what was found so far.
 struct Entrant {
@@ -253,9 +255,15 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        // It lets go of the traced process before it ends.
-        if let Ok(pid) = i32::try_from(self.strace.id()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        // It lets go of the traced process before it ends; but not of a thread that waits for its child
+        // to execute something, while the child waits for strace. Then the kernel lets go of both.
+        let asked = i32::try_from(self.strace.id()).is_ok_and(|pid| {
+            kill(Pid::from_raw(pid), Signal::SIGTERM).is_ok()
+                && eventually_within(LETS_GO, "strace is to end", || Ok(self.strace.try_wait()?))
+                    .is_ok()
+        });
+        if !asked {
+            let _ = self.strace.kill();
             let _ = self.strace.wait();
         }
     }
