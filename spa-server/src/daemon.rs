@@ -77,6 +77,11 @@ pub(crate) fn begin() -> anyhow::Result<Log> {
 /// helper is met at the socket `helper`, or else started.
 pub fn run(config_path: &Path, helper: Option<&Path>) -> anyhow::Result<()> {
     let log = begin()?;
+    if let Err(error) = privileges::stay_in_memory() {
+        tracing::warn!(
+            "keys may be written to a swap, where there is one: {error}; what lets the daemon lock its memory is LimitMEMLOCK=infinity in its unit, or `ulimit -l unlimited` before it starts"
+        );
+    }
     let (config, left_out) = Config::load_sound_clients(config_path)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -9,7 +9,7 @@ use spa_server::config::Settings;
 use spa_server::connections::Connections as _;
 use spa_server::gate::{Change, Connection, Cut, Element, Gate, GateError, Guarded, Mode, Plan};
 use spa_server::helper::Helper;
-use spa_tests::{Family, Listener, PortState, SSH_PORT, Scene, eventually};
+use spa_tests::{Family, Listener, PortState, SSH_PORT, Scene, ensure_locked, eventually};
 use std::path::Path;
 use std::time::Duration;
 
@@ -177,7 +177,9 @@ fn the_worker_can_not_change_the_firewall_nor_the_helper_capture() -> Result<()>
         ensure!(core == ["0", "0", "bytes"], "{core:?}");
     }
     let log = scene.server.log()?;
-    ensure!(!log.contains("not confined"), "{log}");
+    ensure!(!log.contains("not confined") && !log.contains("swap"), "{log}");
+    // Keys and copies of them, wherever they are, do not go to a disk.
+    ensure_locked(&std::fs::read_to_string(format!("/proc/{worker}/smaps"))?)?;
     // It has no socket but those that it was given, and none that packets come in by.
     let sockets = scene
         .server

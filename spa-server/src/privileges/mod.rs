@@ -9,12 +9,15 @@ mod files;
 
 use calls::Whose;
 use files::Held;
+use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities, set_no_new_privs};
 use std::io;
 use std::path::Path;
+
+const UNLIMITED: Rlimit = Rlimit { current: None, maximum: None };
 
 /// This thread loads no programs into the kernel any more. What is loaded works on.
 pub(crate) fn give_up_loading() -> io::Result<()> {
@@ -36,9 +39,29 @@ pub(crate) fn leave_no_dumps() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// Nothing of this process's memory is written to a swap: there are keys in it, and copies of them. What
+/// it has asked for and never touches takes no memory by that.
+///
+/// Where there is a limit to what may be locked (`RLIMIT_MEMLOCK`), memory that is asked for later would
+/// be refused; so nothing is locked there, and that is an error.
+pub(crate) fn stay_in_memory() -> io::Result<()> {
+    if is_lock_limited() && !has(CapabilitySet::IPC_LOCK) {
+        setrlimit(Resource::Memlock, UNLIMITED)?;
+    }
+    Ok(mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?)
+}
+
+fn is_lock_limited() -> bool {
+    getrlimit(Resource::Memlock) != UNLIMITED
+}
+
 /// Whether this thread, and what it starts, may change the firewall.
 pub(crate) fn may_change_the_firewall() -> bool {
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
+    has(CapabilitySet::NET_ADMIN)
+}
+
+fn has(capability: CapabilitySet) -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }
 
 /// This thread keeps what changes the firewall, and no program that it executes gets more. The legacy
@@ -49,9 +72,10 @@ pub(crate) fn keep_to_the_gate() -> io::Result<()> {
 }
 
 /// This thread keeps what captures, and no program that it executes gets more. The prefilter may need
-/// its own (see [`give_up_loading`]).
+/// its own (see [`give_up_loading`]), and memory that is locked beyond a limit.
 pub(crate) fn keep_to_the_capture() -> io::Result<()> {
-    let those = CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE | CapabilitySet::BPF;
+    let mut those = CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE | CapabilitySet::BPF;
+    those.set(CapabilitySet::IPC_LOCK, is_lock_limited());
     keep(those, CapabilitySet::empty())
 }
 

@@ -2,7 +2,7 @@
 
 use super::{CONFIG, Installation, UNIT};
 use anyhow::{Context, Result, ensure};
-use spa_tests::{Family, Listener, PortState, SSH_PORT, eventually};
+use spa_tests::{Family, Listener, PortState, SSH_PORT, ensure_locked, eventually, swappable};
 use std::collections::BTreeMap;
 use std::fs;
 use std::iter;
@@ -75,6 +75,31 @@ fn the_worker_can_capture_and_its_helper_change_the_firewall_and_no_more() -> Re
     Ok(())
 }
 
+/// Not every machine's systemd may lift a limit; the capability then does as well.
+#[test]
+fn the_worker_s_memory_is_locked_and_where_it_may_not_be_that_is_told() -> Result<()> {
+    let installation = Installation::new()?;
+    let machine = &installation.machine;
+    let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
+    let smaps = || machine.read(&format!("/proc/{}/smaps", installation.pid()?));
+    let told = "keys may be written to a swap";
+    ensure!(machine.property(UNIT, "LimitMEMLOCK")? == "infinity");
+    machine.drop_in(
+        UNIT,
+        "[Service]\nLimitMEMLOCK=8M\nCapabilityBoundingSet=CAP_IPC_LOCK\nAmbientCapabilities=CAP_IPC_LOCK\n",
+    )?;
+    machine.sh("systemctl start spa-server")?;
+    installation.open("10m")?;
+    ensure_locked(&smaps()?)?;
+    ensure!(!machine.journal(UNIT)?.contains(told), "{}", machine.journal(UNIT)?);
+    // Memory that it asks for later must not be refused then.
+    machine.drop_in(UNIT, "[Service]\nLimitMEMLOCK=8M\n")?;
+    machine.sh("systemctl restart spa-server")?;
+    machine.await_journal(UNIT, told)?;
+    ensure!(!swappable(&smaps()?).is_empty(), "the limit is not in force");
+    installation.open("10m")
+}
+
 #[test]
 fn the_thread_that_reads_knocks_goes_before_others() -> Result<()> {
     let installation = Installation::started()?;
@@ -124,7 +149,9 @@ fn each_process_can_write_its_own_directories_only() -> Result<()> {
             ensure!(machine.path_of(&format!("{directory}/written")).exists());
             let metadata = fs::metadata(machine.path_of(directory))?;
             let mode = metadata.permissions().mode() & 0o777;
-            ensure!(mode == 0o700, "{directory} has mode {mode:o}");
+            // Who tells Prometheus how the daemon is gets to its socket.
+            let expected = if directory.starts_with("/run") { 0o711 } else { 0o700 };
+            ensure!(mode == expected, "{directory} has mode {mode:o}");
             ensure!(metadata.uid() != 0, "{directory} is root's");
         }
     }
