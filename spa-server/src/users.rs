@@ -14,6 +14,9 @@ const WORKER: &str = "spa";
 /// Runs the gate helper; its group, to which the worker belongs, reads the rest of the configuration.
 const HELPER: &str = "spa-gate";
 
+/// Tells Prometheus how the daemon is.
+const OBSERVER: &str = "spa-metrics";
+
 /// From here on users are humans' (login.defs(5)).
 const FIRST_HUMAN: u32 = 1000;
 
@@ -27,6 +30,12 @@ pub struct Users {
     pub worker: Account,
     /// The gate helper's.
     pub helper: Account,
+}
+
+/// The user of this host who may ask the daemon how it is, and for nothing else. He is looked up once.
+pub fn observer() -> Option<Account> {
+    static OBSERVERS: OnceLock<Option<Account>> = OnceLock::new();
+    *OBSERVERS.get_or_init(|| Account::of(OBSERVER))
 }
 
 /// A user, and the group that is his own.
@@ -85,38 +94,47 @@ impl Account {
     }
 }
 
+/// What stands in the way of trusting a path: whoever has this could have put there what is behind it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("others than root could have put it there, since {} is not root's alone", .0.display())]
+pub struct NotRoots(pub PathBuf);
+
 /// Where the file is that `path` leads to, if nobody but root can have put it there, nor any of the links
 /// on the way.
-pub fn placed_by_root(path: &Path) -> Option<PathBuf> {
+pub fn placed_by_root(path: &Path) -> Result<PathBuf, NotRoots> {
     let mut path = path.to_path_buf();
     for _ in 0..MOST_LINKS {
-        let directory = path.parent()?;
-        if !is_root_s(directory, MOST_LINKS) {
-            return None;
+        let theirs = || NotRoots(path.clone());
+        let directory = path.parent().ok_or_else(theirs)?;
+        if let Some(other_s) = first_not_root_s(directory, MOST_LINKS) {
+            return Err(NotRoots(other_s));
         }
-        let metadata = fs::symlink_metadata(&path).ok()?;
+        let metadata = fs::symlink_metadata(&path).map_err(|_| theirs())?;
         if !metadata.is_symlink() {
-            return Some(path);
+            return Ok(path);
         }
-        path = directory.join(fs::read_link(&path).ok().filter(|_| metadata.uid() == 0)?);
+        let target = fs::read_link(&path).ok().filter(|_| metadata.uid() == 0);
+        path = directory.join(target.ok_or_else(theirs)?);
     }
-    None
+    Err(NotRoots(path))
 }
 
-/// Whether root alone says what is in this directory, and in all above it.
-fn is_root_s(directory: &Path, links: usize) -> bool {
-    directory.ancestors().all(|it| {
-        let Ok(metadata) = fs::symlink_metadata(it) else { return false };
+/// The first of this directory and all above it that root does not have to himself.
+fn first_not_root_s(directory: &Path, links: usize) -> Option<PathBuf> {
+    directory.ancestors().find_map(|it| {
+        let theirs = Some(it.to_path_buf());
+        let Ok(metadata) = fs::symlink_metadata(it) else { return theirs };
         let mode = metadata.mode();
         if metadata.is_symlink() {
+            let target = fs::read_link(it).ok().filter(|_| links > 0 && metadata.uid() == 0);
             let above = it.parent().unwrap_or(it);
-            let target = fs::read_link(it).map(|target| above.join(target));
-            return links > 0
-                && metadata.uid() == 0
-                && target.is_ok_and(|target| is_root_s(&target, links - 1));
+            return target
+                .map_or(theirs, |target| first_not_root_s(&above.join(target), links - 1));
         }
         // In a directory that is everybody's, as /tmp, nobody moves what is another's.
-        metadata.is_dir() && metadata.uid() == 0 && (mode & 0o022 == 0 || mode & 0o1000 != 0)
+        let is_root_s =
+            metadata.is_dir() && metadata.uid() == 0 && (mode & 0o022 == 0 || mode & 0o1000 != 0);
+        theirs.filter(|_| !is_root_s)
     })
 }
 

@@ -1,28 +1,24 @@
 //! `spa-server check`: looks for whatever is wrong with an installation, and says how to mend it.
 
-use super::hand_over::CREDENTIALS;
+mod users;
+
 use super::output::{print, print_json};
 use super::{CONFIG, CommandError, Done, FAILED, client, gate as commands_gate, host, trial};
 use crate::capture::{Capture, CaptureSettings, Interfaces};
 use crate::causes::with_causes;
 use crate::cli::Output;
-use crate::config::{
-    Config, ConfigError, STATE_DIRECTORY, Settings, clients_directory, format_timestamp,
-    secret_files,
-};
+use crate::config::{Config, ConfigError, Settings, format_timestamp};
 use crate::control::{CallError, ControlRequest, ControlResponse, call};
 use crate::gate::{AnyGate, Backend, Choice, Gate as _, GateError, Mode, ToolOverrides, Tools};
-use crate::users::{Users, is_trusted_with_state};
+use crate::users::is_trusted_with_state;
 use serde::Serialize;
 use spa_proto::{Port, Transport};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::num::NonZeroU16;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Is there where systemd runs (sd_booted(3)).
-const SYSTEMD: &str = "/run/systemd/system";
 /// A buffer to try a capture with: nothing is to be caught.
 const TRIAL_BUFFER: u32 = 256 * 1024;
 
@@ -112,7 +108,7 @@ pub(crate) fn run(config: &Path, output: Output) -> Done {
     if let Some(settings) = &settings {
         look_at_capture(settings, &mut findings);
         look_at_state(settings, &mut findings);
-        look_at_users(config, settings, &mut findings);
+        users::look_at(config, settings, &mut findings);
         daemon = look_at_control(settings, &mut findings);
     }
     host::block_on(async {
@@ -390,77 +386,6 @@ fn find_tools(findings: &mut Findings) {
         Ok(_) => findings.ok("tools", "iptables and ip6tables are there"),
         Err(missing) => findings.warning("tools", missing.to_string()),
     }
-}
-
-/// What the users that the units run the daemon as can't do, and root, who runs this, can.
-fn look_at_users(config: &Path, settings: &Settings, findings: &mut Findings) {
-    let check = "users";
-    let Some(users) = Users::of_this_host().filter(|_| Path::new(SYSTEMD).exists()) else { return };
-    let (own, clients) = (config.parent().unwrap_or(Path::new("/")), clients_directory(config));
-    let previous = settings.previous_key.iter().map(|previous| &previous.private_key_file);
-    let keys = [&settings.private_key_file].into_iter().chain(previous).cloned();
-    let files = keys.chain(secret_files(config)).chain([config.into()]);
-    let mut is_well = true;
-    for file in files.filter(|file| !file.starts_with(CREDENTIALS)) {
-        let barred = users.worker.is_barred_by(&file, &[users.helper.group], &[own, &clients]);
-        if let Some(directory) = barred {
-            is_well = false;
-            findings.error(
-                check,
-                format!(
-                    "the daemon runs as the user spa, who does not get into {}, to {}; move the file to {}",
-                    directory.display(),
-                    file.display(),
-                    own.display()
-                ),
-            );
-        }
-    }
-    let state = &settings.state_directory;
-    let owner = fs::metadata(state).map(|metadata| metadata.uid());
-    // That one its unit gives it.
-    if state != Path::new(STATE_DIRECTORY) && owner.is_ok_and(|it| it != users.worker.user.as_raw())
-    {
-        is_well = false;
-        let state = state.display();
-        findings.error(
-            check,
-            format!(
-                "the daemon runs as the user spa, who can't write {state}; chown -R spa:spa {state}"
-            ),
-        );
-    }
-    for (directory, account) in [(state, users.worker), (&settings.gate_directory(), users.helper)]
-    {
-        // What is root's, all of it, its unit gives away at its next start.
-        let owner = fs::metadata(directory).map(|it| it.uid());
-        if owner.is_ok_and(|it| it == account.user.as_raw())
-            && let Some(path) = somebody_else_s(directory, account.user.as_raw())
-        {
-            is_well = false;
-            let (path, directory) = (path.display(), directory.display());
-            findings.error(
-                check,
-                format!("{path} is not the daemon's; chown -R --reference={directory} {directory}"),
-            );
-        }
-    }
-    if settings.gate.backend == Backend::Hook {
-        findings.warning(
-            check,
-            "hook commands run as the user spa-gate; for one that has to be root: systemctl edit spa-helper@.service spa-gate, with User=root below [Service]",
-        );
-    }
-    if is_well {
-        findings.ok(check, "spa and spa-gate get to their files");
-    }
-}
-
-/// A file in this directory that another user has, as a backup that root has put back.
-fn somebody_else_s(directory: &Path, user: u32) -> Option<PathBuf> {
-    let entries = fs::read_dir(directory).ok()?.flatten();
-    let mut others = entries.filter(|entry| entry.metadata().is_ok_and(|it| it.uid() != user));
-    others.next().map(|entry| entry.path())
 }
 
 /// The port that everybody thinks of first is easily forgotten.

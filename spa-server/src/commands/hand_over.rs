@@ -2,7 +2,7 @@
 //! the daemon runs as, and for nobody else.
 
 use super::{CommandError, Done};
-use crate::config::{Settings, client_files, clients_directory, secret_files};
+use crate::config::{CREDENTIALS, Settings, client_files, clients_directory, secret_files};
 use crate::users::{Users, placed_by_root};
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, fchown, geteuid};
@@ -13,8 +13,6 @@ use std::path::{Path, PathBuf};
 
 /// What the legacy variant of iptables locks; it has to be there to be let through.
 const XTABLES_LOCK: &str = "/run/xtables.lock";
-/// What systemd has handed over itself (`LoadCredential=`), and nobody can change.
-pub(super) const CREDENTIALS: &str = "/run/credentials";
 /// How files end that hold secrets of clients.
 const SECRETS: [&str; 2] = ["psk", "invitation"];
 
@@ -69,9 +67,10 @@ fn hand_over(config: &Path, lock: &Path, users: &Users) -> Vec<String> {
     if let Ok(settings) = Settings::load(config) {
         let previous = settings.previous_key.map(|previous| previous.private_key_file);
         let own = [settings.private_key_file].into_iter().chain(previous);
-        let own = own.filter(|path| !path.starts_with(CREDENTIALS));
         to_lend.extend(own.map(|path| (path, file(keys))));
     }
+    // What systemd hands over it gives to whom it is for.
+    to_lend.retain(|(path, _)| !path.starts_with(CREDENTIALS));
     let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(lock);
     let lent = made.and_then(|_| lend(lock, file(all)));
     let failed = |path: &Path, result: io::Result<()>| match result {
@@ -99,9 +98,7 @@ fn secrets_in(directory: &Path) -> Vec<PathBuf> {
 fn lend(path: &Path, Reader { group, right }: Reader) -> io::Result<()> {
     // What is not there needs nothing.
     std::fs::symlink_metadata(path)?;
-    let Some(path) = placed_by_root(path) else {
-        return Err(io::Error::other("others than root could have put it there"));
-    };
+    let path = placed_by_root(path).map_err(io::Error::other)?;
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = opened.metadata()?;
@@ -131,7 +128,7 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::users::Account;
+    use crate::users::{Account, NotRoots};
     use nix::unistd::Uid;
     use std::fs;
 
@@ -211,6 +208,9 @@ mod tests {
         for name in ["theirs/link", "theirs/name", "secret"] {
             lend(&path(name), reader).unwrap_err();
         }
+        // Whoever wonders why is told where to look.
+        let whose = placed_by_root(&path("link")).unwrap_err();
+        assert_eq!(whose, NotRoots(path("theirs")));
         fs::remove_file(path("theirs/name")).unwrap();
         fs::rename(&secret, path("theirs/secret")).unwrap();
         lend(&path("theirs/secret"), reader).unwrap_err();

@@ -1,5 +1,6 @@
 //! `clients.d/NAME.toml`, judged.
 
+use super::clients_d::name_of;
 use super::error::{ConfigError, Fault, Problem, ValueError};
 use super::file;
 use super::raw::{RawClient, RawInvitation, RawPrefixes, RawRate};
@@ -350,8 +351,7 @@ impl ClientName {
     }
 
     fn of_file(path: &Path) -> Result<Self, ClientNameError> {
-        let stem = path.file_stem().unwrap_or_default();
-        stem.to_string_lossy().parse()
+        name_of(path).parse()
     }
 }
 

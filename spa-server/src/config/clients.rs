@@ -5,7 +5,7 @@
 //! before the next one is read: a little of each would leave holes among what stays.
 
 use super::client::{ClientSettings, Introduced, Surroundings};
-use super::clients_d::{SUFFIX, client_file_names, clients_directory};
+use super::clients_d::{client_file_in, client_file_names, clients_directory, name_of};
 use super::error::{Fault, Problem, ValueError};
 use super::kept::{Kept, Source};
 use super::key_reader;
@@ -18,7 +18,7 @@ use spa_keys::{DeriveError, InvitationSecret, PreSharedKey, PublicKey};
 use spa_proto::{ClientId, PairSecret, Sender, ServerKey, UnixMicros};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Below this many clients, threads cost more than they give.
@@ -232,7 +232,7 @@ impl Reader<'_> {
                     None
                 }
             };
-            read.files.push(FileRead { name: name_of(file), client });
+            read.files.push(FileRead { name: name_of(&path).into(), client });
         }
         read
     }
@@ -311,13 +311,6 @@ impl Reader<'_> {
     }
 }
 
-/// The name of the client whose file is called so; of one that is called wrongly, what there is.
-fn name_of(file: OsString) -> Box<str> {
-    let mut name = file.into_string().unwrap_or_else(|file| file.to_string_lossy().into_owned());
-    name.truncate(name.len().saturating_sub(SUFFIX.len()));
-    name.into_boxed_str()
-}
-
 impl Read {
     fn with_room_for(count: usize) -> Self {
         let (files, marks) = (with_room_for(count), with_room_for(count));
@@ -355,17 +348,13 @@ impl Read {
                 Mark::Secret(_) | Mark::Invitation(_) => "invitation",
             };
             let fault = Fault::value(key, ValueError::SameKey { other: name(other).to_owned() });
-            problems.push(Problem { path: path_of(directory, name(file)), fault });
+            problems.push(Problem { path: client_file_in(directory, name(file)), fault });
             if let Some(file) = self.files.get_mut(at(file)) {
                 file.client = None;
             }
         }
         problems
     }
-}
-
-fn path_of(directory: &Path, name: &str) -> PathBuf {
-    directory.join(format!("{name}{SUFFIX}"))
 }
 
 /// What becomes [`Everybody`].
@@ -401,7 +390,9 @@ impl Maker<'_> {
                 }
                 Err((name, error)) => {
                     let fault = Fault::value("public-key", error);
-                    parts.problems.push(Problem { path: path_of(self.directory, &name), fault });
+                    parts
+                        .problems
+                        .push(Problem { path: client_file_in(self.directory, &name), fault });
                 }
             }
         }

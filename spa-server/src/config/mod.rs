@@ -17,7 +17,7 @@ mod time;
 
 pub use client::{ClientName, ClientNameError, ClientSettings, Introduced};
 pub use clients::ClientCount;
-pub(crate) use clients_d::secret_files;
+pub(crate) use clients_d::{CREDENTIALS, secret_files};
 pub use clients_d::{client_file, client_files, clients_directory, locked_out};
 pub use error::{ConfigError, Fault, Problem, ValueError};
 pub(crate) use file::{

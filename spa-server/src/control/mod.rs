@@ -9,7 +9,7 @@ mod server;
 mod types;
 
 pub use client::{CallError, call};
-pub use server::{BindError, PeerRefused, bind, may_speak, serve};
+pub use server::{BindError, PeerRefused, Right, bind, may_speak, serve};
 pub use types::{
     ControlRequest, ControlResponse, CutView, GrantView, InterfaceStatus, LatencyStatus,
     QueueStatus, RefusedView, Reloaded, Status, StatusClients,

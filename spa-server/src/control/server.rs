@@ -1,6 +1,8 @@
 //! The daemon's side of the control socket.
 
 use super::{ControlRequest, ControlResponse, MAX_REQUEST};
+use crate::users::observer;
+use nix::unistd::{chown, geteuid};
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -14,6 +16,8 @@ use tokio::time::timeout;
 
 /// The most connections at a time; one more is turned away.
 const MAX_CONNECTIONS: usize = 16;
+/// The most of who may only look; they take no place of the others.
+const MAX_OBSERVERS: usize = 4;
 /// How long a connection may stay silent, or leave an answer unread.
 const IDLE: Duration = Duration::from_secs(30);
 /// How long to try to tell a peer that there is no room. A fresh socket's buffer has room.
@@ -21,7 +25,8 @@ const TURN_AWAY: Duration = Duration::from_millis(100);
 /// How long to wait after an accept that failed, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Creates the control socket, mode 0600. Must be called inside a tokio runtime.
+/// Creates the control socket, mode 0600, or 0660 for the group of who may look (see [`may_speak`]), if
+/// this process may give it to that. Must be called inside a tokio runtime.
 ///
 /// A socket that a dead daemon left behind is replaced; one that a living daemon answers on is
 /// not. The directory is created (0755) when it is missing.
@@ -49,7 +54,10 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
         _ => {}
     }
     let listener = UnixListener::bind(&temporary).map_err(failed)?;
-    std::fs::set_permissions(&temporary, Permissions::from_mode(0o600))
+    let group = observer().map(|observer| observer.group);
+    let is_shared = group.is_some() && chown(&temporary, None, group).is_ok();
+    let mode = if is_shared { 0o660 } else { 0o600 };
+    std::fs::set_permissions(&temporary, Permissions::from_mode(mode))
         .and_then(|()| std::fs::rename(&temporary, path))
         .map_err(|error| {
             // The first error is the one worth telling.
@@ -68,16 +76,18 @@ where
     H: Fn(ControlRequest) -> F + Send + Sync + 'static,
     F: Future<Output = ControlResponse> + Send + 'static,
 {
-    serve_within(listener, handler, IDLE).await;
+    serve_within(listener, right_of, handler, IDLE).await;
 }
 
-async fn serve_within<H, F>(listener: UnixListener, handler: H, idle: Duration)
+async fn serve_within<R, H, F>(listener: UnixListener, right_of: R, handler: H, idle: Duration)
 where
+    R: Fn(&UnixStream) -> Result<Right, PeerRefused>,
     H: Fn(ControlRequest) -> F + Send + Sync + 'static,
     F: Future<Output = ControlResponse> + Send + 'static,
 {
     let handler = Arc::new(handler);
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = |count| Arc::new(Semaphore::new(count));
+    let (masters, observers) = (places(MAX_CONNECTIONS), places(MAX_OBSERVERS));
     // Connections end with this future: nobody is left to answer them.
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -93,7 +103,20 @@ where
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+        let right = match right_of(&stream) {
+            Ok(right) => right,
+            Err(refused) => {
+                tracing::debug!(uid = refused.uid, "a user may not speak on the control socket");
+                let refused = ControlResponse::error(&refused);
+                drop(answer(&mut stream, &refused, TURN_AWAY).await);
+                continue;
+            }
+        };
+        let room = match right {
+            Right::Everything => &masters,
+            Right::Status => &observers,
+        };
+        let Ok(permit) = Arc::clone(room).try_acquire_owned() else {
             let busy = ControlResponse::error(
                 &"too many connections to the control socket; try again in a moment",
             );
@@ -102,7 +125,7 @@ where
         };
         let handler = Arc::clone(&handler);
         connections.spawn(async move {
-            if let Err(error) = converse(&mut stream, &*handler, idle).await {
+            if let Err(error) = converse(&mut stream, right, &*handler, idle).await {
                 tracing::debug!(%error, "a connection to the control socket ended");
             }
             drop(permit);
@@ -110,22 +133,42 @@ where
     }
 }
 
-/// Whether a peer with the user id `uid` may speak to a daemon that runs as `euid`: root may, and
-/// the daemon's own user.
-pub const fn may_speak(uid: u32, euid: u32) -> Result<(), PeerRefused> {
-    if uid == 0 || uid == euid { Ok(()) } else { Err(PeerRefused { uid }) }
+/// What a peer may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// All there is.
+    Everything,
+    /// How the daemon is.
+    Status,
 }
 
-async fn converse<H, F>(stream: &mut UnixStream, handler: &H, idle: Duration) -> io::Result<()>
+/// What a peer with the user id `uid` may ask of a daemon that runs as `euid`: root everything, and
+/// the daemon's own user; `observer` its status.
+pub const fn may_speak(uid: u32, euid: u32, observer: Option<u32>) -> Result<Right, PeerRefused> {
+    match observer {
+        _ if uid == 0 || uid == euid => Ok(Right::Everything),
+        Some(observer) if uid == observer => Ok(Right::Status),
+        _ => Err(PeerRefused { uid }),
+    }
+}
+
+fn right_of(stream: &UnixStream) -> Result<Right, PeerRefused> {
+    // Who can't be asked for is nobody.
+    let uid = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
+    let observer = observer().map(|observer| observer.user.as_raw());
+    may_speak(uid, geteuid().as_raw(), observer)
+}
+
+async fn converse<H, F>(
+    stream: &mut UnixStream,
+    right: Right,
+    handler: &H,
+    idle: Duration,
+) -> io::Result<()>
 where
     H: Fn(ControlRequest) -> F,
     F: Future<Output = ControlResponse>,
 {
-    let peer = stream.peer_cred()?;
-    if let Err(refused) = may_speak(peer.uid(), nix::unistd::geteuid().as_raw()) {
-        tracing::debug!(uid = refused.uid, "a user may not speak on the control socket");
-        return answer(stream, &ControlResponse::error(&refused), idle).await;
-    }
     let mut buffer = Vec::new();
     loop {
         let request = match read_line(stream, &mut buffer, idle).await? {
@@ -137,7 +180,10 @@ where
             Line::End => return Ok(()),
         };
         let response = match serde_json::from_slice(&request) {
-            Ok(request) => handler(request).await,
+            Ok(request) if right == Right::Everything || request == ControlRequest::Status => {
+                handler(request).await
+            }
+            Ok(_) => ControlResponse::error(&"this user may ask for the status only"),
             Err(error) => ControlResponse::Error {
                 message: format!(
                     "the daemon does not understand the request ({error}); are both of the same version? restart the daemon after an update"

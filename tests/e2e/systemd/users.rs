@@ -138,6 +138,55 @@ fn the_server_s_key_comes_as_a_credential() -> Result<()> {
     Ok(())
 }
 
+/// So may all of the configuration: nothing of it is lent then, and each unit has its own copy.
+#[test]
+fn the_whole_configuration_comes_as_credentials() -> Result<()> {
+    let installation = Installation::new()?;
+    let (machine, lab) = (&installation.machine, &installation.lab);
+    let _ssh = Listener::tcp(lab.server(), SSH_PORT)?;
+    machine.sh("env --chdir=/root spa-server client add tablet --psk --allow ssh")?;
+    for step in ["mv /etc/spa /root/spa", "chown -R root:root /root/spa", "chmod -R go= /root/spa"]
+    {
+        machine.sh(step)?;
+    }
+    let handed_over = "/run/credentials/spa-server.service";
+    let config = machine.read("/root/spa/server.toml")?;
+    let key = format!("private-key-file = \"{handed_over}/server.key\"\n");
+    machine.write("/root/spa/server.toml", &format!("{key}{config}"))?;
+    let file = "/root/spa/clients.d/tablet.toml";
+    let psk =
+        machine.read(file)?.replace("/etc/spa/clients.d/", &format!("{handed_over}/clients.d_"));
+    ensure!(psk.contains("clients.d_tablet.psk"), "{psk}");
+    machine.write(file, &psk)?;
+    let public = "LoadCredential=server.toml:/root/spa/server.toml\nLoadCredential=clients.d:/root/spa/clients.d\n";
+    let secret = "LoadCredential=server.key:/root/spa/server.key\n";
+    for (unit, command, more) in [
+        (UNIT, "run --helper /run/spa-helper.sock", secret),
+        ("spa-helper@.service", "gate-helper", ""),
+        ("spa-gate.service", "gate install --boot", ""),
+    ] {
+        let start = format!(
+            "ExecStart=\nExecStart=/usr/sbin/spa-server --config %d/server.toml {command}\n"
+        );
+        machine.drop_in(unit, &format!("[Service]\n{start}{public}{more}"))?;
+    }
+    machine.sh("systemctl start spa-server")?;
+    installation.ensure_a_knock_opens()?;
+    let config = "--config /root/spa/server.toml";
+    let clients = machine.sh(&format!("spa-server {config} client list"))?;
+    ensure!(clients.contains("laptop") && clients.contains("tablet"), "{clients}");
+    let checked = machine.run(&format!("spa-server {config} check"))?;
+    ensure!(checked.success(), "{checked}");
+    ensure!(machine.status()?.left_out.is_empty(), "{:?}", machine.status()?);
+    machine.sh(&format!("spa-server {config} status"))?;
+    machine.sh("systemctl restart spa-gate")?;
+    // A start reads them anew, as systemd does.
+    machine.sh("rm /root/spa/clients.d/laptop.toml")?;
+    machine.sh("systemctl restart spa-server")?;
+    ensure!(machine.grants()?.is_empty(), "{:?}", machine.grants()?);
+    installation.ensure_sees(lab.owner(), PortState::Filtered)
+}
+
 /// Commands of root's work on what the daemon's users have; and those can do nothing to what the other
 /// one has, nor to what root has.
 #[test]
@@ -203,9 +252,28 @@ fn root_s_commands_leave_to_each_process_what_is_its_own() -> Result<()> {
         ("spa-gate", MEET),
         ("65534", MEET),
         ("65534", "cat /etc/spa/server.toml"),
+        ("spa-metrics", MEET),
+        ("spa-metrics", "cat /etc/spa/server.toml"),
+        ("spa-metrics", "ls /run/spa"),
     ] {
         let refused = as_user(user, order)?;
-        ensure!(refused.said().contains("ermission denied"), "{user}: {refused}");
+        ensure!(refused.said().contains("ermission denied"), "{user}, {order}: {refused}");
     }
-    Ok(())
+    // Prometheus is told how the daemon is by who can give it no orders.
+    let as_observer = |order: &str| {
+        let who = "--reuid spa-metrics --regid spa-metrics --groups spa-gate";
+        machine.run(&format!("setpriv {who} spa-server {order}"))
+    };
+    as_observer("status")?.ok()?;
+    for order in ["grants list", "gate remove", "grants revoke --all", "reload"] {
+        let refused = as_observer(order)?;
+        ensure!(!refused.success(), "{order}: {refused}");
+    }
+    let refused = as_observer("grants list")?;
+    ensure!(refused.said().contains("may ask for the status only"), "{refused}");
+    for user in ["spa-gate", "65534"] {
+        ensure!(!as_user(user, "spa-server status")?.success(), "{user} may ask");
+    }
+    ensure!(!machine.grants()?.is_empty(), "somebody has revoked them");
+    installation.ensure_open_for_the_owner_only()
 }

@@ -4,12 +4,14 @@ use super::super::{CallError, call};
 use super::*;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream as Peer;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A daemon that counts the requests and answers them; it ends with the value.
 struct Daemon {
     socket: PathBuf,
     handled: Arc<AtomicUsize>,
+    /// Whoever connects from now on may only look.
+    is_shy: Arc<AtomicBool>,
     _runtime: tokio::runtime::Runtime,
     _directory: tempfile::TempDir,
 }
@@ -34,8 +36,13 @@ impl Daemon {
                 }
             }
         };
-        runtime.spawn(serve_within(listener, handler, idle));
-        Self { socket, handled, _runtime: runtime, _directory: directory }
+        let is_shy = Arc::new(AtomicBool::new(false));
+        let right = Arc::clone(&is_shy);
+        let right_of = move |_: &UnixStream| {
+            Ok(if right.load(Ordering::SeqCst) { Right::Status } else { Right::Everything })
+        };
+        runtime.spawn(serve_within(listener, right_of, handler, idle));
+        Self { socket, handled, is_shy, _runtime: runtime, _directory: directory }
     }
 
     fn peer(&self) -> Peer {
@@ -94,24 +101,34 @@ fn one_connection_may_ask_often_and_in_pieces() {
 }
 
 #[test]
-fn the_socket_is_for_its_owner_alone() {
+fn the_socket_is_for_its_owner_alone_and_for_who_may_look() {
     let daemon = Daemon::start(IDLE);
     let mode = std::fs::metadata(&daemon.socket).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    // On a host that has a user for metrics, its group as well.
+    assert_eq!(mode & 0o777, if observer().is_some() { 0o660 } else { 0o600 });
     let beside = std::fs::read_dir(daemon.socket.parent().unwrap()).unwrap().count();
     assert_eq!(beside, 1, "the temporary name is gone");
 }
 
 #[test]
-fn only_root_and_the_daemon_itself_may_speak() {
-    assert_eq!(may_speak(0, 0), Ok(()));
-    assert_eq!(may_speak(0, 990), Ok(()));
-    assert_eq!(may_speak(990, 990), Ok(()));
+fn only_root_and_the_daemon_itself_may_give_orders() {
+    for (uid, euid, observer, right) in [
+        (0, 0, None, Some(Right::Everything)),
+        (0, 990, Some(980), Some(Right::Everything)),
+        (990, 990, Some(980), Some(Right::Everything)),
+        // A daemon that runs as who may look does not give its own rights up.
+        (980, 980, Some(980), Some(Right::Everything)),
+        (980, 990, Some(980), Some(Right::Status)),
+        (980, 990, None, None),
+        (1000, 990, Some(980), None),
+        (1000, 0, None, None),
+    ] {
+        assert_eq!(may_speak(uid, euid, observer).ok(), right, "{uid} to {euid}");
+    }
     assert_eq!(
-        may_speak(1000, 0).unwrap_err().to_string(),
+        may_speak(1000, 0, None).unwrap_err().to_string(),
         "user id 1000 may not speak to the daemon; run the command as root"
     );
-    assert_eq!(may_speak(1000, 990), Err(PeerRefused { uid: 1000 }));
 }
 
 #[test]
@@ -181,6 +198,27 @@ fn the_seventeenth_connection_is_turned_away_and_room_comes_back() {
     while !daemon.answers() {
         assert!(std::time::Instant::now() < deadline, "room does not come back");
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn who_may_only_look_is_told_the_status_and_takes_no_place_of_others() {
+    let daemon = Daemon::start(IDLE);
+    daemon.is_shy.store(true, Ordering::SeqCst);
+    let mut peers: Vec<_> = (0..MAX_OBSERVERS).map(|_| daemon.peer()).collect();
+    for peer in &mut peers {
+        peer.write_all(b"\"reload\"\n").unwrap();
+        assert!(read_one(peer).contains("may ask for the status only"));
+        peer.write_all(b"\"status\"\n").unwrap();
+        assert_eq!(read_one(peer), r#""done""#);
+    }
+    assert_eq!(daemon.handled(), MAX_OBSERVERS);
+    assert!(rest(&daemon.peer()).contains("too many connections"));
+    daemon.is_shy.store(false, Ordering::SeqCst);
+    let masters: Vec<_> = (0..MAX_CONNECTIONS).map(|_| daemon.peer()).collect();
+    for mut peer in &masters {
+        peer.write_all(b"\"grants-list\"\n").unwrap();
+        assert_eq!(read_one(peer), r#"{"grants":[]}"#);
     }
 }
 
