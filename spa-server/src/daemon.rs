@@ -79,7 +79,7 @@ pub fn run(config_path: &Path, helper: Option<&Path>) -> anyhow::Result<()> {
     let log = begin()?;
     if let Err(error) = privileges::stay_in_memory() {
         tracing::warn!(
-            "keys may be written to a swap, where there is one: {error}; what lets the daemon lock its memory is LimitMEMLOCK=infinity in its unit, or `ulimit -l unlimited` before it starts"
+            "keys may be written to a swap, where there is one, since the daemon can't lock its memory: {error}; it may by LimitMEMLOCK=infinity in its unit, which a container has to permit, or after `ulimit -l unlimited`"
         );
     }
     let (config, left_out) = Config::load_sound_clients(config_path)?;

@@ -96,7 +96,7 @@ impl Account {
 
 /// What stands in the way of trusting a path: whoever has this could have put there what is behind it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("others than root could have put it there, since {} is not root's alone", .0.display())]
+#[error("others than root could have put it there: {} is not root's alone, or leads nowhere", .0.display())]
 pub struct NotRoots(pub PathBuf);
 
 /// Where the file is that `path` leads to, if nobody but root can have put it there, nor any of the links

@@ -5,8 +5,8 @@ use super::output::{print, print_json};
 use super::{CommandError, Done, client, host, write};
 use crate::cli::{AddArgs, RuleArgs};
 use crate::config::{
-    self, ClientSettings, ConfigError, Settings, client_file, client_files, clients_directory,
-    format_duration, format_timestamp, parse_duration, parse_duration_or_seconds,
+    self, ClientSettings, ConfigError, Settings, client_file, client_files, format_duration,
+    format_timestamp, parse_duration, parse_duration_or_seconds,
 };
 use crate::enrolment::Enrolments;
 use crate::service::Connections;
@@ -76,7 +76,7 @@ pub(crate) fn run(config: &Path, args: &AddArgs) -> Done {
         .map_err(|error| CommandError::Usage(format!("--public-key: {error}")))?;
     refuse_same_key(config, &super::client::enrolments(&settings)?, &public_key)?;
 
-    write::directory(&clients_directory(config))?;
+    write::directory(&Settings::clients_directory_of(config))?;
     let private_key_file = private.as_ref().map(|_| {
         args.private_key_out.clone().unwrap_or_else(|| format!("{}.key", args.name).into())
     });

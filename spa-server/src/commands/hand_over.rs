@@ -2,7 +2,7 @@
 //! the daemon runs as, and for nobody else.
 
 use super::{CommandError, Done};
-use crate::config::{CREDENTIALS, Settings, client_files, clients_directory, secret_files};
+use crate::config::{Settings, client_files, secret_files};
 use crate::users::{Users, placed_by_root};
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, fchown, geteuid};
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// What the legacy variant of iptables locks; it has to be there to be let through.
 const XTABLES_LOCK: &str = "/run/xtables.lock";
+/// What systemd has handed over itself (`LoadCredential=`), and nobody can change.
+pub(super) const CREDENTIALS: &str = "/run/credentials";
 /// How files end that hold secrets of clients.
 const SECRETS: [&str; 2] = ["psk", "invitation"];
 
@@ -54,7 +56,7 @@ fn hand_over(config: &Path, lock: &Path, users: &Users) -> Vec<String> {
     let directory = |group| Reader { group, right: 0o5 };
     let file = |group| Reader { group, right: 0o4 };
     let (all, keys) = (users.helper.group, users.worker.group);
-    let clients = clients_directory(config);
+    let clients = Settings::clients_directory_of(config);
     let mut to_lend: Vec<(PathBuf, Reader)> = Vec::new();
     to_lend.extend(config.parent().map(|parent| (parent.into(), directory(all))));
     to_lend.push((config.into(), file(all)));

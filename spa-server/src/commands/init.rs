@@ -4,7 +4,7 @@ use super::output::{print, print_json};
 use super::{CommandError, Done, host, write};
 use crate::causes::with_causes;
 use crate::cli::InitArgs;
-use crate::config::{DEFAULT_PATH, Settings, clients_directory};
+use crate::config::{DEFAULT_PATH, Settings};
 use crate::replay_store::{self, BootId, Condition, FileStore, Mark, ReplayStore as _, Snapshot};
 use ring::rand::SystemRandom;
 use serde::Serialize;
@@ -53,7 +53,7 @@ pub(crate) fn run(config: &Path, args: InitArgs) -> Done {
 
     let directory = config.parent().unwrap_or(Path::new("/"));
     write::directory(directory)?;
-    write::directory(&clients_directory(&config))?;
+    write::directory(&Settings::clients_directory_of(&config))?;
     write::directory(&settings.state_directory)?;
     let key = server_key(&settings)?;
     write::create(&config, &text)?;

@@ -7,7 +7,7 @@ use super::{CommandError, Done, client, host, write};
 use crate::causes::with_causes;
 use crate::cli::InviteArgs;
 use crate::config::{
-    self, ClientSettings, ConfigError, Settings, client_file, clients_directory, format_timestamp,
+    self, ClientSettings, ConfigError, Settings, client_file, format_timestamp,
     parse_duration_or_seconds, parse_timestamp,
 };
 use crate::enrolment::EnrolmentStore;
@@ -82,7 +82,7 @@ pub(crate) fn run(config: &Path, args: &InviteArgs) -> Done {
     let line = invitation.to_text().map_err(|error| CommandError::Usage(error.to_string()))?;
     let code = qr_code(args, &line)?;
 
-    write::directory(&clients_directory(config))?;
+    write::directory(&Settings::clients_directory_of(config))?;
     let mut written = Written(Vec::new());
     spa_keys::write_invitation_secret(&secret_file, &invitation.secret, Overwrite::Refuse)?;
     written.0.push(&secret_file);

@@ -1,6 +1,5 @@
 //! `clients.d/NAME.toml`, judged.
 
-use super::clients_d::name_of;
 use super::error::{ConfigError, Fault, Problem, ValueError};
 use super::file;
 use super::raw::{RawClient, RawInvitation, RawPrefixes, RawRate};
@@ -351,7 +350,8 @@ impl ClientName {
     }
 
     fn of_file(path: &Path) -> Result<Self, ClientNameError> {
-        name_of(path).parse()
+        let stem = path.file_stem().unwrap_or_default();
+        stem.to_string_lossy().parse()
     }
 }
 

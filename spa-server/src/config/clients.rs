@@ -5,7 +5,7 @@
 //! before the next one is read: a little of each would leave holes among what stays.
 
 use super::client::{ClientSettings, Introduced, Surroundings};
-use super::clients_d::{client_file_in, client_file_names, clients_directory, name_of};
+use super::clients_d::{SUFFIX, client_file_names};
 use super::error::{Fault, Problem, ValueError};
 use super::kept::{Kept, Source};
 use super::key_reader;
@@ -18,11 +18,13 @@ use spa_keys::{DeriveError, InvitationSecret, PreSharedKey, PublicKey};
 use spa_proto::{ClientId, PairSecret, Sender, ServerKey, UnixMicros};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Below this many clients, threads cost more than they give.
 const WORTH_A_THREAD: usize = 64;
+/// So many files are read before what is of no more use is thrown away.
+const AT_A_TIME: usize = 1_000;
 const MAX_THREADS: usize = 8;
 
 /// How many clients there are.
@@ -76,14 +78,13 @@ pub(super) struct Known<'a> {
 /// Reads all clients and derives their secrets; without the server's key they are only read, and
 /// none comes back. Clients with which anything is wrong are left out.
 pub(super) fn load(
-    server_toml: &Path,
+    directory: &Path,
     surroundings: &Surroundings<'_>,
     known: Option<Known<'_>>,
 ) -> Result<(Everybody, Vec<Problem>), Problem> {
-    let directory = clients_directory(server_toml);
-    let files = client_file_names(server_toml)?;
+    let files = client_file_names(directory)?;
     let reader = Reader {
-        directory: &directory,
+        directory,
         surroundings,
         enrolments: known.map(|known| known.enrolments),
         rules: Mutex::default(),
@@ -92,13 +93,13 @@ pub(super) fn load(
     for part in in_parallel(files, |files| reader.read(files)) {
         read.append(part);
     }
-    let twice = read.same_keys(&directory);
+    let twice = read.same_keys(directory);
     let Read { files, mut problems, .. } = read;
     let mut parts = Parts::default();
     let mut kept = Kept::default();
     if let Some(Known { server, state_directory, .. }) = known {
         let source = Source::of(state_directory, server, files.len());
-        let maker = Maker { server, source: &source, directory: &directory };
+        let maker = Maker { server, source: &source, directory };
         parts = maker.nothing(files.len());
         for part in in_parallel(files, |files| maker.parts(files)) {
             parts.append(part);
@@ -113,13 +114,18 @@ pub(super) fn load(
 
 /// What the clients may do whose files are sound: of those who may do the same, once.
 pub(super) fn rules(
-    server_toml: &Path,
+    directory: &Path,
     surroundings: &Surroundings<'_>,
 ) -> Result<Vec<Arc<ClientRules>>, Problem> {
-    let directory = clients_directory(server_toml);
     let rules = Mutex::default();
-    let reader = Reader { directory: &directory, surroundings, enrolments: None, rules };
-    in_parallel(client_file_names(server_toml)?, |files| drop(reader.read(files)));
+    let reader = Reader { directory, surroundings, enrolments: None, rules };
+    // Nothing of a file stays but its rules.
+    in_parallel(client_file_names(directory)?, |files| {
+        let mut files = files.into_iter();
+        while files.len() > 0 {
+            drop(reader.read(files.by_ref().take(AT_A_TIME).collect()));
+        }
+    });
     let rules = reader.rules.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(rules.into_iter().collect())
 }
@@ -232,7 +238,7 @@ impl Reader<'_> {
                     None
                 }
             };
-            read.files.push(FileRead { name: name_of(&path).into(), client });
+            read.files.push(FileRead { name: name_of(file), client });
         }
         read
     }
@@ -311,6 +317,13 @@ impl Reader<'_> {
     }
 }
 
+/// The name of the client whose file is called so; of one that is called wrongly, what there is.
+fn name_of(file: OsString) -> Box<str> {
+    let mut name = file.into_string().unwrap_or_else(|file| file.to_string_lossy().into_owned());
+    name.truncate(name.len().saturating_sub(SUFFIX.len()));
+    name.into_boxed_str()
+}
+
 impl Read {
     fn with_room_for(count: usize) -> Self {
         let (files, marks) = (with_room_for(count), with_room_for(count));
@@ -348,13 +361,17 @@ impl Read {
                 Mark::Secret(_) | Mark::Invitation(_) => "invitation",
             };
             let fault = Fault::value(key, ValueError::SameKey { other: name(other).to_owned() });
-            problems.push(Problem { path: client_file_in(directory, name(file)), fault });
+            problems.push(Problem { path: path_of(directory, name(file)), fault });
             if let Some(file) = self.files.get_mut(at(file)) {
                 file.client = None;
             }
         }
         problems
     }
+}
+
+fn path_of(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}{SUFFIX}"))
 }
 
 /// What becomes [`Everybody`].
@@ -390,9 +407,7 @@ impl Maker<'_> {
                 }
                 Err((name, error)) => {
                     let fault = Fault::value("public-key", error);
-                    parts
-                        .problems
-                        .push(Problem { path: client_file_in(self.directory, &name), fault });
+                    parts.problems.push(Problem { path: path_of(self.directory, &name), fault });
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! The configuration: `server.toml`, and one file for each client in `clients.d` beside it.
+//! The configuration: `server.toml`, and one file for each client, in `clients.d` beside it mostly.
 //!
 //! Files are read into raw structures and from there into types that can't be wrong; whatever is
 //! wrong in any file is told in one report. It reads files and derives keys, and knows nothing of
@@ -17,8 +17,8 @@ mod time;
 
 pub use client::{ClientName, ClientNameError, ClientSettings, Introduced};
 pub use clients::ClientCount;
-pub(crate) use clients_d::{CREDENTIALS, secret_files};
-pub use clients_d::{client_file, client_files, clients_directory, locked_out};
+pub(crate) use clients_d::secret_files;
+pub use clients_d::{client_file, client_files, locked_out};
 pub use error::{ConfigError, Fault, Problem, ValueError};
 pub(crate) use file::{
     judge_directory, judge_program, judge_state_directory, read as read_judged, read_state,
@@ -125,7 +125,11 @@ impl Config {
             }
             _ => None,
         };
-        let everybody = clients::load(path, &surroundings, known);
+        let clients_directory = match &settings {
+            Some(settings) => settings.clients_directory.clone(),
+            None => Settings::clients_directory_of(path),
+        };
+        let everybody = clients::load(&clients_directory, &surroundings, known);
         let everybody = keep(everybody.map_err(|problem| vec![problem]), &mut problems);
         let everybody = everybody.map(|(everybody, wrong)| {
             problems.extend(wrong);
@@ -220,11 +224,8 @@ const fn lies_in_the_state(introduction: &Introduction) -> bool {
 
 /// What the clients may do whose files are sound, without a secret being read: of those who may do the
 /// same, once.
-pub(crate) fn client_rules(
-    path: &Path,
-    settings: &Settings,
-) -> Result<Vec<Arc<ClientRules>>, Problem> {
-    clients::rules(path, &client::Surroundings::of(settings))
+pub(crate) fn client_rules(settings: &Settings) -> Result<Vec<Arc<ClientRules>>, Problem> {
+    clients::rules(&settings.clients_directory, &client::Surroundings::of(settings))
 }
 
 /// What reads secret keys: root's, which the worker's group may read where the worker is not root.

@@ -19,6 +19,7 @@ pub(super) struct RawSettings {
     pub(super) previous_key_until: Option<toml::Value>,
     pub(super) state_directory: Option<PathBuf>,
     pub(super) control_socket: Option<PathBuf>,
+    pub(super) clients_directory: Option<PathBuf>,
     pub(super) default_lifetime: Option<String>,
     pub(super) max_grants: Option<i64>,
     #[serde(default)]

@@ -61,6 +61,8 @@ pub struct Settings {
     pub state_directory: PathBuf,
     /// Where the commands reach the daemon.
     pub control_socket: PathBuf,
+    /// Where the clients' files are.
+    pub clients_directory: PathBuf,
     /// The lifetime of a request that names none.
     pub default_lifetime: Duration,
     /// The most live grants.
@@ -138,6 +140,15 @@ impl Settings {
         stated.unwrap_or_else(|| STATE_DIRECTORY.into())
     }
 
+    /// Where the clients' files are by the file at `path`, whatever else is wrong with that file.
+    pub fn clients_directory_of(path: &Path) -> PathBuf {
+        let stated = match Self::load(path) {
+            Ok(settings) => Some(settings.clients_directory),
+            Err(_) => stated_path(path, "clients-directory"),
+        };
+        stated.unwrap_or_else(|| clients_beside(path))
+    }
+
     /// Judges the text of a `server.toml` that is, or will be, at `path`.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let problem = |fault| Problem { path: path.into(), fault };
@@ -206,6 +217,10 @@ impl Settings {
     }
 }
 
+fn clients_beside(server_toml: &Path) -> PathBuf {
+    server_toml.with_file_name("clients.d")
+}
+
 /// The absolute path that a line of the file gives for `key`; the file need not make sense.
 fn stated_path(path: &Path, key: &str) -> Option<PathBuf> {
     let text = file::read(path).unwrap_or_default();
@@ -242,6 +257,10 @@ impl Judge {
                 "control-socket",
                 raw.control_socket.unwrap_or_else(|| CONTROL_SOCKET.into()),
             ),
+            clients_directory: match raw.clients_directory {
+                Some(stated) => self.path("clients-directory", stated),
+                None => clients_beside(path),
+            },
             default_lifetime: lifetime("default-lifetime", raw.default_lifetime, &mut self.faults)
                 .unwrap_or(Duration::from_secs(30)),
             max_grants: number("max-grants", raw.max_grants, 1, MAX_GRANTS, &mut self.faults)

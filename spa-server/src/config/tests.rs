@@ -181,6 +181,7 @@ fn what_is_not_said_has_a_default() {
             previous_key: None,
             state_directory: "/var/lib/spa".into(),
             control_socket: "/run/spa/control.sock".into(),
+            clients_directory: "/srv/spa/clients.d".into(),
             default_lifetime: Duration::from_secs(30),
             max_grants: 65_536,
             prefilter: Prefiltering::Auto,
@@ -348,7 +349,7 @@ fn errors_of_the_syntax_name_the_line_and_keep_secrets() {
             "# x\n\nknock-port = [1]\n",
             "line 3: unknown field `knock-port`, expected one of `interfaces`, `knock-ports`, \
             `plaintext-length`, `freshness`, `private-key-file`, `previous-private-key-file`, `previous-key-until`, `state-directory`, \
-            `control-socket`, `default-lifetime`, `max-grants`, `prefilter`, `gate`, `services`",
+            `control-socket`, `clients-directory`, `default-lifetime`, `max-grants`, `prefilter`, `gate`, `services`",
         ),
         (
             "[gate]\nmode = \"closed\"",
@@ -563,7 +564,7 @@ fn ten_thousand_clients_load_quickly() {
 }
 
 #[test]
-fn socket_and_state_are_found_in_a_file_that_is_wrong_otherwise() {
+fn socket_state_and_clients_are_found_in_a_file_that_is_wrong_otherwise() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("server.toml");
     let found = |text: &str| {
@@ -580,7 +581,16 @@ fn socket_and_state_are_found_in_a_file_that_is_wrong_otherwise() {
     let sound = "[services.ssh]\nports = [\"tcp/22\"]\n";
     let stated = found(&format!("state-directory = \"/c\"\n{sound}"));
     assert_eq!(stated, (usual.0.clone(), "/c".into()));
+    let clients = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        Settings::clients_directory_of(&path)
+    };
+    assert_eq!(clients(sound), directory.path().join("clients.d"));
+    for rest in [sound, "knock-ports = ["] {
+        assert_eq!(clients(&format!("clients-directory = \"/c\"\n{rest}")), Path::new("/c"));
+    }
     std::fs::remove_file(&path).unwrap();
+    assert_eq!(Settings::clients_directory_of(&path), directory.path().join("clients.d"));
     assert_eq!(Settings::control_socket_of(&path), usual.0);
     assert_eq!(Settings::state_directory_of(&path), usual.1);
 }

@@ -2,10 +2,14 @@
 
 use super::{ControlRequest, ControlResponse, MAX_REQUEST};
 use crate::users::observer;
-use nix::unistd::{chown, geteuid};
-use std::fs::Permissions;
+use nix::fcntl::OFlag;
+use nix::unistd::{Gid, chown, geteuid};
+use std::fs::{OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{
+    FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,10 +58,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
         _ => {}
     }
     let listener = UnixListener::bind(&temporary).map_err(failed)?;
-    let group = observer().map(|observer| observer.group);
-    let is_shared = group.is_some() && chown(&temporary, None, group).is_ok();
-    let mode = if is_shared { 0o660 } else { 0o600 };
-    std::fs::set_permissions(&temporary, Permissions::from_mode(mode))
+    adjust(&temporary, observer().map(|observer| observer.group))
         .and_then(|()| std::fs::rename(&temporary, path))
         .map_err(|error| {
             // The first error is the one worth telling.
@@ -65,6 +66,24 @@ pub fn bind(path: &Path) -> Result<UnixListener, BindError> {
             failed(error)
         })?;
     Ok(listener)
+}
+
+/// Has the socket be for its owner, and for this group. It is taken hold of first: whoever can write its
+/// directory could put a link in its place.
+fn adjust(path: &Path, group: Option<Gid>) -> io::Result<()> {
+    let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW).bits();
+    let socket = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = socket.metadata()?;
+    if !metadata.file_type().is_socket() || metadata.uid() != geteuid().as_raw() {
+        return Err(io::Error::other("somebody has put something else in its place"));
+    }
+    let itself = PathBuf::from(format!("/proc/self/fd/{}", socket.as_raw_fd()));
+    let shared = group.map(|group| chown(&itself, None, Some(group)));
+    if let Some(Err(error)) = shared {
+        tracing::warn!("metrics can't be told over the control socket: {error}");
+    }
+    let mode = if let Some(Ok(())) = shared { 0o660 } else { 0o600 };
+    std::fs::set_permissions(&itself, Permissions::from_mode(mode))
 }
 
 /// Answers requests on `listener` with `handler`, for ever; drop the future to stop.
@@ -87,7 +106,7 @@ where
 {
     let handler = Arc::new(handler);
     let places = |count| Arc::new(Semaphore::new(count));
-    let (masters, observers) = (places(MAX_CONNECTIONS), places(MAX_OBSERVERS));
+    let (for_orders, for_observers) = (places(MAX_CONNECTIONS), places(MAX_OBSERVERS));
     // Connections end with this future: nobody is left to answer them.
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -113,8 +132,8 @@ where
             }
         };
         let room = match right {
-            Right::Everything => &masters,
-            Right::Status => &observers,
+            Right::Everything => &for_orders,
+            Right::Status => &for_observers,
         };
         let Ok(permit) = Arc::clone(room).try_acquire_owned() else {
             let busy = ControlResponse::error(

@@ -110,11 +110,10 @@ impl Warden {
         record: Arc<GateRecord>,
     ) -> Self {
         let (plan, knock_ports) = (settings.gate_plan(), settings.knock_ports.clone());
-        let path = config.to_path_buf();
         // Not behind all others: the first knock may wait for it.
         let reading = std::thread::Builder::new().name("permits".into());
         let permits = reading
-            .spawn(move || permits(&path, &settings).unwrap_or_default())
+            .spawn(move || permits(&settings).unwrap_or_default())
             .map_or_else(|_| Reading::Done(Permits::default()), Reading::On);
         let guarded = plan.guarded.iter().copied().collect();
         Self {
@@ -319,7 +318,7 @@ impl Warden {
         match Settings::load(&self.config) {
             Ok(settings) => {
                 let settings = Settings { knock_ports: self.knock_ports.clone(), ..settings };
-                Some((permits(&self.config, &settings)?, settings.gate_plan()))
+                Some((permits(&settings)?, settings.gate_plan()))
             }
             Err(error) => {
                 tracing::debug!("the gate helper keeps to what it knows: {}", with_causes(&error));
@@ -350,8 +349,8 @@ impl Reading {
     }
 }
 
-fn permits(config: &Path, settings: &Settings) -> Option<Permits> {
-    match client_rules(config, settings) {
+fn permits(settings: &Settings) -> Option<Permits> {
+    match client_rules(settings) {
         Ok(rules) => Some(Permits::new(&settings.services, rules)),
         Err(problem) => {
             tracing::error!("the gate helper can't read who may open what: {problem}");

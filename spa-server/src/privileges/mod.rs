@@ -15,8 +15,11 @@ use rustix::process::{
 };
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities, set_no_new_privs};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+/// Its number is part of the kernel's interface (`PROC_USER_INIT_INO` of include/linux/proc_ns.h).
+const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 const UNLIMITED: Rlimit = Rlimit { current: None, maximum: None };
 
 /// This thread loads no programs into the kernel any more. What is loaded works on.
@@ -45,14 +48,23 @@ pub(crate) fn leave_no_dumps() -> io::Result<()> {
 /// Where there is a limit to what may be locked (`RLIMIT_MEMLOCK`), memory that is asked for later would
 /// be refused; so nothing is locked there, and that is an error.
 pub(crate) fn stay_in_memory() -> io::Result<()> {
-    if is_lock_limited() && !has(CapabilitySet::IPC_LOCK) {
-        setrlimit(Resource::Memlock, UNLIMITED)?;
+    if is_lock_limited()
+        && let Err(error) = setrlimit(Resource::Memlock, UNLIMITED)
+        && !locks_beyond_limits()
+    {
+        return Err(error.into());
     }
     Ok(mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?)
 }
 
 fn is_lock_limited() -> bool {
     getrlimit(Resource::Memlock) != UNLIMITED
+}
+
+/// For that the capability counts in the first user namespace alone, and may be had in others.
+fn locks_beyond_limits() -> bool {
+    let namespace = std::fs::metadata("/proc/self/ns/user").map(|namespace| namespace.ino());
+    has(CapabilitySet::IPC_LOCK) && namespace.is_ok_and(|it| it == FIRST_USER_NAMESPACE)
 }
 
 /// Whether this thread, and what it starts, may change the firewall.
@@ -75,7 +87,7 @@ pub(crate) fn keep_to_the_gate() -> io::Result<()> {
 /// its own (see [`give_up_loading`]), and memory that is locked beyond a limit.
 pub(crate) fn keep_to_the_capture() -> io::Result<()> {
     let mut those = CapabilitySet::NET_RAW | CapabilitySet::SYS_NICE | CapabilitySet::BPF;
-    those.set(CapabilitySet::IPC_LOCK, is_lock_limited());
+    those.set(CapabilitySet::IPC_LOCK, is_lock_limited() && locks_beyond_limits());
     keep(those, CapabilitySet::empty())
 }
 

@@ -1,7 +1,8 @@
 //! What the users that the units run the daemon as need of its files.
 
 use super::Findings;
-use crate::config::{CREDENTIALS, STATE_DIRECTORY, Settings, clients_directory, secret_files};
+use crate::commands::hand_over::CREDENTIALS;
+use crate::config::{STATE_DIRECTORY, Settings, secret_files};
 use crate::gate::Backend;
 use crate::users::Users;
 use std::fs;
@@ -10,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// Is there where systemd runs (sd_booted(3)).
 const SYSTEMD: &str = "/run/systemd/system";
+/// Where both users get in.
+const USUAL: &str = "/etc/spa";
 /// The worker's unit, to which systemd may hand over what it reads.
 const UNIT: &str = "spa-server.service";
 
@@ -17,18 +20,18 @@ const UNIT: &str = "spa-server.service";
 pub(super) fn look_at(config: &Path, settings: &Settings, findings: &mut Findings) {
     let check = "users";
     let Some(users) = Users::of_this_host().filter(|_| Path::new(SYSTEMD).exists()) else { return };
-    let (own, clients) = (config.parent().unwrap_or(Path::new("/")), clients_directory(config));
+    let (own, clients) = (config.parent().unwrap_or(Path::new("/")), &settings.clients_directory);
     let previous = settings.previous_key.iter().map(|previous| &previous.private_key_file);
     let keys = [&settings.private_key_file].into_iter().chain(previous).cloned();
     let files = keys.chain(secret_files(config)).chain([config.into()]);
     let handed_over = Path::new(CREDENTIALS).join(UNIT);
     let is_handed_over = |file: &Path| {
-        file.starts_with(CREDENTIALS)
+        file.starts_with(&handed_over)
             || file == config && file.file_name().is_some_and(|it| handed_over.join(it).exists())
     };
     let mut is_well = true;
     for file in files.filter(|file| !is_handed_over(file)) {
-        let barred = users.worker.is_barred_by(&file, &[users.helper.group], &[own, &clients]);
+        let barred = users.worker.is_barred_by(&file, &[users.helper.group], &[own, clients]);
         if let Some(directory) = barred {
             is_well = false;
             findings.error(
@@ -37,7 +40,7 @@ pub(super) fn look_at(config: &Path, settings: &Settings, findings: &mut Finding
                     "the daemon runs as the user spa, who does not get into {}, to {}; move the file to {}",
                     directory.display(),
                     file.display(),
-                    own.display()
+                    if file.starts_with(own) { Path::new(USUAL) } else { own }.display()
                 ),
             );
         }

@@ -6,7 +6,7 @@ use super::*;
 fn who_is_locked_out_by_a_configuration_that_is_wrong() {
     let directory = tempfile::tempdir().unwrap();
     let server_toml = directory.path().join("server.toml");
-    let clients = clients_directory(&server_toml);
+    let clients = Settings::clients_directory_of(&server_toml);
     std::fs::create_dir(&clients).unwrap();
     let keys = [1, 2, 3].map(|byte| spa_keys::PrivateKey::from_bytes([byte; 32].into()).public());
     let ids: Vec<(spa_proto::ClientId, &str)> =
@@ -53,7 +53,7 @@ fn who_is_locked_out_by_a_configuration_that_is_wrong() {
 fn who_was_invited_is_locked_out_by_a_configuration_that_is_wrong() {
     let directory = tempfile::tempdir().unwrap();
     let server_toml = directory.path().join("server.toml");
-    let clients = clients_directory(&server_toml);
+    let clients = Settings::clients_directory_of(&server_toml);
     std::fs::create_dir(&clients).unwrap();
     let path = |name: &str| clients.join(format!("{name}.toml"));
     let secret = |byte: u8| spa_keys::InvitationSecret::from_bytes([byte; 32].into()).unwrap();

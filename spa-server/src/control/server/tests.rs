@@ -4,14 +4,15 @@ use super::super::{CallError, call};
 use super::*;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream as Peer;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A daemon that counts the requests and answers them; it ends with the value.
 struct Daemon {
     socket: PathBuf,
     handled: Arc<AtomicUsize>,
-    /// Whoever connects from now on may only look.
-    is_shy: Arc<AtomicBool>,
+    /// What whoever connects from now on may ask for.
+    right: Arc<Mutex<Result<Right, PeerRefused>>>,
     _runtime: tokio::runtime::Runtime,
     _directory: tempfile::TempDir,
 }
@@ -36,13 +37,11 @@ impl Daemon {
                 }
             }
         };
-        let is_shy = Arc::new(AtomicBool::new(false));
-        let right = Arc::clone(&is_shy);
-        let right_of = move |_: &UnixStream| {
-            Ok(if right.load(Ordering::SeqCst) { Right::Status } else { Right::Everything })
-        };
+        let right = Arc::new(Mutex::new(Ok(Right::Everything)));
+        let theirs = Arc::clone(&right);
+        let right_of = move |_: &UnixStream| *theirs.lock().unwrap();
         runtime.spawn(serve_within(listener, right_of, handler, idle));
-        Self { socket, handled, is_shy, _runtime: runtime, _directory: directory }
+        Self { socket, handled, right, _runtime: runtime, _directory: directory }
     }
 
     fn peer(&self) -> Peer {
@@ -204,7 +203,7 @@ fn the_seventeenth_connection_is_turned_away_and_room_comes_back() {
 #[test]
 fn who_may_only_look_is_told_the_status_and_takes_no_place_of_others() {
     let daemon = Daemon::start(IDLE);
-    daemon.is_shy.store(true, Ordering::SeqCst);
+    *daemon.right.lock().unwrap() = Ok(Right::Status);
     let mut peers: Vec<_> = (0..MAX_OBSERVERS).map(|_| daemon.peer()).collect();
     for peer in &mut peers {
         peer.write_all(b"\"reload\"\n").unwrap();
@@ -214,12 +213,26 @@ fn who_may_only_look_is_told_the_status_and_takes_no_place_of_others() {
     }
     assert_eq!(daemon.handled(), MAX_OBSERVERS);
     assert!(rest(&daemon.peer()).contains("too many connections"));
-    daemon.is_shy.store(false, Ordering::SeqCst);
-    let masters: Vec<_> = (0..MAX_CONNECTIONS).map(|_| daemon.peer()).collect();
-    for mut peer in &masters {
+    *daemon.right.lock().unwrap() = Ok(Right::Everything);
+    let others: Vec<_> = (0..MAX_CONNECTIONS).map(|_| daemon.peer()).collect();
+    for mut peer in &others {
         peer.write_all(b"\"grants-list\"\n").unwrap();
         assert_eq!(read_one(peer), r#"{"grants":[]}"#);
     }
+}
+
+#[test]
+fn who_may_not_speak_is_told_so_and_not_listened_to() {
+    let daemon = Daemon::start(IDLE);
+    *daemon.right.lock().unwrap() = Err(PeerRefused { uid: 1000 });
+    for _ in 0..2 * MAX_CONNECTIONS {
+        let mut peer = daemon.peer();
+        drop(peer.write_all(b"\"status\"\n"));
+        assert!(rest(&peer).contains("user id 1000 may not speak to the daemon"));
+    }
+    assert_eq!(daemon.handled(), 0);
+    *daemon.right.lock().unwrap() = Ok(Right::Everything);
+    assert!(daemon.answers());
 }
 
 #[test]
@@ -248,6 +261,29 @@ fn a_socket_left_behind_is_replaced_and_a_living_one_is_not() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { bind(&socket).unwrap() });
     drop(directory);
+}
+
+/// Whoever owns the directory may put a link to a file of root's where root makes a socket.
+#[test]
+fn what_somebody_has_put_in_the_place_of_the_new_socket_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("shadow"), "").unwrap();
+    std::fs::set_permissions(path("shadow"), Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink(path("shadow"), path("link")).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(path("theirs")).unwrap();
+    std::os::unix::fs::chown(path("theirs"), Some(4711), None).unwrap();
+    for name in ["link", "shadow", "theirs"] {
+        adjust(&path(name), Some(Gid::from_raw(4712))).unwrap_err();
+        let metadata = std::fs::metadata(path(name)).unwrap();
+        assert_ne!(metadata.gid(), 4712, "{name}");
+    }
+    // The control.
+    std::os::unix::fs::chown(path("theirs"), Some(0), None).unwrap();
+    adjust(&path("theirs"), Some(Gid::from_raw(4712))).unwrap();
+    let metadata = std::fs::metadata(path("theirs")).unwrap();
+    assert_eq!((metadata.gid(), metadata.mode() & 0o777), (4712, 0o660));
+    drop(listener);
 }
 
 #[test]

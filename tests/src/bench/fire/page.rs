@@ -61,7 +61,7 @@ Knocks of different addresses, 20 to 40 ms apart, over the same cable and from t
 of the method: *sent* is what the sender managed, with the receiving kernel's work for each packet in its own time, and *received* what came to the host's interface. A knock that is not open within 2 s counts as lost. *Random*: the right port and length (for ours,
 fwknopd, letmein and ruroco), or the first port of the sequence (for knockd and `recent`). *Right tag, broken MAC*: knocks of one of the clients, sealed just before, with another last byte. *Replays*: its knocks that were
 accepted. *Stale*: its knocks that are two minutes old. *Log* and *state* are the bytes by which those files grew while noise came for two seconds and nobody knocked.
-*Memory* is what was resident before the noise, and after it and the knocks. Our server does not see the types of the whole kernel, as by its unit: the library that loads the prefilter would read them, and two MiB would be kept.
+*Memory* is what was resident before the noise, and after it and the knocks; what several processes of a program share, its code above all, is counted once. Our server does not see the types of the whole kernel, as by its unit: the library that loads the prefilter would read them, and two MiB would be kept.
 ";
 
 const COSTS: &str = "\

@@ -43,16 +43,22 @@ impl Processes {
         tasks.map(|task| task.path())
     }
 
-    /// Resident memory, KiB.
+    /// Resident memory, KiB. What several processes of a program share, its own code above all, is counted
+    /// once: as in the one that has most of it.
     pub(super) fn resident(&self) -> Result<u64> {
-        let mut sum = 0;
+        let mut own = 0;
+        let mut shared = 0;
         for pid in &self.0 {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-            let kib = line.and_then(|line| line.split_whitespace().next());
-            sum += kib.map_or(Ok(0), str::parse).context("VmRSS is no number")?;
+            let maps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+            let kib = |name: &str| -> Result<u64> {
+                let line = maps.lines().find_map(|line| line.strip_prefix(name));
+                let kib = line.and_then(|line| line.split_whitespace().next());
+                kib.map_or(Ok(0), str::parse).with_context(|| format!("{name} is no number"))
+            };
+            own += kib("Private_Clean:")? + kib("Private_Dirty:")?;
+            shared = shared.max(kib("Shared_Clean:")? + kib("Shared_Dirty:")?);
         }
-        Ok(sum)
+        Ok(own + shared)
     }
 }
 
