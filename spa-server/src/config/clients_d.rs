@@ -3,7 +3,7 @@
 use super::client::ClientName;
 use super::error::{Fault, Problem};
 use super::file;
-use super::settings::Settings;
+use super::settings::{Settings, clients_beside};
 use crate::enrolment::Introduction;
 use crate::large_list::with_room_for;
 use spa_proto::ClientId;
@@ -30,6 +30,16 @@ pub fn client_files(server_toml: &Path) -> Result<Vec<PathBuf>, Problem> {
 
 fn client_files_in(directory: &Path) -> Result<Vec<PathBuf>, Problem> {
     Ok(client_file_names(directory)?.into_iter().map(|name| directory.join(name)).collect())
+}
+
+/// The usual directory need not be there yet. One that is stated may not be mounted, and then nobody would
+/// be let in any more.
+pub(super) fn is_there(server_toml: &Path, directory: &Path) -> Result<(), Problem> {
+    if directory == clients_beside(server_toml) {
+        return Ok(());
+    }
+    let found = std::fs::metadata(directory);
+    found.map(drop).map_err(|error| Problem { path: directory.into(), fault: Fault::Io(error) })
 }
 
 /// The names of the files in this directory.

@@ -129,7 +129,8 @@ impl Config {
             Some(settings) => settings.clients_directory.clone(),
             None => Settings::clients_directory_of(path),
         };
-        let everybody = clients::load(&clients_directory, &surroundings, known);
+        let everybody = clients_d::is_there(path, &clients_directory)
+            .and_then(|()| clients::load(&clients_directory, &surroundings, known));
         let everybody = keep(everybody.map_err(|problem| vec![problem]), &mut problems);
         let everybody = everybody.map(|(everybody, wrong)| {
             problems.extend(wrong);

@@ -217,7 +217,7 @@ impl Settings {
     }
 }
 
-fn clients_beside(server_toml: &Path) -> PathBuf {
+pub(super) fn clients_beside(server_toml: &Path) -> PathBuf {
     server_toml.with_file_name("clients.d")
 }
 

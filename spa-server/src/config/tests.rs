@@ -564,6 +564,26 @@ fn ten_thousand_clients_load_quickly() {
 }
 
 #[test]
+fn clients_may_be_elsewhere_if_that_is_there() {
+    let host = Host::new(SSH);
+    let elsewhere = host.path("elsewhere");
+    host.write("server.toml", &format!("clients-directory = {elsewhere:?}\n{SSH}"));
+    host.client("laptop", &key(1), "allow = [\"ssh\"]");
+    // It may not be mounted yet; then nobody is to be taken for gone.
+    assert!(host.error().starts_with("DIR/elsewhere: "), "{}", host.error());
+    fs::rename(host.path("clients.d"), &elsewhere).unwrap();
+    assert!(host.load().unwrap().clients().contains_key("laptop"));
+    let laptop = client_file(&host.path("server.toml"), &"laptop".parse().unwrap());
+    assert_eq!(laptop, elsewhere.join("laptop.toml"));
+    assert_eq!(client_files(&host.path("server.toml")).unwrap(), [laptop]);
+    // The usual one is made when it is needed.
+    host.write("server.toml", SSH);
+    assert_eq!(host.load().unwrap().clients().len(), 0);
+    let relative = format!("clients-directory = \"elsewhere\"\n{SSH}");
+    assert!(errors(&relative)[0].starts_with("clients-directory: "), "{:?}", errors(&relative));
+}
+
+#[test]
 fn socket_state_and_clients_are_found_in_a_file_that_is_wrong_otherwise() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("server.toml");

@@ -23,7 +23,7 @@ pub(super) fn look_at(config: &Path, settings: &Settings, findings: &mut Finding
     let (own, clients) = (config.parent().unwrap_or(Path::new("/")), &settings.clients_directory);
     let previous = settings.previous_key.iter().map(|previous| &previous.private_key_file);
     let keys = [&settings.private_key_file].into_iter().chain(previous).cloned();
-    let files = keys.chain(secret_files(config)).chain([config.into()]);
+    let files = keys.chain(secret_files(config)).chain([config.into(), clients.clone()]);
     let handed_over = Path::new(CREDENTIALS).join(UNIT);
     let is_handed_over = |file: &Path| {
         file.starts_with(&handed_over)
