@@ -163,7 +163,7 @@ MUTATE = mkdir -p $(MUTANTS) && PATH="$(abspath $(TOOLS))/bin:$$PATH" env -u CAR
 DECIDES := policy.rs limits.rs grants/table.rs helper/permits.rs helper/warden.rs
 
 .PHONY: mutants
-mutants: needs mutants-proto mutants-server ## Small changes of the code, each of which some test is to notice. An hour, likewise.
+mutants: needs mutants-proto mutants-server ## Small changes of the code, each of which some test is to notice. Hours, likewise.
 
 .PHONY: mutants-proto
 mutants-proto: $(CARGO_MUTANTS) ## Of the protocol. Part of `mutants`.

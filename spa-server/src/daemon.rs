@@ -254,7 +254,7 @@ impl Daemon {
             Next::Tick => self.tick().await?,
             Next::ReadAnew => self.read_anew(Order::Reload, None),
             Next::HelperGone => anyhow::bail!(
-                "the gate helper has ended, and without it nothing opens; the gate and what is open stay. Start the daemon again, as systemd does by itself; the log above may say why"
+                "the gate helper has ended, or was given up, and without it nothing opens; the gate and what is open stay. Start the daemon again, as systemd does by itself; the log above may say why"
             ),
             Next::Finish(_) | Next::Stop(_) => {}
         }

@@ -254,6 +254,10 @@ impl Fail2ban {
             let ours = workspace()?.join("packaging/fail2ban").join(part);
             fs::copy(&ours, directory.join(part)).with_context(|| ours.display().to_string())?;
         }
+        // As they are shipped they are what fail2ban understands.
+        let mut tried = scene.server.host().command("fail2ban-client")?;
+        let tried = finish(tried.arg("-c").arg(&directory).arg("-t"))?;
+        ensure!(tried.success() && tried.said().contains("successful"), "{tried}");
         let path = |name: &str| directory.join(name).display().to_string();
         // There is no journal here, and sshd writes what it has to say without the time and its name.
         let jail = format!(

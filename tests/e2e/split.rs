@@ -283,6 +283,32 @@ fn a_trial_that_nobody_has_ordered_is_none() -> Result<()> {
     Ok(())
 }
 
+/// Without an end, a frozen helper would have every knock fail for good. What it was asked then does not
+/// happen when it goes on.
+#[test]
+fn a_helper_that_is_frozen_is_given_up_and_the_daemon_ends() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let helper = scene.server.helper_pid()?;
+    let frozen = Pid::from_raw(i32::try_from(helper)?);
+    kill(frozen, Signal::SIGSTOP)?;
+    let owner = scene.lab.owner().clone();
+    scene.knock(&owner, Family::V4, &scene.laptop.open("ssh").lifetime(600).seal()?)?;
+    // It has patience for a minute.
+    let ended = scene.server.await_end_within(Duration::from_secs(120));
+    let ended = ended.with_context(|| scene.server.account())?;
+    ensure!(!ended.success(), "a daemon that opens nothing any more is to be started anew");
+    let log = scene.server.log()?;
+    for told in ["the gate helper does not answer", "was given up", "event=failed"] {
+        ensure!(log.contains(told), "{told}: {log}");
+    }
+    kill(frozen, Signal::SIGCONT)?;
+    await_no_process(helper)?;
+    scene.ensure_sees(&owner, Family::V4, SSH_PORT, PortState::Filtered)?;
+    scene.server.start()?;
+    ensure!(scene.server.elements()?.is_empty(), "{:?}", scene.server.elements()?);
+    scene.ensure_owner_gets_in(Family::V4)
+}
+
 /// A debugger, `strace` or a batch system stops and continues a process; what it waited for in that
 /// moment is not lost.
 #[test]

@@ -1,4 +1,4 @@
-//! `spa-server top` in a real terminal of 80 columns and 24 lines: it shows what the daemon tells,
+//! `spa-server top` in a real terminal, of 80 columns and 24 lines and of more: it shows what the daemon tells,
 //! says when it is not there, finds it again, and leaves the terminal as it was.
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +15,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn new(scene: &Scene) -> Result<Self> {
+    fn new(scene: &Scene, columns: &str, lines: &str) -> Result<Self> {
         let directory = scene.lab.directory().join("terminal");
         fs::create_dir_all(&directory)?;
         let terminal = Self { directory };
@@ -23,9 +23,9 @@ impl Terminal {
             "new-session",
             "-d",
             "-x",
-            "80",
+            columns,
             "-y",
-            "24",
+            lines,
             "env -i PATH=/usr/bin:/bin TERM=tmux PS1=ready: sh",
         ];
         finish(terminal.tmux()?.args(start))?.ok()?;
@@ -111,7 +111,7 @@ impl Drop for Terminal {
 fn a_terminal_shows_what_the_daemon_tells_and_is_given_back() -> Result<()> {
     let mut scene = Scene::prepared(|_| {})?;
     let owner = scene.lab.owner().clone();
-    let terminal = Terminal::new(&scene)?;
+    let terminal = Terminal::new(&scene, "80", "24")?;
     let before = terminal.settings("before")?;
 
     // There is no daemon yet.
@@ -165,6 +165,25 @@ fn a_terminal_shows_what_the_daemon_tells_and_is_given_back() -> Result<()> {
         terminal.keys(&[key])?;
         terminal.ensure_given_back(&before, round)?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_wide_terminal_is_filled() -> Result<()> {
+    let scene = Scene::new()?;
+    let owner = scene.lab.owner().clone();
+    let terminal = Terminal::new(&scene, "200", "50")?;
+    terminal.watch(&scene)?;
+    terminal.await_shown("gate installed (")?;
+    scene.knock(&owner, Family::V6, &scene.laptop.open("ssh").lifetime(600).seal()?)?;
+    let shown = terminal.await_shown(" 1 open")?;
+    for text in ["fd66::2", "laptop", "tcp/22", "knocks/s", "latency 50%"] {
+        ensure!(shown.contains(text), "{text}:\n{shown}");
+    }
+    ensure!(shown.lines().count() == 50, "{shown}");
+    ensure!(shown.lines().last().is_some_and(|last| last.starts_with("q quit")), "{shown}");
+    let widest = shown.lines().map(|line| line.chars().count()).max();
+    ensure!(widest.is_some_and(|widest| widest > 150), "{widest:?} columns of 200:\n{shown}");
     Ok(())
 }
 

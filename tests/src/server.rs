@@ -208,10 +208,16 @@ impl Server {
 
     /// Waits until a process that is about to end has ended.
     pub fn await_end(&mut self) -> Result<ExitStatus> {
-        let Some(status) = eventually("spa-server is to end", || match self.child {
-            Some(_) => Ok(self.ended()?.map(Some)),
-            None => Ok(Some(None)),
-        })?
+        self.await_end_within(DEADLINE)
+    }
+
+    /// The same, where it may take so long.
+    pub fn await_end_within(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let Some(status) =
+            eventually_within(deadline, "spa-server is to end", || match self.child {
+                Some(_) => Ok(self.ended()?.map(Some)),
+                None => Ok(Some(None)),
+            })?
         else {
             bail!("spa-server did not run");
         };

@@ -1,12 +1,13 @@
 //! The gate as the worker has it: at the other end of the lines.
 
-use super::line::Line;
+use super::line::{Line, hang_up};
 use super::{HelperAnswer, HelperError, HelperRequest};
 use crate::gate::{
     Backend, Change, Cut, Doubt, Gate, GateAnswer, GateError, GateRequest, InstallReport,
     LiveElement, Look, Plan,
 };
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -36,12 +37,14 @@ pub struct RemoteGate {
 #[derive(Debug)]
 pub(super) struct Asked {
     line: Line,
+    /// What ends with the helper.
+    link: Arc<UnixStream>,
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Asked {
-    pub(super) fn new(line: Line) -> Arc<Self> {
-        Arc::new(Self { line, turn: Arc::default() })
+    pub(super) fn new(line: Line, link: &Arc<UnixStream>) -> Arc<Self> {
+        Arc::new(Self { line, link: Arc::clone(link), turn: Arc::default() })
     }
 
     /// Asks, and waits for the answer. Whoever waits no more loses nothing but the answer: it is taken
@@ -87,8 +90,11 @@ impl Asked {
         }
     }
 
+    /// A helper that does not answer is given up, whatever it does: to wait for its end would be to wait
+    /// for ever for one that is frozen.
     fn broken(&self, error: io::Error) -> HelperError {
         self.line.hang_up();
+        hang_up(&self.link);
         HelperError::Silent(error)
     }
 }
@@ -268,6 +274,7 @@ impl Doubts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::line::await_end;
     use super::*;
 
     const SOON: Duration = Duration::from_secs(20);
@@ -275,7 +282,8 @@ mod tests {
     #[tokio::test]
     async fn a_helper_that_does_not_answer_is_given_up() {
         let (here, there) = Line::pair().unwrap();
-        let asked = Asked::new(here);
+        let (link, its_link) = UnixStream::pair().unwrap();
+        let asked = Asked::new(here, &Arc::new(link));
         for at_once in [Duration::ZERO, Duration::from_millis(1)] {
             let request = HelperRequest::Gate(GateRequest::Snapshot);
             let answer = asked.ask(request, at_once, Duration::from_millis(20)).await;
@@ -284,12 +292,14 @@ mod tests {
         // It finds that nobody is there any more.
         assert!(there.receive::<HelperRequest>().unwrap().is_some());
         assert!(there.receive::<HelperRequest>().unwrap().is_none());
+        await_end(&its_link);
     }
 
     #[tokio::test]
     async fn who_waits_no_more_leaves_no_answer_to_the_next_one() {
         let (here, there) = Line::pair().unwrap();
-        let asked = Asked::new(here);
+        let (link, _its_link) = UnixStream::pair().unwrap();
+        let asked = Asked::new(here, &Arc::new(link));
         let first = HelperRequest::Gate(GateRequest::Snapshot);
         let asking = asked.ask(first, Duration::from_millis(1), SOON);
         assert!(tokio::time::timeout(Duration::from_millis(50), asking).await.is_err());

@@ -1,5 +1,6 @@
 //! One line between worker and helper: values go over it as JSON, each after its length in four bytes.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -32,6 +33,11 @@ impl Line {
         let (one, other) = UnixStream::pair()?;
         one.set_write_timeout(Some(PATIENCE))?;
         Ok((Self(one), Self(other)))
+    }
+
+    /// The same end once more.
+    pub(super) fn again(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
     }
 
     pub(super) fn send(&self, value: &impl Serialize) -> io::Result<()> {
@@ -67,9 +73,16 @@ impl Line {
 
     /// Whether anything comes so soon.
     pub(super) fn is_answered_within(&self, patience: Duration) -> bool {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
         poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout).is_ok_and(|n| n > 0)
+    }
+
+    /// Whether the other end has hung up, or is gone; what it had said before may still be read.
+    pub(super) fn is_hung_up(&self) -> bool {
+        let mut line = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let polled = poll(&mut line, PollTimeout::ZERO);
+        let [line] = line;
+        polled.is_ok() && line.revents().is_some_and(|it| it.contains(PollFlags::POLLHUP))
     }
 
     /// How long [`receive`](Self::receive) waits.
@@ -79,9 +92,14 @@ impl Line {
 
     /// Nothing goes over it any more: what was half said could not be told from what comes next.
     pub(super) fn hang_up(&self) {
-        // It may have been done.
-        let _ = self.0.shutdown(Shutdown::Both);
+        hang_up(&self.0);
     }
+}
+
+/// Ends it for both sides.
+pub(super) fn hang_up(stream: &UnixStream) {
+    // It may have been done.
+    let _ = stream.shutdown(Shutdown::Both);
 }
 
 /// Reads, whatever interrupts it: a socket with a time limit is not read on by the kernel when its
@@ -177,7 +195,11 @@ mod tests {
         assert!(there.is_answered_within(Duration::from_secs(20)));
         there.set_patience(None).unwrap();
         assert_eq!(there.receive::<u8>().unwrap(), Some(7));
+        here.send(&8).unwrap();
+        assert!(!there.is_hung_up());
         here.hang_up();
+        assert!(there.is_hung_up());
+        assert_eq!(there.receive::<u8>().unwrap(), Some(8));
         assert_eq!(there.receive::<u8>().unwrap(), None);
     }
 

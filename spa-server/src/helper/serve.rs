@@ -157,6 +157,10 @@ impl Server {
                     );
                 }
             };
+            // Who has given this process up has told the knock as failed: it is not to open hours later.
+            if line.is_hung_up() {
+                return tracing::debug!("nobody waits for what was asked last");
+            }
             if let Err(error) = line.send(&self.answer(request)) {
                 return tracing::debug!("the daemon is gone: {error}");
             }

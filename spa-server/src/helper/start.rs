@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -107,9 +108,15 @@ impl Helper {
         hand_over(&link, &given).context("cannot talk to the gate helper")?;
         drop(given);
 
+        let link = Arc::new(link);
         let (tell, gone) = oneshot::channel();
+        let end = Arc::clone(&link);
+        let lines = [&orders, &looks, &doubts, &lists, &behind].map(Line::again);
+        let lines: Vec<Line> = lines.into_iter().collect::<Result<_, _>>()?;
         std::thread::Builder::new().name("helper".into()).spawn(move || {
-            await_end(&link);
+            await_end(&end);
+            // Who waits for it at one of them waits in vain: if it was given up, it may be there.
+            lines.iter().for_each(Line::hang_up);
             // Nobody may be left to tell.
             let _ = tell.send(());
             if let Some(mut child) = child {
@@ -117,7 +124,7 @@ impl Helper {
             }
         })?;
 
-        let orders = Asked::new(orders);
+        let orders = Asked::new(orders, &link);
         let chosen = orders.end(UNTIL_IT_HAS_CHOSEN);
         let (backend, passed_over) = match chosen {
             Ok(HelperAnswer::Chosen { backend, passed_over }) => (backend, passed_over),
@@ -125,8 +132,9 @@ impl Helper {
             Err(HelperError::Refused(why)) => anyhow::bail!("{why}"),
             Err(error) => return Err(error.into()),
         };
-        let gate = RemoteGate::new(backend, orders, Asked::new(looks), doubts)?;
-        let connections = RemoteConnections::new(Asked::new(lists), Asked::new(behind));
+        let gate = RemoteGate::new(backend, orders, Asked::new(looks, &link), doubts)?;
+        let asked = |line| Asked::new(line, &link);
+        let connections = RemoteConnections::new(asked(lists), asked(behind));
         Ok(Self { gate, connections, passed_over, gone })
     }
 }

@@ -75,6 +75,23 @@ fn the_worker_can_capture_and_its_helper_change_the_firewall_and_no_more() -> Re
     Ok(())
 }
 
+/// As on a kernel that has none of it.
+#[test]
+fn without_landlock_the_daemon_does_its_work_and_says_that_it_is_not_confined() -> Result<()> {
+    let installation = Installation::new()?;
+    let machine = &installation.machine;
+    let _ssh = Listener::tcp(installation.lab.server(), SSH_PORT)?;
+    machine.drop_in(
+        UNIT,
+        "[Service]\nSystemCallFilter=~landlock_create_ruleset\nSystemCallErrorNumber=ENOSYS\n",
+    )?;
+    machine.sh("systemctl start spa-server")?;
+    installation.ensure_a_knock_opens()?;
+    machine
+        .await_journal(UNIT, "the worker's files are not confined: this kernel has no Landlock")?;
+    Ok(())
+}
+
 /// Not every machine's systemd may lift a limit; the capability then does as well.
 #[test]
 fn the_worker_s_memory_is_locked_and_where_it_may_not_be_that_is_told() -> Result<()> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// The list of grants in the state directory.
 const GRANT_LIST: &str = "grants.log";
 
-/// What it used at one moment.
+/// What its two processes used at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
     /// Since the start of the load.
@@ -64,7 +64,7 @@ impl Sample {
 
 /// A server, and where its files are.
 pub(super) struct Watched {
-    process: PathBuf,
+    processes: [PathBuf; 2],
     state: PathBuf,
     log: PathBuf,
 }
@@ -72,27 +72,33 @@ pub(super) struct Watched {
 impl Watched {
     pub(super) fn of(server: &Server) -> Result<Self> {
         Ok(Self {
-            process: format!("/proc/{}", server.pid()?).into(),
+            processes: [server.pid()?, server.helper_pid()?]
+                .map(|pid| format!("/proc/{pid}").into()),
             state: server.configuration().state_directory.clone(),
             log: server.directory().join("server.log"),
         })
     }
 
     pub(super) fn sample(&self, start: Instant) -> Result<Sample> {
-        let status = fs::read_to_string(self.process.join("status"))
-            .context("the server's process is gone")?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-            number.with_context(|| format!("/proc tells no {name}"))
-        };
-        let descriptors = fs::read_dir(self.process.join("fd"))?.count();
+        let (mut resident, mut descriptors, mut threads) = (0, 0, 0);
+        for process in &self.processes {
+            let status = fs::read_to_string(process.join("status"))
+                .context("a process of the server's is gone")?;
+            let field = |name: &str| -> Result<u64> {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+                number.with_context(|| format!("/proc tells no {name}"))
+            };
+            resident += field("VmRSS:")?;
+            descriptors += u64::try_from(fs::read_dir(process.join("fd"))?.count())?;
+            threads += field("Threads:")?;
+        }
         let size = |path: PathBuf| bytes(&[path]);
         Ok(Sample {
             at: start.elapsed(),
-            resident: field("VmRSS:")?,
-            descriptors: u64::try_from(descriptors)?,
-            threads: field("Threads:")?,
+            resident,
+            descriptors,
+            threads,
             replay: size(self.state.join(REPLAY_STORE)),
             grants: size(self.state.join(GRANT_LIST)),
             state: size(self.state.clone()),
