@@ -4,14 +4,14 @@ use crate::gate::Element;
 use crate::policy::{ClientRules, Prefixes, Services, may_have};
 use crate::service::Service;
 use ipnet::IpNet;
-use spa_proto::PortRange;
+use spa_proto::{PortRange, UnixMicros};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// All that the clients of a configuration may have open.
 ///
-/// Of their rules it leaves out what ends by itself (`not-before`, `expires`) and what is for the worker
-/// alone to tell: whose knock it was.
+/// Who has expired when they are made has nothing. Of the others' rules it leaves out what the clock may
+/// change (`not-before`, `expires`), and what is for the worker alone to tell: whose knock it was.
 #[derive(Debug, Default)]
 pub(super) struct Permits(HashMap<PortRange, Vec<Permit>>);
 
@@ -27,10 +27,14 @@ impl Permits {
     pub(super) fn new(
         services: &Services,
         rules: impl IntoIterator<Item = Arc<ClientRules>>,
+        now: UnixMicros,
     ) -> Self {
         let mut permits: HashMap<PortRange, Vec<Permit>> = HashMap::new();
         let mut known = HashSet::new();
-        for rules in rules.into_iter().filter(|rules| rules.enabled) {
+        let is_there = |rules: &Arc<ClientRules>| {
+            rules.enabled && rules.expires.is_none_or(|expires| now < expires)
+        };
+        for rules in rules.into_iter().filter(is_there) {
             let seconds = u32::try_from(rules.max_lifetime.as_secs()).unwrap_or(u32::MAX);
             for (name, service) in rules.allow.iter().filter_map(|it| services.get_key_value(it)) {
                 let (v4, v6) = families(service);
@@ -126,8 +130,10 @@ mod tests {
             .into()
     }
 
+    const NOW: UnixMicros = UnixMicros(1_700_000_000_000_000);
+
     fn permits(rules: impl IntoIterator<Item = ClientRules>) -> Permits {
-        Permits::new(&services(), rules.into_iter().map(Arc::new))
+        Permits::new(&services(), rules.into_iter().map(Arc::new), NOW)
     }
 
     fn seconds(permits: &Permits, ports: &str, source: &str, wanted: u32) -> Option<u32> {
@@ -146,6 +152,20 @@ mod tests {
         let disabled = ClientRules { enabled: false, ..rules(&["ssh"], 1, &[]) };
         assert_eq!(seconds(&permits([disabled]), "tcp/22", "192.0.2.7", 30), None);
         assert_eq!(seconds(&permits([]), "tcp/22", "192.0.2.7", 30), None);
+    }
+
+    #[test]
+    fn who_has_expired_has_nothing_and_who_is_yet_to_come_has() {
+        let of = |expires: u64, not_before: u64| {
+            let [expires, not_before] = [expires, not_before].map(|it| Some(UnixMicros(it)));
+            let one = permits([ClientRules { not_before, expires, ..rules(&["ssh"], 1, &[]) }]);
+            seconds(&one, "tcp/22", "192.0.2.7", 30)
+        };
+        assert_eq!(of(NOW.0 - 1, 0), None);
+        assert_eq!(of(NOW.0, 0), None);
+        assert_eq!(of(NOW.0 + 1, 0), Some(30));
+        // The worker asks for him when it is time.
+        assert_eq!(of(NOW.0 + 2, NOW.0 + 1), Some(30));
     }
 
     #[test]

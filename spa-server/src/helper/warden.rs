@@ -7,7 +7,7 @@ use super::ordered::{OrderFile, Ordered};
 use super::permits::Permits;
 use super::{HelperAnswer, HelperRequest};
 use crate::causes::with_causes;
-use crate::clock::BootMicros;
+use crate::clock::{BootMicros, Now};
 use crate::config::{Settings, client_rules};
 use crate::gate::{Change, Connection, Cut, Element, GateAnswer, GateRequest, Guarded, Plan};
 use crate::gate_record::GateRecord;
@@ -351,7 +351,7 @@ impl Reading {
 
 fn permits(settings: &Settings) -> Option<Permits> {
     match client_rules(settings) {
-        Ok(rules) => Some(Permits::new(&settings.services, rules)),
+        Ok(rules) => Some(Permits::new(&settings.services, rules, Now::realtime())),
         Err(problem) => {
             tracing::error!("the gate helper can't read who may open what: {problem}");
             None
@@ -545,6 +545,21 @@ mod tests {
         assert!(host.admits("tcp/22"));
         host.warden.judge(HelperRequest::Reread).unwrap();
         assert!(!host.admits("tcp/22"));
+    }
+
+    /// By a clock that was set wrong at the start the helper takes somebody for expired who is not: it looks
+    /// again when he is asked for.
+    #[test]
+    fn who_has_expired_is_not_admitted_until_the_clock_or_his_file_says_otherwise() {
+        let host = Host::new();
+        let file = host.directory.path().join("clients.d/laptop.toml");
+        let sound = fs::read_to_string(&file).unwrap();
+        fs::write(&file, format!("expires = 2001-01-01\n{sound}")).unwrap();
+        let warden = host.next_warden();
+        let host = Host { warden, ..host };
+        assert!(!host.admits("tcp/22"));
+        fs::write(&file, sound).unwrap();
+        assert!(host.admits("tcp/22"));
     }
 
     #[test]
