@@ -13,7 +13,6 @@ use std::sync::OnceLock;
 const WORKER: &str = "spa";
 /// Runs the gate helper; its group, to which the worker belongs, reads the rest of the configuration.
 const HELPER: &str = "spa-gate";
-
 /// Tells Prometheus how the daemon is.
 const OBSERVER: &str = "spa-metrics";
 

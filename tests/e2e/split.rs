@@ -218,8 +218,10 @@ fn permitted(task: &str) -> Result<u64> {
 fn in_a_user_namespace_of_its_own_no_memory_is_locked() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.server.stop()?;
-    let mut command = scene.server.host().command("unshare")?;
-    command.args(["--user", "--map-root-user"]).arg(spa_tests::our_binary("spa-server")?);
+    // Whatever the limit is of who runs this.
+    let mut command = scene.server.host().command("prlimit")?;
+    command.args(["--memlock=8388608:8388608", "unshare", "--user", "--map-root-user"]);
+    command.arg(spa_tests::our_binary("spa-server")?);
     command.arg("--config").arg(scene.server.config_path()).arg("run");
     // It may not capture there, so it ends.
     let ended = spa_tests::finish(&mut command)?;

@@ -38,8 +38,12 @@ pub(super) fn is_there(server_toml: &Path, directory: &Path) -> Result<(), Probl
     if directory == clients_beside(server_toml) {
         return Ok(());
     }
-    let found = std::fs::metadata(directory);
-    found.map(drop).map_err(|error| Problem { path: directory.into(), fault: Fault::Io(error) })
+    let fault = match std::fs::metadata(directory) {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Fault::NoClientsDirectory,
+        Err(error) => Fault::Io(error),
+    };
+    Err(Problem { path: directory.into(), fault })
 }
 
 /// The names of the files in this directory.

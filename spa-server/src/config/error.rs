@@ -59,6 +59,11 @@ pub enum Fault {
     /// It could not be read.
     #[error("can't be read: {0}")]
     Io(io::Error),
+    /// A directory that is stated.
+    #[error(
+        "is not there, and clients-directory names it; mount it, or make it and add the clients' files"
+    )]
+    NoClientsDirectory,
     /// It is for other users.
     #[error(
         "is not for this user to read; what is of the configuration, `spa-server hand-over`, as root, lets the daemon's users read"
