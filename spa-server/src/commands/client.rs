@@ -165,7 +165,7 @@ impl InvitationView {
 pub(super) fn enrolments(settings: &Settings) -> Result<Enrolments, CommandError> {
     let read = EnrolmentStore::read(&settings.state_directory);
     let read = read.map_err(|error| CommandError::Failed(with_causes(&error)))?;
-    Ok(read.map(|(enrolments, _)| enrolments).unwrap_or_default())
+    Ok(read.unwrap_or_default())
 }
 
 /// `spa-server client list`. Clients whose files are wrong are told, and the others shown.

@@ -249,7 +249,7 @@ pub fn read_private_key(path: &Path, settings: &Settings) -> Result<PrivateKey, 
 fn enrolments(state_directory: &Path) -> (Enrolments, Option<Problem>) {
     match EnrolmentStore::read(state_directory) {
         // What was damaged is told, and set right, by whoever opens the store.
-        Ok(found) => (found.map(|(enrolments, _)| enrolments).unwrap_or_default(), None),
+        Ok(found) => (found.unwrap_or_default(), None),
         Err(error) => {
             let path = state_directory.into();
             (

@@ -309,6 +309,10 @@ pub(super) fn open_store(directory: &Path, now: UnixMicros) -> EnrolmentStore {
             "{} was damaged, {lines} of its lines are lost: clients whose keys stood there are not known any more, keys in clients.d that were replaced may hold again, and invitations that were not used until now can't be used any more; invite those clients again",
             store.path().display()
         ),
+        Found::Unknown(lines) => tracing::error!(
+            "{} has {lines} lines of a later version of this program: what they say does not hold here (a key that was replaced may), but they stay for that version; invitations that were not used until now can't be used any more",
+            store.path().display()
+        ),
     }
     store
 }

@@ -69,21 +69,46 @@ pub enum Record {
 impl Record {
     /// The line that stands for it, with its end; it may hold a secret.
     pub(super) fn line(&self) -> Result<Zeroizing<String>, serde_json::Error> {
-        let json = Zeroizing::new(serde_json::to_string(self)?);
-        let mut line = Zeroizing::new(String::with_capacity(json.len().saturating_add(64)));
-        line.push_str(&sum(&json));
-        line.push(' ');
-        line.push_str(&json);
-        line.push('\n');
-        Ok(line)
+        Ok(whole_line(&Zeroizing::new(serde_json::to_string(self)?)))
     }
+}
 
-    /// Reads a line without its end; `None` when it is damaged.
-    pub(super) fn parse(line: &str) -> Option<Self> {
-        let (found, json) = line.split_at_checked(SUM_DIGITS)?;
-        let json = json.strip_prefix(' ')?;
-        if found == sum(json) { serde_json::from_str(json).ok() } else { None }
+/// What a line of the file is.
+#[derive(Debug)]
+pub(super) enum Line {
+    Record(Record),
+    /// It is as it was written, and of no kind that is known here.
+    Unknown,
+    Damaged,
+}
+
+impl Line {
+    /// Reads a line with its end.
+    pub(super) fn of(line: &[u8]) -> Self {
+        let json = str::from_utf8(line).ok().and_then(|line| whole(line.strip_suffix('\n')?));
+        match json.map(serde_json::from_str) {
+            Some(Ok(record)) => Self::Record(record),
+            Some(Err(_)) => Self::Unknown,
+            None => Self::Damaged,
+        }
     }
+}
+
+/// The line that holds this, with its end.
+pub(super) fn whole_line(json: &str) -> Zeroizing<String> {
+    let mut line = Zeroizing::new(String::with_capacity(json.len().saturating_add(64)));
+    line.push_str(&sum(json));
+    line.push(' ');
+    line.push_str(json);
+    line.push('\n');
+    line
+}
+
+/// What stands behind a checksum that fits.
+fn whole(line: &str) -> Option<&str> {
+    let (found, json) = line.split_at_checked(SUM_DIGITS)?;
+    let json = json.strip_prefix(' ')?;
+    (found == sum(json)).then_some(json)
 }
 
 fn sum(json: &str) -> String {

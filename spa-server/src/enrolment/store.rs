@@ -1,9 +1,11 @@
 //! The file that keeps what has happened to clients' keys, apart from the replay store: it is
 //! written rarely, has to last, and must not be lost with a replay store that is started anew.
 //!
-//! A record counts when it is on the disk. Nothing is ever taken out: who has enrolled once has
-//! used his invitation for ever.
+//! A record counts when it is on the disk. Nothing is ever taken out but what is damaged: who has
+//! enrolled once has used his invitation for ever, and what a later version of this program has
+//! written that version is to find again.
 
+use super::record::Line;
 use super::{Enrolments, Record};
 use crate::users::give_to_owner_of;
 use nix::fcntl::OFlag;
@@ -91,6 +93,8 @@ pub enum Found {
     Missing,
     /// So many lines that made no sense, and were left out.
     Damaged(usize),
+    /// So many whole lines of kinds that this version does not know, which are kept.
+    Unknown(usize),
 }
 
 impl EnrolmentStore {
@@ -104,18 +108,23 @@ impl EnrolmentStore {
         let (enrolments, found) = match read(&path)? {
             None => {
                 make(directory, now)?;
-                (load(since.line()?.as_bytes()).0, Found::Missing)
+                (load(since.line()?.as_bytes()).enrolments, Found::Missing)
             }
-            Some(bytes) => match load(&bytes) {
-                (enrolments, 0) => (enrolments, Found::Whole),
-                (mut enrolments, damaged) => {
+            Some(bytes) => {
+                let Loaded { mut enrolments, damaged, unknown } = load(&bytes);
+                let found = match (damaged, unknown) {
+                    (0, 0) => Found::Whole,
+                    (0, unknown) => Found::Unknown(unknown),
+                    (damaged, _) => Found::Damaged(damaged),
+                };
+                if found != Found::Whole {
                     let mut whole = whole_lines(&bytes);
                     whole.extend_from_slice(since.line()?.as_bytes());
                     write_anew(directory, &whole, |new| fs::rename(new, &path))?;
                     enrolments.apply(&since);
-                    (enrolments, Found::Damaged(damaged))
                 }
-            },
+                (enrolments, found)
+            }
         };
         let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let mut file = OpenOptions::new()
@@ -132,7 +141,7 @@ impl EnrolmentStore {
     pub fn read_only(directory: &Path) -> Self {
         let path = directory.join(FILE);
         let enrolments = match read(&path) {
-            Ok(Some(bytes)) => load(&bytes).0,
+            Ok(Some(bytes)) => load(&bytes).enrolments,
             // Whatever was used before is not known.
             _ => Enrolments { since: UnixMicros(u64::MAX), ..Enrolments::default() },
         };
@@ -142,17 +151,16 @@ impl EnrolmentStore {
     /// Makes the store of a state directory where there is none: what happens from `now` on is
     /// known. Since when it is, comes back.
     pub fn ensure(directory: &Path, now: UnixMicros) -> Result<UnixMicros, EnrolmentStoreError> {
-        if let Some((enrolments, _)) = Self::read(directory)? {
+        if let Some(enrolments) = Self::read(directory)? {
             return Ok(enrolments.since);
         }
         make(directory, now)?;
-        Ok(Self::read(directory)?.map_or(now, |(enrolments, _)| enrolments.since))
+        Ok(Self::read(directory)?.map_or(now, |enrolments| enrolments.since))
     }
 
-    /// What the store of a state directory holds; `None` if there is none. The number is that of
-    /// the lines that make no sense.
-    pub fn read(directory: &Path) -> Result<Option<(Enrolments, usize)>, EnrolmentStoreError> {
-        Ok(read(&directory.join(FILE))?.map(|bytes| load(&bytes)))
+    /// What the store of a state directory holds; `None` if there is none.
+    pub fn read(directory: &Path) -> Result<Option<Enrolments>, EnrolmentStoreError> {
+        Ok(read(&directory.join(FILE))?.map(|bytes| load(&bytes).enrolments))
     }
 
     /// Where it is.
@@ -227,32 +235,40 @@ fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, EnrolmentStoreError> 
     Ok(Some(bytes))
 }
 
-/// The records, and how many lines make no sense. A damaged line may have been the use of an
-/// invitation; so may one that is not whole, as long as nobody has seen it fail.
-fn load(bytes: &[u8]) -> (Enrolments, usize) {
-    let mut enrolments = Enrolments::default();
-    let mut damaged = 0;
+struct Loaded {
+    enrolments: Enrolments,
+    /// Lines that make no sense: each may have been the use of an invitation. So may one that is not
+    /// whole, as long as nobody has seen it fail.
+    damaged: usize,
+    /// Whole lines that this version does not know, and that came after all that is not known.
+    unknown: usize,
+}
+
+fn load(bytes: &[u8]) -> Loaded {
+    let mut loaded = Loaded { enrolments: Enrolments::default(), damaged: 0, unknown: 0 };
     for line in lines(bytes) {
-        match record(line) {
-            Some(record) => enrolments.apply(&record),
-            None => damaged += 1,
+        match Line::of(line) {
+            Line::Record(record) => {
+                if matches!(record, Record::Since { .. }) {
+                    loaded.unknown = 0;
+                }
+                loaded.enrolments.apply(&record);
+            }
+            Line::Unknown => loaded.unknown += 1,
+            Line::Damaged => loaded.damaged += 1,
         }
     }
-    (enrolments, damaged)
+    loaded
 }
 
 fn whole_lines(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
-    let whole = lines(bytes).filter(|line| record(line).is_some());
+    let whole = lines(bytes).filter(|line| !matches!(Line::of(line), Line::Damaged));
     Zeroizing::new(whole.flatten().copied().collect())
 }
 
 fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     // One without an end was never written to its end, so it has not happened.
     bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| *line != b"\n")
-}
-
-fn record(line: &[u8]) -> Option<Record> {
-    core::str::from_utf8(line).ok()?.strip_suffix('\n').and_then(Record::parse)
 }
 
 /// Makes the file with its first line in one step; leaves one that is there alone.

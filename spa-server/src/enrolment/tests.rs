@@ -192,8 +192,8 @@ fn what_was_written_is_there_after_a_restart() {
     let present = again.enrolments().of(&invited()).unwrap().present.clone().unwrap();
     assert_eq!(present.pre_shared.to_text(), pre_shared(2).to_text());
     assert_eq!(again.enrolments().records, store.enrolments().records);
-    let (read, damaged) = EnrolmentStore::read(directory.path()).unwrap().unwrap();
-    assert_eq!((read.records, damaged), (again.enrolments().records, 0));
+    let read = EnrolmentStore::read(directory.path()).unwrap().unwrap();
+    assert_eq!(read.records, again.enrolments().records);
     // Made already: nothing changes.
     EnrolmentStore::ensure(directory.path(), later).unwrap();
     assert_eq!(EnrolmentStore::open(directory.path(), later).unwrap().1, Found::Whole);
@@ -297,6 +297,34 @@ fn a_line_that_was_not_ours_is_damage() {
     let (store, found) = EnrolmentStore::open(directory.path(), NOW).unwrap();
     assert_eq!(found, Found::Damaged(1));
     assert!(store.enrolments().of(&invited()).is_none());
+}
+
+/// As after a downgrade: what this version does not know is told once, is no damage, and the later
+/// version finds it again.
+#[test]
+fn a_whole_line_of_a_later_version_is_kept_and_what_came_before_it_is_not_known() {
+    let later = NOW.saturating_add(std::time::Duration::from_secs(9));
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, _) = EnrolmentStore::open(directory.path(), NOW).unwrap();
+    store.append(&enrolled(invited(), 1)).unwrap();
+    let path = store.path().to_owned();
+    let of_later = super::record::whole_line(r#"{"event":"suspended","key":"tpm:7"}"#);
+    OpenOptions::new().append(true).open(&path).unwrap().write_all(of_later.as_bytes()).unwrap();
+    let (mut store, found) = EnrolmentStore::open(directory.path(), later).unwrap();
+    assert_eq!(found, Found::Unknown(1));
+    assert!(store.enrolments().since > later);
+    assert_eq!(keys(store.enrolments(), &invited()).0, Some(1));
+    store.append(&announced(invited(), 2)).unwrap();
+    let (again, found) = EnrolmentStore::open(directory.path(), later).unwrap();
+    assert_eq!((found, again.enrolments().since), (Found::Whole, store.enrolments().since));
+    assert_eq!(again.enrolments().records, store.enrolments().records);
+    assert!(fs::read_to_string(&path).unwrap().contains(of_later.as_str()));
+    // Damage beside it is still damage, and does not take it along.
+    OpenOptions::new().append(true).open(&path).unwrap().write_all(b"noise\n").unwrap();
+    let (_, found) = EnrolmentStore::open(directory.path(), later).unwrap();
+    assert_eq!(found, Found::Damaged(1));
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains(of_later.as_str()) && !text.contains("noise"));
 }
 
 #[test]
