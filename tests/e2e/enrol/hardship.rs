@@ -2,7 +2,7 @@
 
 use super::{ensure_gets_in, ensure_kept_out, invite, join, laptop};
 use anyhow::{Context, Result, ensure};
-use spa_tests::{Family, PortState, Rotation, SSH_PORT, Scene, eventually};
+use spa_tests::{Capture, Family, PortState, Rotation, SSH_PORT, Scene, eventually};
 use std::fs;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -231,5 +231,49 @@ fn damaged_records_of_keys_are_told_and_keep_out_whom_they_named() -> Result<()>
     scene.server.admin(&["client", "remove", "tablet"])?.ok()?;
     fs::remove_dir_all(tablet.configuration())?;
     join(&tablet, &invite(&scene, "tablet", &[])?, &[])?.ok()?;
+    ensure_gets_in(&scene, &tablet)
+}
+
+/// Whoever has recorded all that a new client sends, until it has its next key, can do nothing with it.
+#[test]
+fn a_recorded_enrolment_and_rotation_do_nothing_also_after_a_crash() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let port = scene.door(Family::V4).port();
+    let wire = Capture::on(scene.lab.server(), &format!("udp dst port {port}"))?;
+    let tablet = laptop(&scene, "tablet");
+    join(&tablet, &invite(&scene, "tablet", &[])?, &[])?.ok()?;
+    tablet.run(&["rotate"])?.ok()?;
+    ensure!(scene.server.audit("rotated")?.len() == 1, "{}", scene.server.account());
+    let packets = wire.packets()?;
+    let recorded: Vec<_> =
+        packets.iter().filter_map(|it| it.datagram_to(port)).map(<[u8]>::to_vec).collect();
+    ensure!(
+        u64::try_from(recorded.len())? >= scene.server.status()?.accepted,
+        "{}",
+        recorded.len()
+    );
+    let told = |scene: &Scene| {
+        ["enrolled", "rotation-announced", "rotated"]
+            .map(|event| scene.server.audit(event).map_or(0, |lines| lines.len()))
+    };
+    let before = told(&scene);
+    ensure!(before.iter().all(|count| *count > 0), "{before:?}");
+    let count = u64::try_from(recorded.len())?;
+    for crashes in [false, true] {
+        if crashes {
+            scene.server.kill9()?;
+            scene.server.start()?;
+        }
+        shut(&scene)?;
+        let (accepted, dropped) = (scene.server.status()?.accepted, scene.server.dropped_in_all()?);
+        scene.lab.other().send_udp_all(scene.door(Family::V4), &recorded)?;
+        eventually("all of it is to be dropped", || {
+            Ok((scene.server.dropped_in_all()? >= dropped + count).then_some(()))
+        })
+        .with_context(|| scene.server.account())?;
+        ensure!(scene.server.status()?.accepted == accepted, "{}", scene.server.account());
+        scene.ensure_shut()?;
+    }
+    ensure!(told(&scene) == before, "{before:?}, {:?}", told(&scene));
     ensure_gets_in(&scene, &tablet)
 }
