@@ -1,22 +1,24 @@
 //! What a server is short of, or what happens to it: nobody reads its log, descriptors or memory run
 //! out, its control socket is flooded, an interface has another name or address, the table of
-//! connections is full, the name server is dead, it is started twice, its state is of another version.
-//! Nothing is lost by it that a knock does not bring back.
+//! connections or a set of the gate's is full, its log is rotated, the name server is dead, it is
+//! started twice. Nothing is lost by it that a knock does not bring back.
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
 use nix::unistd::pipe2;
 use spa_proto::Transport;
 use spa_server::netlink::conntrack::{Conntrack, Tuple};
 use spa_tests::{
-    Client, Desk, Family, PortState, SSH_PORT, Scene, WEB_PORT, eventually, eventually_within,
-    finish, finish_within,
+    Backend, Client, Desk, Family, Host, PortState, SSH_PORT, Scene, WEB_PORT, eventually,
+    eventually_within, finish, finish_reading, finish_within, program, workspace,
 };
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::scope;
 use std::time::{Duration, Instant};
@@ -329,6 +331,149 @@ fn a_full_table_of_connections_harms_no_session_and_no_start() -> Result<()> {
     scene.server.ensure_unharmed()
 }
 
+/// Puts elements into a set of the gate's until the kernel takes no more.
+fn fill_set(host: &Host, backend: Backend, family: Family) -> Result<()> {
+    let set = if family == Family::V4 { "spa4" } else { "spa6" };
+    let source = |number: usize| -> Result<IpAddr> {
+        let number = u16::try_from(number)?;
+        let [high, low] = number.to_be_bytes();
+        Ok(match family {
+            Family::V4 => [100, 64, high, low].into(),
+            Family::V6 => [0xfd64, 0, 0, 0, 0, 0, 0, number].into(),
+        })
+    };
+    let (mut next, mut piece) = (0, 512);
+    loop {
+        let sources = (next..next + piece).map(source).collect::<Result<Vec<_>>>()?;
+        let added = if backend == Backend::IPSET {
+            let lines = sources.iter().map(|it| format!("add {set} {it},tcp:22 timeout 600\n"));
+            let restore = &mut host.command("ipset")?;
+            finish_reading(&lines.collect::<String>(), restore.args(["-exist", "restore"]))?
+        } else {
+            let elements: Vec<_> =
+                sources.iter().map(|it| format!("{it} . tcp . 22 timeout 600s")).collect();
+            let text = format!("add element inet spa {set} {{ {} }}\n", elements.join(", "));
+            finish_reading(&text, host.command("nft")?.args(["-f", "-"]))?
+        };
+        if added.success() {
+            next += piece;
+            ensure!(next < 20_000, "{set} has no end");
+            continue;
+        }
+        let is_full = ["is full", "Too many open files in system"];
+        ensure!(is_full.iter().any(|it| added.said().contains(it)), "{added}");
+        if piece == 1 {
+            return Ok(());
+        }
+        piece /= 2;
+    }
+}
+
+/// Another program's elements are in the kernel for a moment: a knock of that moment fails, and says
+/// so, and what was open stays so.
+fn a_filled_set_costs_a_knock(backend: Backend, family: Family) -> Result<()> {
+    let mut scene = Scene::with(|configuration| {
+        backend.choose(configuration);
+        configuration.max_grants = Some(100);
+    })?;
+    let owner = scene.lab.owner().clone();
+    scene.knock(&owner, family, &scene.laptop.open("ssh").lifetime(600).seal()?)?;
+    scene.await_open(&owner, family, SSH_PORT)?;
+    let mut session = scene.sshd.session(&owner, family)?;
+    let mut known = 1;
+    let failed = eventually("a knock is to come before the set is emptied", || {
+        // As long as it stands still it takes out nothing, and what comes waits in the capture.
+        scene.server.signal(Signal::SIGSTOP)?;
+        let filled = fill_set(scene.server.host(), backend, family);
+        scene.knock(&owner, family, &scene.laptop.open("web").lifetime(600).seal()?)?;
+        scene.server.signal(Signal::SIGCONT)?;
+        filled?;
+        known += 1;
+        scene.server.await_accepted(known)?;
+        let failed = eventually("the knock is to be told of", || {
+            let told = scene.server.audit("failed")?.pop();
+            let opened = scene.server.audit("opened")?.iter().any(|line| line.contains("web"));
+            Ok((told.is_some() || opened).then_some(told))
+        })?;
+        let seen = if failed.is_some() { PortState::Filtered } else { PortState::Open };
+        scene.ensure_sees(&owner, family, WEB_PORT, seen)?;
+        Ok(failed)
+    })?;
+    ensure!(failed.contains("is full, and not by grants"), "{failed}");
+    session.ensure_alive()?;
+    scene.ensure_sees(&owner, family, SSH_PORT, PortState::Open)?;
+    eventually("the owner alone is to be admitted", || {
+        let admitted = scene.server.admitted()?;
+        Ok((admitted.len() == 1 && admitted[0].0 == owner.address(family)).then_some(()))
+    })
+    .with_context(|| {
+        format!("{:?} {}", scene.server.admitted().map(|it| it.len()), scene.server.account())
+    })?;
+    session.ensure_alive()?;
+    scene.knock(&owner, family, &scene.laptop.open("web").seal()?)?;
+    scene.await_open(&owner, family, WEB_PORT)?;
+    ensure!(scene.sees(scene.lab.other(), family, SSH_PORT)? == PortState::Filtered);
+    scene.server.ensure_unharmed()
+}
+
+#[test]
+fn a_set_that_somebody_has_filled_costs_a_knock_and_is_emptied() -> Result<()> {
+    a_filled_set_costs_a_knock(Backend::IPSET, Family::V4)
+}
+
+#[test]
+fn a_set_of_nftables_that_somebody_has_filled_costs_a_knock_and_is_emptied() -> Result<()> {
+    a_filled_set_costs_a_knock(Backend::NFTABLES, Family::V6)
+}
+
+/// As the manual has it for a log that is no journal.
+#[test]
+fn a_log_that_logrotate_turns_over_goes_on_and_can_be_asked() -> Result<()> {
+    let scene = Scene::new()?;
+    let owner = scene.lab.owner().clone();
+    let directory = scene.server.directory().join("rotated");
+    fs::create_dir(&directory)?;
+    let manual = fs::read_to_string(workspace()?.join("docs/manual.md"))?;
+    let (_, example) = manual.split_once("```\n/var/log/spa-server.log {").context("no example")?;
+    let (example, _) = example.split_once("\n```").context("it has no end")?;
+    let (log, config) = (scene.server.directory().join("server.log"), directory.join("config"));
+    fs::write(&config, format!("{} {{{example}\n", log.display()))?;
+    let turn_over = || {
+        let mut command = Command::new(program("logrotate")?);
+        finish(command.arg("--force").arg("--state").arg(directory.join("state")).arg(&config))?
+            .ok()
+    };
+    let file = |number: usize| match number {
+        0 => log.clone(),
+        _ => log.with_file_name(format!("server.log.{number}")),
+    };
+    for (turn, item) in ["ssh", "web", "ssh"].into_iter().enumerate() {
+        scene.revoke_all()?;
+        scene.knock(&owner, Family::V4, &scene.laptop.open(item).seal()?)?;
+        eventually("it is to be written", || {
+            Ok(scene.server.audit("opened")?.iter().any(|line| line.contains(item)).then_some(()))
+        })?;
+        if turn < 2 {
+            turn_over()?;
+            ensure!(fs::metadata(&log)?.len() == 0, "it was not cut");
+        }
+    }
+    let mut opened = Vec::new();
+    for number in [2, 1, 0] {
+        let text = fs::read(file(number)).with_context(|| format!("turn {number}"))?;
+        ensure!(!text.contains(&0) && text.ends_with(b"\n"), "a hole, or half a line");
+        let file = file(number).display().to_string();
+        let asked = scene.server.admin(&["log", "--file", &file, "--event", "opened", "--json"])?;
+        opened.extend(asked.ok()?.lines().map(ToOwned::to_owned));
+    }
+    let items: Vec<_> = opened
+        .iter()
+        .map(|line| if line.contains(r#""services":"web""#) { "web" } else { "ssh" })
+        .collect();
+    ensure!(items == ["ssh", "web", "ssh"], "{opened:?}");
+    Ok(())
+}
+
 #[test]
 fn a_second_server_by_mistake_ends_and_the_first_goes_on() -> Result<()> {
     let mut scene = Scene::new()?;
@@ -344,43 +489,6 @@ fn a_second_server_by_mistake_ends_and_the_first_goes_on() -> Result<()> {
     scene.ensure_sees(&owner, Family::V4, SSH_PORT, PortState::Open)?;
     scene.ensure_owner_gets_in(Family::V6)?;
     scene.server.ensure_unharmed()
-}
-
-/// As after a downgrade: what a later version has written is not taken for ours.
-#[test]
-fn state_of_a_later_version_opens_nothing_for_a_window_and_then_all_is_well() -> Result<()> {
-    let mut scene = Scene::with(|configuration| configuration.freshness = "10s".into())?;
-    let owner = scene.lab.owner().clone();
-    let stolen = scene.laptop.open("ssh").lifetime(600).seal()?;
-    scene.knock(&owner, Family::V4, &stolen)?;
-    scene.await_open(&owner, Family::V4, SSH_PORT)?;
-    let mut session = scene.sshd.session(&owner, Family::V4)?;
-    scene.server.stop()?;
-    let mut store = fs::read(scene.server.replay_store())?;
-    ensure!(store.starts_with(b"SPAREPL1"));
-    store[7] = b'2';
-    fs::write(scene.server.replay_store(), store)?;
-    let list = scene.server.configuration().state_directory.join("grants.log");
-    let grants = fs::read_to_string(&list)?;
-    let later = grants.replacen("\"version\":1", "\"version\":2", 1);
-    ensure!(later != grants, "{grants}");
-    fs::write(&list, later)?;
-
-    scene.server.start()?;
-    ensure!(scene.server.status()?.barrier_until.is_some(), "no barrier stands");
-    ensure!(scene.server.grants()?.is_empty(), "{:?}", scene.server.grants()?);
-    for knock in [stolen.clone(), scene.laptop.open("ssh").seal()?] {
-        let barred = scene.server.dropped("barrier")?;
-        scene.knock(scene.lab.other(), Family::V4, &knock)?;
-        scene.server.await_dropped("barrier", barred + 1)?;
-    }
-    scene.ensure_shut()?;
-    session.ensure_alive()?;
-    let log = scene.server.log()?;
-    ensure!(log.contains("the replay store is damaged"), "{log}");
-
-    scene.server.await_barrier_end(Duration::from_secs(10))?;
-    scene.ensure_owner_gets_in(Family::V4)
 }
 
 #[test]

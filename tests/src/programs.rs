@@ -41,6 +41,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("logger", "bsdutils"),
     ("mount", "mount"),
     ("nft", "nftables"),
+    ("logrotate", "logrotate"),
     ("nmap", "nmap"),
     ("nsenter", "util-linux"),
     ("podman", "podman"),

@@ -202,7 +202,9 @@ pub enum GateError {
         seconds: u32,
     },
     /// There is no room for another element.
-    #[error("{name} is full; raise max-grants")]
+    #[error(
+        "{name} is full, and not by grants: another program has put elements there; what is not ours is taken out, then knock again"
+    )]
     Full {
         /// The set, or the chain, that is.
         name: String,
