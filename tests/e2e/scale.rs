@@ -9,7 +9,7 @@ use spa_tests::{
 use std::panic::resume_unwind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{scope, sleep};
+use std::thread::{ScopedJoinHandle, scope, sleep};
 use std::time::{Duration, Instant};
 
 /// One measurement at a time.
@@ -216,7 +216,7 @@ fn ten_thousand_clients_are_reloaded_amid_noise_while_others_knock() -> Result<(
             }
         };
         is_over.store(true, Ordering::Relaxed);
-        let came: Vec<_> = regulars.into_iter().map(|it| it.join()).collect();
+        let came: Vec<_> = regulars.into_iter().map(ScopedJoinHandle::join).collect();
         (reloaded, came, noisy.join())
     });
     reloaded.with_context(|| scene.server.account())?;

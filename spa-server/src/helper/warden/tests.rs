@@ -43,11 +43,11 @@ impl Host {
 
     /// As the commands of root's do, and whoever puts a gate up.
     fn announce(&self, trial_seconds: Option<u32>) {
-        self.announce_as(Plan { trial_seconds, ..self.plan() });
+        self.announce_as(&Plan { trial_seconds, ..self.plan() });
     }
 
-    fn announce_as(&self, plan: Plan) {
-        let announced = self.record.announce(&plan, BootMicros::now()).unwrap().unwrap();
+    fn announce_as(&self, plan: &Plan) {
+        let announced = self.record.announce(plan, BootMicros::now()).unwrap().unwrap();
         announced.stands(BootMicros::now()).1.unwrap();
     }
 

@@ -301,7 +301,7 @@ fn take(host: &Host, model: &mut Model, step: Step) -> Result<(), TestCaseError>
             model.ever.extend(Some(number).filter(|number| *number != BROKEN));
         }
         Step::OrderTrial => {
-            host.announce_as(Plan { trial_seconds: Some(60), ..model.standing.clone() });
+            host.announce_as(&Plan { trial_seconds: Some(60), ..model.standing.clone() });
             host.order(Some(Ordered::Trial { at: BootMicros::now(), until: in_a_minute() }));
             (model.order, model.stands_for_good_since) = (Order::Trial, false);
         }
