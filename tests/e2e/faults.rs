@@ -331,8 +331,8 @@ fn a_full_table_of_connections_harms_no_session_and_no_start() -> Result<()> {
     scene.server.ensure_unharmed()
 }
 
-/// Puts elements into a set of the gate's until the kernel takes no more.
-fn fill_set(host: &Host, backend: Backend, family: Family) -> Result<()> {
+/// Puts elements for this port into a set of the gate's until the kernel takes no more.
+fn fill_set(host: &Host, backend: Backend, family: Family, port: u16) -> Result<()> {
     let set = if family == Family::V4 { "spa4" } else { "spa6" };
     let source = |number: usize| -> Result<IpAddr> {
         let number = u16::try_from(number)?;
@@ -346,12 +346,12 @@ fn fill_set(host: &Host, backend: Backend, family: Family) -> Result<()> {
     loop {
         let sources = (next..next + piece).map(source).collect::<Result<Vec<_>>>()?;
         let added = if backend == Backend::IPSET {
-            let lines = sources.iter().map(|it| format!("add {set} {it},tcp:22 timeout 600\n"));
+            let lines = sources.iter().map(|it| format!("add {set} {it},tcp:{port} timeout 600\n"));
             let restore = &mut host.command("ipset")?;
             finish_reading(&lines.collect::<String>(), restore.args(["-exist", "restore"]))?
         } else {
             let elements: Vec<_> =
-                sources.iter().map(|it| format!("{it} . tcp . 22 timeout 600s")).collect();
+                sources.iter().map(|it| format!("{it} . tcp . {port} timeout 600s")).collect();
             let text = format!("add element inet spa {set} {{ {} }}\n", elements.join(", "));
             finish_reading(&text, host.command("nft")?.args(["-f", "-"]))?
         };
@@ -384,7 +384,7 @@ fn a_filled_set_costs_a_knock(backend: Backend, family: Family) -> Result<()> {
     let failed = eventually("a knock is to come before the set is emptied", || {
         // As long as it stands still it takes out nothing, and what comes waits in the capture.
         scene.server.signal(Signal::SIGSTOP)?;
-        let filled = fill_set(scene.server.host(), backend, family);
+        let filled = fill_set(scene.server.host(), backend, family, SSH_PORT);
         scene.knock(&owner, family, &scene.laptop.open("web").lifetime(600).seal()?)?;
         scene.server.signal(Signal::SIGCONT)?;
         filled?;
@@ -414,6 +414,41 @@ fn a_filled_set_costs_a_knock(backend: Backend, family: Family) -> Result<()> {
     scene.await_open(&owner, family, WEB_PORT)?;
     ensure!(scene.sees(scene.lab.other(), family, SSH_PORT)? == PortState::Filtered);
     scene.server.ensure_unharmed()
+}
+
+/// Elements of ports that the gate does not guard admit nobody, and make room for who is to be.
+fn a_set_filled_with_what_admits_nobody_keeps_nobody_out(
+    backend: Backend,
+    family: Family,
+) -> Result<()> {
+    let mut scene = Scene::with(|configuration| {
+        backend.choose(configuration);
+        configuration.max_grants = Some(100);
+    })?;
+    let owner = scene.lab.owner().clone();
+    scene.knock(&owner, family, &scene.laptop.open("ssh").lifetime(600).seal()?)?;
+    scene.await_open(&owner, family, SSH_PORT)?;
+    fill_set(scene.server.host(), backend, family, 9)?;
+    ensure!(scene.server.admitted()?.len() > 100, "they are not there");
+    scene.knock(&owner, family, &scene.laptop.open("web").lifetime(600).seal()?)?;
+    scene.await_open(&owner, family, WEB_PORT)?;
+    let admitted = scene.server.admitted()?;
+    let of_owner = |(source, _): &(IpAddr, u64)| *source == owner.address(family);
+    ensure!(admitted.len() == 2 && admitted.iter().all(of_owner), "{admitted:?}");
+    ensure!(scene.server.status()?.failed == 0, "{}", scene.server.account());
+    scene.ensure_sees(&owner, family, SSH_PORT, PortState::Open)?;
+    scene.ensure_sees(scene.lab.other(), family, WEB_PORT, PortState::Filtered)?;
+    scene.server.ensure_unharmed()
+}
+
+#[test]
+fn a_set_filled_with_other_ports_keeps_nobody_out() -> Result<()> {
+    a_set_filled_with_what_admits_nobody_keeps_nobody_out(Backend::IPSET, Family::V6)
+}
+
+#[test]
+fn a_set_of_nftables_filled_with_other_ports_keeps_nobody_out() -> Result<()> {
+    a_set_filled_with_what_admits_nobody_keeps_nobody_out(Backend::NFTABLES, Family::V4)
 }
 
 #[test]

@@ -142,12 +142,34 @@ impl Sets {
     pub(super) async fn apply(&self, plan: &Plan, changes: &[Change]) -> Result<(), GateError> {
         for some in changes.chunks(AT_A_TIME) {
             let placed: Vec<_> = some.iter().filter_map(|change| placed(plan, change)).collect();
-            self.change(&placed)?;
+            match self.change(&placed) {
+                Err(GateError::Full { .. }) if self.make_room(plan)? => self.change(&placed)?,
+                changed => changed?,
+            }
             if changes.len() > AT_A_TIME {
                 tokio::task::yield_now().await;
             }
         }
         Ok(())
+    }
+
+    /// Takes out what the plan has in no set, or in another one: somebody else has put it there, it
+    /// admits nobody, and there may be no room for what would. Whether there was any.
+    fn make_room(&self, plan: &Plan) -> Result<bool, GateError> {
+        let mut any = false;
+        for set in self.own(&Family::ALL)?.into_iter().filter(|set| set.admits()) {
+            let mut idle = self.entries(set)?.unwrap_or_default();
+            idle.retain(|(entry, _)| {
+                let place = set.element(*entry).and_then(|element| sets::place(plan, element));
+                place.is_none_or(|(at, _)| at != set)
+            });
+            any |= !idle.is_empty();
+            let idle: Vec<_> = idle.into_iter().map(|(entry, _)| entry).collect();
+            for some in idle.chunks(AT_A_TIME) {
+                self.take_out(set, some)?;
+            }
+        }
+        Ok(any)
     }
 
     pub(super) fn change(&self, placed: &[Placed]) -> Result<(), GateError> {

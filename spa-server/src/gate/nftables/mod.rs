@@ -140,6 +140,23 @@ impl NftablesGate {
         Ok(if elements.len() > wanted_too { before } else { wanted })
     }
 
+    /// Takes out what the plan has in no set, or in another one: somebody else has put it there, it
+    /// admits nobody, and there may be no room for what would. Whether there was any.
+    async fn make_room(&self, installed: &Installed) -> Result<bool, GateError> {
+        let found = self.elements.read(installed.shapes.iter().copied()).await?;
+        let idle = found.unwrap_or_default().into_iter().filter_map(|(shape, live)| {
+            let element = live.element;
+            let is_idle = shape::under(&installed.plan, element) != Some(shape);
+            is_idle.then_some((shape, Change::Withdraw { element }))
+        });
+        let idle: Vec<_> = idle.collect();
+        let any = !idle.is_empty();
+        if any {
+            self.elements.apply(idle).await?;
+        }
+        Ok(any)
+    }
+
     /// Everything that [`Gate::install`] changes, in the order that locks nobody out: connection
     /// tracking, then its entries, then the rules. Says how many entries were made.
     async fn put_in_place(
@@ -372,7 +389,13 @@ impl Gate for NftablesGate {
         if shaped.is_empty() {
             return Ok(());
         }
-        let is_counted = self.elements.apply(shaped).await?;
+        let is_counted = match self.elements.apply(shaped.clone()).await {
+            Err(GateError::Full { .. }) if self.make_room(installed).await? => {
+                self.elements.apply(shaped).await?;
+                false
+            }
+            applied => applied?,
+        };
         // It is asked for when the port is open: whoever has changed something since the last time,
         // before or after, has made this one more than it would be.
         let known = installed.generation.filter(|_| is_counted);
