@@ -36,6 +36,8 @@ FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
 COMPLETIONS := spa-client/src/cli/completions
 # What is installed of docs/: what who runs it needs without the sources.
 PAGES := manual.md installation.md migration.md recovery.md keys.md incidents.md protocol.md
+# What they link to and is with the sources alone: installed, they name it.
+ELSEWHERE := README|SECURITY|benchmarks|decisions|threat-model
 
 # An error of a test says what went wrong; the way to it through the test runner adds nothing.
 export RUST_LIB_BACKTRACE ?= 0
@@ -276,6 +278,7 @@ install: ## Install what `cargo build --release` has built. DESTDIR, PREFIX (/us
 	install -D -m 644 spa-client/config.example.toml $(DESTDIR)$(DOCDIR)/examples/config.toml
 	install -d -m 755 $(DESTDIR)$(DOCDIR)
 	install -m 644 $(addprefix docs/,$(PAGES)) $(DESTDIR)$(DOCDIR)
+	sed -i -E 's/\[([^]]*)\]\((\.\.\/)?($(ELSEWHERE))\.md[^)]*\)/\1/g' $(addprefix $(DESTDIR)$(DOCDIR)/,$(PAGES))
 	install -D -m 644 $(COMPLETIONS)/spa-client.bash $(DESTDIR)$(BASHDIR)/spa-client
 	install -D -m 644 $(COMPLETIONS)/_spa-client $(DESTDIR)$(ZSHDIR)/_spa-client
 	install -D -m 644 $(COMPLETIONS)/spa-client.fish $(DESTDIR)$(FISHDIR)/spa-client.fish

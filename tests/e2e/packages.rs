@@ -55,6 +55,26 @@ fn unpack(deb: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
+/// That what the pages of a directory link to is there.
+fn ensure_links_lead_somewhere(directory: &Path) -> Result<()> {
+    let mut links = 0;
+    for entry in fs::read_dir(directory)? {
+        let page = entry?.path();
+        if page.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        let text = fs::read_to_string(&page)?;
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        for target in targets.filter(|it| !it.is_empty() && !it.starts_with("https://")) {
+            links += 1;
+            let to = directory.join(target);
+            ensure!(to.is_file(), "{} links to {target}", page.display());
+        }
+    }
+    ensure!(links > 10, "{} has {links} links", directory.display());
+    Ok(())
+}
+
 fn gunzipped(path: &Path) -> Result<Vec<u8>> {
     let text = finish(Command::new(program("gzip")?).arg("-dc").arg(path))?.ok()?;
     Ok(text.into_bytes())
@@ -92,6 +112,9 @@ fn the_packages_hold_what_is_installed() -> Result<()> {
             let is_there = of_both.is_file() || file == "manual.md" && name == "spa-server";
             ensure!(is_there, "{} is missing", of_both.display());
         }
+    }
+    for pages in ["spa-server/usr/share/doc/spa", "spa-client/usr/share/doc/spa-client"] {
+        ensure_links_lead_somewhere(&directory.join(pages))?;
     }
     let mut wanted = files(&installed)?;
     for program in ["usr/sbin/spa-server", "usr/bin/spa-client"] {
