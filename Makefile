@@ -60,9 +60,10 @@ demo: needs ## Show the main job on real parts: namespaces, firewall, sshd.
 	$(SUDO) $(TARGET)/debug/spa-demo
 
 .PHONY: test
-test: needs build lint interop deny doc fuzz-briefly ## Everything that decides about a change.
+test: needs build lint interop deny sbom doc fuzz-briefly ## Everything that decides about a change.
 	SPA_TESTS_BUILT=1 cargo test --locked --workspace
 	cargo test --locked -p spa-client --features tokio --test asynchronous
+	$(MAKE) --no-print-directory on-clean-debian-as-built
 
 .PHONY: build
 build: needs ## The programs, for development.
@@ -233,13 +234,30 @@ deb: ## Debian packages of the server and the client, in target/deb.
 # What would be uploaded to Debian closes a bug of theirs; this isn't.
 CLEAN := $(abspath $(TARGET))/clean-debian
 
+# What is packed for it: here the programs of a release build, in `test` those that it has built.
+PACKAGED := $(DEB)/build
+PACKAGES := $(DEB)
+
 .PHONY: test-packages
-test-packages: needs deb ## The packages on a clean Debian: installed, upgraded, removed. Minutes, is not in `test`.
-	@tests/install-needs debootstrap lintian
+test-packages: needs deb ## The packages of a release build, by lintian and on a clean Debian. Minutes, likewise.
+	@tests/install-needs lintian
 	lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs $(DEB)/*.deb
-	$(SUDO) tests/clean-debian $(CLEAN) $(DEB)/*.deb
+	$(MAKE) --no-print-directory on-clean-debian
+
+.PHONY: on-clean-debian
+on-clean-debian: # Packages on a clean Debian: installed, upgraded, removed.
+	@tests/install-needs debootstrap
+	$(SUDO) tests/clean-debian $(CLEAN) $(PACKAGES)/*.deb
 	cargo build --locked --workspace --bins
-	SPA_TESTS_BUILT=1 SPA_PACKAGED=$(DEB)/build SPA_CLEAN=$(CLEAN) cargo test --locked --workspace --test clean
+	SPA_TESTS_BUILT=1 SPA_PACKAGED=$(PACKAGED) SPA_CLEAN=$(CLEAN) cargo test --locked --workspace --test clean
+
+.PHONY: on-clean-debian-as-built
+on-clean-debian-as-built: PACKAGED := $(abspath $(TARGET))/packaged
+on-clean-debian-as-built: # The same of the programs as they are built for tests.
+	@rm -rf $(PACKAGED) && mkdir -p $(PACKAGED)/release
+	cp $(TARGET)/debug/spa-server $(TARGET)/debug/spa-client $(PACKAGED)/release
+	DEB_COMPRESSION=none packaging/debian/pack $(PACKAGED) $(PACKAGED)
+	$(MAKE) --no-print-directory on-clean-debian PACKAGED=$(PACKAGED) PACKAGES=$(PACKAGED)
 
 .PHONY: reproducible
 reproducible: ## Whether two builds of this commit in two directories are the same. Minutes, likewise.

@@ -188,3 +188,49 @@ fn all_that_the_programs_are_built_from_is_named_and_counted() -> Result<()> {
     ensure!(PAGE.contains(&told), "it should say {told:?}");
     Ok(())
 }
+
+/// What `make sbom` has written for a program, as part of `make test`.
+fn materials(program: &str) -> Result<Vec<serde_json::Value>> {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let path = target.join("sbom").join(format!("{program}.cdx.json"));
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("{}: run `make sbom`", path.display()))?;
+    let list: serde_json::Value = serde_json::from_str(&text)?;
+    ensure!(list["bomFormat"] == "CycloneDX" && list["metadata"]["component"]["name"] == program);
+    ensure!(
+        !text.contains(&root().canonicalize()?.display().to_string()),
+        "a path of this machine"
+    );
+    list["components"].as_array().cloned().context("it lists nothing")
+}
+
+#[test]
+fn the_lists_of_materials_have_each_crate_with_checksum_and_licence() -> Result<()> {
+    let lock: Table = fs::read_to_string(root().join("Cargo.lock"))?.parse()?;
+    let mut checksums = BTreeMap::new();
+    for package in lock.get("package").and_then(Value::as_array).context("no packages")? {
+        let word = |key: &str| package.get(key).and_then(Value::as_str).unwrap_or_default();
+        checksums.insert((word("name"), word("version")), word("checksum"));
+    }
+    for program in PROGRAMS {
+        let mut listed = BTreeSet::new();
+        for one in materials(program)? {
+            let word = |key: &str| one[key].as_str().unwrap_or_default();
+            let (name, version) = (word("name"), word("version"));
+            if name.starts_with("spa-") {
+                continue;
+            }
+            let locked = checksums.get(&(name, version)).copied();
+            let hash = one["hashes"][0]["content"].as_str();
+            ensure!(locked.is_some() && hash == locked, "{name} {version}: {hash:?}, {locked:?}");
+            let licences = one["licenses"].as_array().map(Vec::len);
+            ensure!(licences.is_some_and(|count| count > 0), "{name} has no licence");
+            listed.insert((name.to_owned(), version.to_owned()));
+        }
+        // Features are those of both programs at once, so there may be more.
+        let missing = &packages(program, "normal", &[])? - &listed;
+        ensure!(missing.is_empty(), "{program}: {missing:?}");
+    }
+    Ok(())
+}
