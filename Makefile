@@ -253,7 +253,7 @@ on-clean-debian: # Packages on a clean Debian: installed, upgraded, removed.
 
 .PHONY: on-clean-debian-as-built
 on-clean-debian-as-built: PACKAGED := $(abspath $(TARGET))/packaged
-on-clean-debian-as-built: # The same of the programs as they are built for tests.
+on-clean-debian-as-built: build # The same of the programs as they are built for tests.
 	@rm -rf $(PACKAGED) && mkdir -p $(PACKAGED)/release
 	cp $(TARGET)/debug/spa-server $(TARGET)/debug/spa-client $(PACKAGED)/release
 	DEB_COMPRESSION=none packaging/debian/pack $(PACKAGED) $(PACKAGED)

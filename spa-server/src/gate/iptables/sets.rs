@@ -142,9 +142,16 @@ impl Sets {
     pub(super) async fn apply(&self, plan: &Plan, changes: &[Change]) -> Result<(), GateError> {
         for some in changes.chunks(AT_A_TIME) {
             let placed: Vec<_> = some.iter().filter_map(|change| placed(plan, change)).collect();
-            match self.change(&placed) {
-                Err(GateError::Full { .. }) if self.make_room(plan)? => self.change(&placed)?,
-                changed => changed?,
+            let changed = self.change(&placed);
+            if let Err(GateError::Full { .. }) = &changed
+                && self.make_room(plan)?
+                && placed.len() == 1
+            {
+                self.change(&placed)?;
+            } else {
+                // Of several some are made, and may have been used up since: whoever has asked for them
+                // compares before he asks again.
+                changed?;
             }
             if changes.len() > AT_A_TIME {
                 tokio::task::yield_now().await;
