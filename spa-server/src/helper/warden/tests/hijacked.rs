@@ -347,7 +347,8 @@ fn take(host: &Host, model: &mut Model, step: Step) -> Result<(), TestCaseError>
             };
             let judged = host.warden.judge(request.clone());
             prop_assert!(judged.is_err() || model.guards(guarded), "{guarded:?}");
-            prop_assert!(judged.is_ok() || !model.plans[0].guarded.contains(&guarded));
+            let of = |configuration: usize| model.plans[configuration].guarded.contains(&guarded);
+            prop_assert!(judged.is_ok() || !of(0) && !of(model.in_force), "{guarded:?}");
             if judged.is_ok() {
                 host.warden.note(&request, &HelperAnswer::Cuts(vec![cut(port)]));
                 model.found.insert(cut(port));
