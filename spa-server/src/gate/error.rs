@@ -203,7 +203,7 @@ pub enum GateError {
     },
     /// There is no room for another element.
     #[error(
-        "{name} is full, and not by grants: another program has put elements there; what is not ours is taken out, then knock again"
+        "{name} is full; what another program has put there is taken out within a second, so knock again; if it stays full, see `spa-server gate show`, and raise max-grants"
     )]
     Full {
         /// The set, or the chain, that is.
